@@ -1,0 +1,116 @@
+"""What a reward-model training run tells its user, step by step: an extension of MindFormers' callbacks."""
+import csv
+import datetime
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from mindformers.core.callback.callback import _get_loss_output
+from mindformers.tools.logger import logger
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindformers.tools.utils import get_output_root_path, get_real_rank
+from mindspore.train.callback import Callback
+
+from mindrlhf.report import plot_training_curves
+
+__all__ = ["RewardMonitor", "TABLE_COLUMNS"]
+
+TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms")
+
+
+@MindFormerRegister.register(MindFormerModuleType.CALLBACK)
+class RewardMonitor(Callback):
+    """Logs and tabulates the reward figures of each step, and draws the curves at the end.
+
+    At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step: step, loss (mean over
+    pairs), learning_rate, global_norm (of the gradients, before clipping), accuracy (share of pairs whose chosen end
+    score is the larger one), margin (mean of chosen minus rejected), reward (mean of all end scores), step_ms
+    (milliseconds). `OUTPUT/curves.png` shows them.
+
+    Args:
+        facts:           what the first log block says, name -> text (filled in by `mindrlhf.train`)
+        per_print_times: steps between two log lines; the table has all steps
+    """
+
+    def __init__(self, facts: Optional[Dict[str, Any]] = None, per_print_times: int = 1):
+        super().__init__()
+        self.facts = dict(facts or {})
+        self.per_print_times = per_print_times
+        self.writes = get_real_rank() == 0
+        folder = Path(get_output_root_path())
+        self.table, self.curves = folder / "metrics.csv", folder / "curves.png"
+        self._first_step = 0
+        self._step_begin = 0.0
+        self._recent: List[float] = []
+
+    def on_train_begin(self, run_context):
+        network = run_context.original_args().train_network
+        count = sum(parameter.size for parameter in network.trainable_params())
+        self._metrics = next((cell.value for name, cell in network.cells_and_names()
+                              if name.split(".")[-1] == "step_metrics"), None)
+        self._first_step = int(network.optimizer.global_step.asnumpy().item())
+        facts = {**self.facts, "trainable parameters": f"{count:,}"}
+        width = max(map(len, facts))
+        logger.info("this run trains:\n%s", "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items()))
+        if self.writes:
+            self._begin_table()
+
+    def _begin_table(self):
+        """Start the table, or, in a resumed run, keep the rows up to the step that it goes on from."""
+        rows = []
+        if self._first_step and self.table.exists():
+            with open(self.table, newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self._first_step]
+        self.table.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.table, "w", newline="", encoding="utf-8", buffering=1)
+        self._rows = csv.DictWriter(self._file, TABLE_COLUMNS)
+        self._rows.writeheader()
+        self._rows.writerows(rows)
+
+    def on_train_step_begin(self, run_context):
+        del run_context
+        self._step_begin = time.perf_counter()
+
+    def on_train_step_end(self, run_context):
+        run = run_context.original_args()
+        loss, _, _, rate, norm = _get_loss_output(run.net_outputs)
+        steps = run.batch_num if run.dataset_sink_mode else 1  # in sink mode a call covers several steps
+        step_ms = (time.perf_counter() - self._step_begin) * 1000 / steps
+        step = self._first_step + run.cur_step_num
+        row = {"step": step, "loss": _number(loss), "learning_rate": _number(rate), "global_norm": _number(norm),
+               "step_ms": round(step_ms, 1)}
+        if self._metrics is not None:
+            figures = self._metrics.asnumpy().tolist()
+            row.update(zip(("accuracy", "margin", "reward"), (float(f"{figure:.6g}") for figure in figures)))
+        if self.writes:
+            self._rows.writerow(row)
+        # The first step compiles the graph and says nothing about the time left.
+        self._recent = (self._recent + [step_ms])[-20:] if run.cur_step_num > steps else []
+        if run.cur_step_num % self.per_print_times == 0:
+            self._log(row, run)
+
+    def _log(self, row, run):
+        total = run.epoch_num * run.batch_num
+        left = "?"
+        if self._recent:
+            seconds = (total - run.cur_step_num) * sum(self._recent) / len(self._recent) / 1000
+            left = datetime.timedelta(seconds=round(seconds))
+        figures = ", ".join(f"{name}: {row[name]:.4f}" for name in ("accuracy", "margin", "reward") if name in row)
+        logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, time left: %s",
+                    row["step"], self._first_step + total, row["loss"], figures, row["learning_rate"] or 0,
+                    row["global_norm"], row["step_ms"], left)
+
+    def on_train_end(self, run_context):
+        del run_context
+        if self.writes:
+            self._file.close()
+            plot_training_curves(self.table, self.curves)
+            logger.info("the figures of all steps are in %s, their curves in %s", self.table, self.curves)
+
+
+def _number(value) -> Optional[float]:
+    """A scalar of any kind, rounded to six digits for the table; None stays None."""
+    if value is None:
+        return None
+    value = value.reshape(-1)[0] if hasattr(value, "reshape") and value.ndim else value
+    return float(f"{float(value):.6g}")

@@ -1,0 +1,173 @@
+"""Finding, reading and strictly loading checkpoints; what was loaded is reported, what is missing is an error."""
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+from mindrlhf.errors import UserError
+
+__all__ = ["LoadReport", "list_checkpoints", "load_strictly", "read_checkpoint", "read_data_settings",
+           "resolve_load_path", "write_data_settings"]
+
+DATA_SETTINGS = "data_settings.json"
+_STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
+
+# What a network may start without: the value head when training begins from a base model (it then has its documented
+# initialisation), and figures for the log that are no weights.
+_HEAD = re.compile(r"v_head0\.")
+_NO_WEIGHT = re.compile(r"step_metrics\.")
+# What a checkpoint may have beyond the network: the LM head of a base model, optimizer and loop state.
+_KNOWN_EXTRA = re.compile(r"transformer\.output_layer\.|adam_[mv]\.|moment[12]\.|accu_grads|step_metrics\.|"
+                          r"(global_step|epoch_num|step_num|loss_scale|scale_sense|learning_rate|current_iterator_step|"
+                          r"last_overflow_iterator_step|global_batch_size|beta[12]_power|weight_decay)$")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a checkpoint gave to a network: counts, and names of what kept its initial value or was left over."""
+
+    source: str
+    loaded: int
+    fresh: Tuple[str, ...]
+    left_over: Tuple[str, ...]
+
+    def as_text(self) -> str:
+        text = f"loaded {self.loaded} parameters from {self.source}"
+        if self.fresh:
+            text += f"; freshly initialised: {', '.join(self.fresh)}"
+        if self.left_over:
+            text += f"; in the checkpoint but not in the network: {_some(self.left_over)}"
+        return text
+
+
+def step_of(path: Union[str, Path]) -> Tuple[float, float]:
+    """(epoch, step) in a checkpoint's name `PREFIX-EPOCH_STEP.ckpt`; a name without them, as that of the network-only
+    file, which is always written last, comes after all others."""
+    match = _STEP.search(str(path))
+    return (int(match[1]), int(match[2])) if match else (float("inf"), float("inf"))
+
+
+def list_checkpoints(path: Union[str, Path], rank: int, flag: str = "distributed_ckpt_path") -> List[Path]:
+    """Checkpoints of one rank in the order of their steps, never of their times (a copy changes those).
+
+    Args:
+        path: a .ckpt file, a folder with rank_0, rank_1, ... in it, or a folder of .ckpt files
+        rank: of this process
+
+    Raises:
+        UserError: there is none for this rank.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".ckpt":
+            raise UserError(f"--{flag}: {path}: found a {path.suffix or 'nameless'} file, expected .ckpt")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"--{flag}: {path}: no such file or folder, expected a checkpoint (.ckpt) or a folder of them")
+    folder = path
+    if any(re.fullmatch(r"rank_\d+", child.name) for child in path.iterdir()):
+        folder = path / f"rank_{rank}"
+        if not folder.is_dir():
+            found = sorted(child.name for child in path.iterdir() if child.name.startswith("rank_"))
+            raise UserError(f"--{flag}: {path}: no folder rank_{rank} for this process, found {', '.join(found)}")
+    found = sorted(folder.glob("*.ckpt"), key=lambda file: (*step_of(file), file.name))
+    if not found:
+        raise UserError(f"--{flag}: {folder}: no checkpoint in it, expected names that end in .ckpt")
+    return found
+
+
+def resolve_load_path(path: str, rank: int, sliced: bool) -> str:
+    """What MindFormers is to load for `--load_checkpoint`: a file where one file is meant, else the folder.
+
+    MindFormers takes the newest file of a rank folder by time and, in a folder of .ckpt files, all of them together.
+    Here the last step counts; a folder whose files carry no steps is one model in several files.
+
+    Args:
+        sliced: whether each rank loads its own slice, which MindFormers finds by itself
+    """
+    checkpoints = list_checkpoints(path, rank, flag="load_checkpoint")
+    if sliced or not os.path.isdir(path):
+        return str(path)
+    if len(checkpoints) > 1 and all(step_of(file)[0] == float("inf") for file in checkpoints):
+        return str(checkpoints[0].parent)
+    return str(checkpoints[-1])
+
+
+def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
+    """name -> Parameter of a .ckpt file.
+
+    Raises:
+        UserError: it cannot be read as a checkpoint (empty, truncated, something else).
+    """
+    import mindspore as ms
+    try:
+        return ms.load_checkpoint(str(path))
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"{path}: not readable as a checkpoint, damaged or cut short: "
+                        f"{reason[0] if reason else error!r}") from None
+
+
+def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: bool) -> LoadReport:
+    """Load `parameters` into a network; every weight of it must be among them, in its own shape.
+
+    Args:
+        network:    any Cell that holds the network's parameters under their names
+        parameters: name -> Parameter
+        source:     for messages: the file or folder they come from
+        need_head:  False where training begins and a base model without value head will do
+
+    Raises:
+        UserError: weights are missing, or shapes differ; nothing has been loaded then.
+    """
+    import mindspore as ms
+    wanted = {parameter.name: parameter for parameter in network.get_parameters()}
+    missing = [name for name in wanted if name not in parameters]
+    fresh = [name for name in missing if _NO_WEIGHT.match(name) or (_HEAD.match(name) and not need_head)]
+    lacking = [name for name in missing if name not in fresh]
+    if lacking:
+        raise UserError(f"{source}: {len(lacking)} of the network's {len(wanted)} parameters are not in this "
+                        f"checkpoint: {_some(lacking)}; it has {_some(list(parameters))}")
+    different = [f"{name}: checkpoint {tuple(parameters[name].shape)}, network {tuple(parameter.shape)}"
+                 for name, parameter in wanted.items()
+                 if name in parameters and tuple(parameters[name].shape) != tuple(parameter.shape)]
+    if different:
+        raise UserError(f"{source}: {len(different)} parameters have another shape than the network's (is the YAML "
+                        f"that of this checkpoint? is it sliced for another layout?): {_some(different, '; ')}")
+    ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
+    left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
+    return LoadReport(str(source), len(wanted) - len(missing),
+                      tuple(name for name in fresh if not _NO_WEIGHT.match(name)), tuple(left_over))
+
+
+def _some(names, separator: str = ", ", limit: int = 4) -> str:
+    """The first few of `names` and how many more there are."""
+    text = separator.join(str(name) for name in list(names)[:limit]) or "nothing"
+    return text + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def write_data_settings(folder: Path, settings: Dict[str, Any]) -> None:
+    """Leave with the checkpoints below `folder` how the training data was made (template, tokenizer, ...)."""
+    if settings:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
+        partial = folder / f".{DATA_SETTINGS}.{os.getpid()}"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / DATA_SETTINGS)
+
+
+def read_data_settings(path: Union[str, Path]) -> Tuple[Optional[Path], Dict[str, Any]]:
+    """(file, settings) that training left with the checkpoints at `path`, or (None, {}): looked for beside the
+    checkpoints and one and two folders above (rank_0, checkpoint_network)."""
+    path = Path(path)
+    for folder in (path, *list(path.absolute().parents)[:2]):
+        file = folder / DATA_SETTINGS
+        if file.is_file():
+            try:
+                settings = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: cannot be read: {error}") from None
+            return file, settings if isinstance(settings, dict) else {}
+    return None, {}

@@ -1,0 +1,218 @@
+"""A run's configuration: one YAML, the flags that were given, and every check that needs no device.
+
+Knows nothing of MindSpore, so that a wrong flag or key is answered at once. What MindFormers makes of the result is
+`mindrlhf.train` and `mindrlhf.score`'s business.
+"""
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
+
+import yaml
+
+from mindrlhf.data.record import find_record_files, read_sidecars
+from mindrlhf.errors import UserError, raise_problems
+
+__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "get", "load_config", "put"]
+
+DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
+SEMI_AUTO = (1, "semi_auto_parallel", "semi")
+_SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "parallel", "parallel_config",
+             "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
+             "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
+_POSITIVE = ("model.model_config.seq_length", "model.model_config.num_layers", "model.model_config.hidden_size",
+             "model.model_config.ffn_hidden_size", "model.model_config.num_attention_heads",
+             "model.model_config.multi_query_group_num", "model.model_config.kv_channels",
+             "model.model_config.padded_vocab_size", "runner_config.batch_size", "runner_config.epochs")
+_DEVICES = ("Ascend", "CPU", "GPU")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-5 is a number, as everybody who writes it means (YAML 1.1 wants 1.0e-5)."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                              list("-+0123456789"))
+
+
+def get(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value at a dotted key, or `default` where a part of the key is absent."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
+def put(config: Dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key whose sections exist."""
+    *sections, last = key.split(".")
+    for part in sections:
+        config = config[part]
+    config[last] = value
+
+
+def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
+    """Read a YAML, put the flags in the place of its values, and check the result.
+
+    Args:
+        path:      the YAML
+        overrides: dotted key -> value of a flag; None means that the flag was not given and the YAML's value stays
+
+    Raises:
+        UserError: the file cannot be read or parsed, or, all in one message, what is wrong in it.
+    """
+    try:
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
+        raise UserError(f"--config: {path}: cannot be read: {reason}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: found {type(config).__name__}, expected sections (key: value)")
+    raise_problems(str(path), _missing_sections(config))
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            put(config, key, value)
+    raise_problems(str(path), _problems(config))
+    return config
+
+
+def _missing_sections(config: Mapping[str, Any]) -> Iterable[str]:
+    for key in _SECTIONS:
+        value = get(config, key)
+        expected = list if key == "callbacks" else Mapping
+        if value is None:
+            yield f"section {key} is missing"
+        elif not isinstance(value, expected):
+            yield f"section {key} is {value!r}, expected {'a list' if expected is list else 'keys and values'}"
+
+
+def _problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """Every problem of a configuration, found without a device, data or checkpoint."""
+    for key, expected in (("train_dataset_task.type", DATASET_TYPE), ("eval_dataset_task.type", DATASET_TYPE),
+                          ("model.arch.type", MODEL_TYPE), ("model.model_config.type", MODEL_CONFIG_TYPE)):
+        if get(config, key) != expected:
+            yield f"{key} is {get(config, key)!r}, expected {expected}"
+    for key in _POSITIVE:
+        value = get(config, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield f"{key} is {value!r}, expected a whole number above 0"
+    rate = get(config, "lr_schedule.learning_rate")
+    if not isinstance(rate, (int, float)) or isinstance(rate, bool) or rate <= 0:
+        yield f"lr_schedule.learning_rate is {rate!r}, expected a number above 0"
+    if get(config, "context.device_target") not in _DEVICES:
+        yield f"context.device_target is {get(config, 'context.device_target')!r}, expected {' or '.join(_DEVICES)}"
+    yield from _model_problems(config)
+    yield from _layout_problems(config)
+    for position, callback in enumerate(config["callbacks"]):
+        if not isinstance(callback, Mapping) or "type" not in callback:
+            yield f"callbacks[{position}] is {callback!r}, expected keys with a type"
+        elif callback["type"] == "CheckpointMonitor" and "-" in str(callback.get("prefix", "")):
+            yield (f"callbacks[{position}].prefix is {callback['prefix']!r}, expected no dash: MindFormers reads the "
+                   "rank out of the file name")
+
+
+def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    model = get(config, "model.model_config")
+    vocab, pad = model.get("padded_vocab_size"), model.get("pad_token_id")
+    if not isinstance(pad, int) or isinstance(pad, bool) or pad < 0 or (isinstance(vocab, int) and pad >= vocab):
+        yield f"model.model_config.pad_token_id is {pad!r}, expected an id below padded_vocab_size ({vocab})"
+    for block in ("train_dataset", "eval_dataset"):
+        found = get(config, f"{block}.pad_token_id")
+        if found is not None and found != pad:
+            yield f"{block}.pad_token_id is {found!r}, expected model.model_config.pad_token_id ({pad!r})"
+    heads, groups = model.get("num_attention_heads"), model.get("multi_query_group_num")
+    if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
+        yield f"model.model_config.num_attention_heads is {heads}, expected a multiple of multi_query_group_num ({groups})"
+    if not model.get("apply_query_key_layer_scaling", True):
+        yield ("model.model_config.apply_query_key_layer_scaling is False, expected True: MindFormers would not "
+               "scale the attention scores at all")
+    if model.get("use_past"):
+        yield "model.model_config.use_past is True, expected False: a reward model reads whole texts"
+    if model.get("checkpoint_name_or_path"):
+        yield (f"model.model_config.checkpoint_name_or_path is {model['checkpoint_name_or_path']!r}, expected ''; "
+               "name the checkpoint in load_checkpoint or --load_checkpoint")
+    if model.get("use_flash_attention") and get(config, "context.device_target") == "CPU":
+        yield "model.model_config.use_flash_attention is True, expected False on device_target CPU (Ascend only)"
+
+
+def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    mode = get(config, "parallel.parallel_mode")
+    semi_auto = bool(get(config, "use_parallel")) and mode in SEMI_AUTO
+    if semi_auto and get(config, "context.device_target") == "CPU":
+        yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) on device_target CPU"
+    if semi_auto and not get(config, "parallel.full_batch"):
+        yield "parallel.full_batch is not True, expected True: a batch in parts would tear chosen and rejected apart"
+    if (get(config, "micro_batch_interleave_num") or 1) > 1:
+        yield ("micro_batch_interleave_num is above 1, expected 1: it would cut a batch between the chosen and the "
+               "rejected rows")
+    if semi_auto:
+        model = get(config, "model.model_config")
+        split = get(config, "parallel_config.model_parallel") or 1
+        groups = model.get("multi_query_group_num")
+        if model.get("use_flash_attention") and isinstance(groups, int) and groups % split:
+            yield (f"parallel_config.model_parallel is {split}, expected a divisor of multi_query_group_num ({groups}) "
+                   "with flash attention: MindFormers 1.3 does not repeat keys and values for it")
+
+
+def check_dataset(config: Dict[str, Any], block: str, flag: str) -> List[str]:
+    """The MindRecord files of `train_dataset` or `eval_dataset`; checks their sidecars against the configuration.
+
+    Raises:
+        UserError: no data is named, it is not there, or it was made for another model; all problems in one message.
+    """
+    loader = get(config, f"{block}.data_loader")
+    paths = loader.get("dataset_dir") or loader.get("dataset_files")
+    if not paths:
+        raise UserError(f"no data: give --{flag}, or {block}.data_loader.dataset_dir in the YAML")
+    files = find_record_files(paths)
+    if not files:
+        raise UserError(f"{block}.data_loader.dataset_dir: an empty list, expected MindRecord files or folders")
+    model = get(config, "model.model_config")
+    for path, sidecar in read_sidecars(files):
+        raise_problems(str(path), _sidecar_problems(sidecar, model))
+    return files
+
+
+def _sidecar_problems(sidecar: Mapping[str, Any], model: Mapping[str, Any]) -> Iterable[str]:
+    for key in ("seq_length", "pad_token_id"):
+        found, expected = sidecar.get(key), model.get(key)
+        if found is not None and found != expected:
+            flag = " (or --seq_length)" if key == "seq_length" else ""
+            yield f"the data's {key} is {found}, model.model_config.{key}{flag} is {expected}; they must be equal"
+    vocab = get(sidecar, "tokenizer.vocab_size")
+    if isinstance(vocab, int) and vocab > model.get("padded_vocab_size", vocab):
+        yield (f"the data's tokenizer has {vocab} ids, model.model_config.padded_vocab_size is "
+               f"{model['padded_vocab_size']}; expected at least as many")
+
+
+def checked_data_settings(files: Sequence[str]) -> Dict[str, Any]:
+    """What the sidecars of a data set agree on: template, tokenizer, pad id, side and sequence length; {} without any.
+
+    Raises:
+        UserError: two files of the set were made with different settings.
+    """
+    settings: Dict[str, Any] = {}
+    origin: Optional[Path] = None
+    for path, sidecar in read_sidecars(files):
+        found = {key: sidecar.get(key) for key in ("seq_length", "pad_token_id", "padding_side", "prompt_template",
+                                                    "tokenizer")}
+        for key, value in found.items():
+            if settings and value != settings[key]:
+                raise UserError(f"{path}: {key} is {value!r}, but {origin} says {settings[key]!r}; files of one data "
+                                "set must be made with the same settings")
+        settings, origin = found, path
+    return settings
+
+
+def check_checkpoint_path(flag: str, path: str) -> None:
+    """Raise `UserError` unless `path` is a file, or a folder with something in it."""
+    if not os.path.exists(path):
+        raise UserError(f"--{flag}: {path}: no such file or folder, expected a checkpoint (.ckpt) or a folder of them")
+    if os.path.isdir(path) and not os.listdir(path):
+        raise UserError(f"--{flag}: {path}: an empty folder, expected checkpoints (.ckpt)")

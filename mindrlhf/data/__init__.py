@@ -1,0 +1,1 @@
+"""Preference data: from rows of text to batches."""

@@ -1,0 +1,128 @@
+"""`RewardModelDataset`: MindRecord files of samples to batches for `Glm4RewardModel`, registered with MindFormers.
+
+It takes the place of MindFormers' dataset of that name in the registry. That one counts a row's tokens as "ids that
+are not the pad id", with 2 as the pad id unless told otherwise: GLM-4's is 151329, so that every end index becomes the
+sequence length and every score is read from padding. This one counts the attention mask.
+"""
+import copy
+from typing import Optional
+
+import mindspore.dataset as ds
+import numpy as np
+from mindformers.dataset.base_dataset import BaseDataset
+from mindformers.tools.register import MindFormerConfig, MindFormerModuleType, MindFormerRegister
+
+from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.record import find_record_files
+from mindrlhf.errors import UserError
+
+__all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
+
+OUTPUT_COLUMNS = ("input_ids", "position_id", "attention_mask", "loss_mask", "end_ind")
+
+
+def batch_pairs(chosen_input_ids, chosen_attention_mask, rejected_input_ids, rejected_attention_mask, position_id,
+                loss_mask, end_ind, micro_batches: int = 1):
+    """B samples' fields, (B, S) each, to one batch.
+
+    Args:
+        micro_batches: M. A pipeline or an accumulating step cuts the batch into M pieces of consecutive rows; each
+            piece must hold its own chosen and rejected rows, or pairs would be torn apart.
+
+    Returns:
+        input_ids (2B, S) int32, position_id (2B, S) int32, attention_mask (2B, S) float16, loss_mask (B, S) float16,
+        end_ind (2B,) int32, each row's own number of tokens. The chosen rows of a piece come first, its rejected rows
+        after. `end_ind` of the samples, the longer side's end, is not used: `loss_mask` says the same.
+    """
+    del end_ind
+
+    def interleave(chosen, rejected):
+        pieces = zip(np.split(chosen, micro_batches), np.split(rejected, micro_batches))
+        return np.concatenate([part for piece in pieces for part in piece])
+
+    attention_mask = interleave(chosen_attention_mask, rejected_attention_mask)
+    return (interleave(chosen_input_ids, rejected_input_ids).astype(np.int32),
+            interleave(position_id, position_id).astype(np.int32),
+            attention_mask.astype(np.float16),
+            loss_mask.astype(np.float16),
+            attention_mask.sum(axis=1, dtype=np.int32))
+
+
+@MindFormerRegister.register(MindFormerModuleType.DATASET)
+class RewardModelDataset(BaseDataset):
+    """Batches of preference pairs.
+
+    Args:
+        dataset_config: the YAML's `train_dataset` or `eval_dataset` block, or its keys one by one:
+            data_loader:    {type: MindDataset, dataset_dir: PATHS, shuffle: bool}, where PATHS (or `dataset_files`) is
+                            a MindRecord file, a folder of shards, or a list of both
+            input_columns:  the seven fields of a sample
+            output_columns: the five columns of a batch
+            batch_size:     B, pairs
+            seq_length:     S; checked against the data if given
+            drop_remainder: leave out the last, smaller batch
+            repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets
+            micro_batches:  pieces that a step cuts the batch into (`batch_pairs`); default 1
+
+    Returns:
+        a `mindspore.dataset.Dataset` with the columns of `batch_pairs`
+
+    Raises:
+        UserError: no data, unreadable data, or data of another sequence length.
+    """
+
+    def __new__(cls, dataset_config: Optional[dict] = None, **keys):
+        config = copy.deepcopy(dataset_config) if dataset_config else MindFormerConfig(**keys)
+        for key, default in (("seed", 0), ("prefetch_size", 1), ("numa_enable", False), ("batch_size", 8),
+                             ("drop_remainder", True), ("repeat", 1), ("micro_batches", 1)):
+            if config[key] is None if key in config else True:
+                config[key] = default
+        cls.init_dataset_config(config)
+        rank, ranks = cls._generate_shard_info()
+        columns = list(config.input_columns or FIELDS)
+
+        files = find_record_files(config.data_loader.dataset_dir or config.data_loader.dataset_files or [])
+        if not files:
+            raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
+        dataset = _open(files, columns, bool(config.data_loader.shuffle), ranks, rank,
+                        config.num_parallel_workers)
+        _check_first_row(dataset, files, config.seq_length)
+        pairs = dataset.get_dataset_size()
+        if config.drop_remainder and pairs < config.batch_size:
+            raise UserError(f"{', '.join(files)}: {pairs} pairs for this process, expected at least one batch of "
+                            f"{config.batch_size}")
+
+        if config.batch_size % config.micro_batches:
+            raise UserError(f"batch_size is {config.batch_size}, expected a multiple of {config.micro_batches} "
+                            "(micro-batches)")
+        # A batch is one tuple of columns; in a process of its own MindSpore would cost more than the work it takes.
+        dataset = dataset.batch(config.batch_size, drop_remainder=bool(config.drop_remainder))
+        dataset = dataset.map(lambda *fields: batch_pairs(*fields, micro_batches=config.micro_batches),
+                              input_columns=list(FIELDS), output_columns=list(OUTPUT_COLUMNS))
+        return dataset.project(list(config.output_columns or OUTPUT_COLUMNS)).repeat(config.repeat)
+
+
+def _open(files, columns, shuffle, ranks, rank, workers):
+    try:
+        return ds.MindDataset(files, columns_list=columns, shuffle=shuffle, num_shards=ranks, shard_id=rank,
+                              num_parallel_workers=workers)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _unreadable(files, error) from None
+
+
+def _check_first_row(dataset, files, seq_length) -> None:
+    """Read one row: that the files can be read at all, and that their sequence length is the expected one."""
+    try:
+        row = next(dataset.create_dict_iterator(num_epochs=1, output_numpy=True), None)
+    except RuntimeError as error:
+        raise _unreadable(files, error) from None
+    if row is None:
+        raise UserError(f"{', '.join(files)}: no pairs in it, expected at least one")
+    found = row["chosen_input_ids"].shape[0]
+    if seq_length and found != seq_length:
+        raise UserError(f"{', '.join(files)}: its sequence length is {found}, expected {seq_length} "
+                        "(model.model_config.seq_length, or --seq_length)")
+
+
+def _unreadable(files, error) -> UserError:
+    return UserError(f"{', '.join(files)}: not readable as MindRecord: {str(error).strip().splitlines()[0]}")

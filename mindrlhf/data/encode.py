@@ -1,0 +1,69 @@
+"""A pair of token lists to the seven fields of a sample: pure functions over NumPy."""
+from typing import Dict, Optional, Sequence
+
+import numpy as np
+
+__all__ = ["FIELDS", "encode_pair", "pad_row"]
+
+# name -> type of a sample's fields, as the original MindRLHF converter writes them; all but end_ind have length N
+FIELDS = {
+    "chosen_input_ids": np.int32,
+    "chosen_attention_mask": np.int32,
+    "rejected_input_ids": np.int32,
+    "rejected_attention_mask": np.int32,
+    "position_id": np.int32,
+    "loss_mask": np.float32,
+    "end_ind": np.int64,
+}
+
+
+def pad_row(ids: Sequence[int], seq_length: int, pad_token_id: int, padding_side: str = "right") -> np.ndarray:
+    """`ids`, cut at `seq_length`, filled up with `pad_token_id` on one side; (seq_length,) int32."""
+    ids = ids[:seq_length]
+    row = np.full(seq_length, pad_token_id, np.int32)
+    if padding_side == "right":
+        row[:len(ids)] = ids
+    else:
+        row[seq_length - len(ids):] = ids
+    return row
+
+
+def encode_pair(chosen: Sequence[int], rejected: Sequence[int], seq_length: int, pad_token_id: int,
+                padding_side: str = "right") -> Optional[Dict[str, np.ndarray]]:
+    """The seven fields of one pair, or None if both sides are the same after the cut.
+
+    Args:
+        chosen, rejected: ids of the two texts, prompt included; what is beyond `seq_length` is cut
+        seq_length:       N
+        pad_token_id:     fills up the shorter texts
+        padding_side:     "right" or "left"
+
+    Returns:
+        the fields of `FIELDS`; `loss_mask` is 1 from the first position where the two rows differ up to the end of
+        the longer text, and `end_ind` is that end (N, with padding on the left)
+
+    >>> fields = encode_pair([5, 6, 7], [5, 8], seq_length=5, pad_token_id=9)
+    >>> fields["chosen_input_ids"].tolist(), fields["rejected_input_ids"].tolist()
+    ([5, 6, 7, 9, 9], [5, 8, 9, 9, 9])
+    >>> fields["loss_mask"].tolist(), int(fields["end_ind"])
+    ([0.0, 1.0, 1.0, 0.0, 0.0], 3)
+    """
+    chosen, rejected = list(chosen[:seq_length]), list(rejected[:seq_length])
+    if chosen == rejected:
+        return None
+    ids = [pad_row(side, seq_length, pad_token_id, padding_side) for side in (chosen, rejected)]
+    masks = [pad_row([1] * len(side), seq_length, 0, padding_side) for side in (chosen, rejected)]
+    # A text may contain the pad id (a user's own --pad_token_id): the masks count as a difference too.
+    first = int(np.argmax((ids[0] != ids[1]) | (masks[0] != masks[1])))
+    end = max(len(chosen), len(rejected)) if padding_side == "right" else seq_length
+    loss_mask = np.zeros(seq_length, np.float32)
+    loss_mask[first:end] = 1
+    return {
+        "chosen_input_ids": ids[0],
+        "chosen_attention_mask": masks[0],
+        "rejected_input_ids": ids[1],
+        "rejected_attention_mask": masks[1],
+        "position_id": np.arange(seq_length, dtype=np.int32),
+        "loss_mask": loss_mask,
+        "end_ind": np.int64(end),
+    }

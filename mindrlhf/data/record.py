@@ -1,0 +1,195 @@
+"""MindRecord files of samples: writing them whole or not at all, and the sidecar that says how they were made.
+
+`OUT.mindrecord.json`, the sidecar, is what training, evaluation and inference read to notice that the data, the YAML
+and the tokenizer do not belong together. Data of the original MindRLHF converter has none, which is fine.
+"""
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
+
+import numpy as np
+
+from mindrlhf.data.encode import FIELDS
+from mindrlhf.errors import UserError
+
+__all__ = ["LengthStatistics", "RecordWriter", "find_record_files", "read_sidecar", "read_sidecars", "sidecar_path"]
+
+_RECORD_NAME = re.compile(r"\.mindrecord\d*$")
+_BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
+
+
+@dataclass
+class LengthStatistics:
+    """Counts, and lengths in tokens, of what was converted: the table that is published for the data set.
+
+    `prompt` is the length of the prompts alone, `chosen` and `reject` that of the samples as written: template,
+    prompt and answer, cut at the sequence length.
+    """
+
+    count: int = 0
+    maxima: Dict[str, int] = field(default_factory=lambda: dict.fromkeys(("prompt", "chosen", "reject"), 0))
+    sums: Dict[str, int] = field(default_factory=lambda: dict.fromkeys(("prompt", "chosen", "reject"), 0))
+
+    def add(self, prompt: int, chosen: int, reject: int) -> None:
+        """Count one pair with these lengths in tokens."""
+        self.count += 1
+        for name, length in (("prompt", prompt), ("chosen", chosen), ("reject", reject)):
+            self.maxima[name] = max(self.maxima[name], length)
+            self.sums[name] += length
+
+    def as_dict(self) -> Dict[str, Union[int, float]]:
+        """count, prompt_max, prompt_avg, chosen_max, chosen_avg, reject_max, reject_avg."""
+        row: Dict[str, Union[int, float]] = {"count": self.count}
+        for name in ("prompt", "chosen", "reject"):
+            row[f"{name}_max"] = self.maxima[name]
+            row[f"{name}_avg"] = round(self.sums[name] / self.count, 1) if self.count else 0.0
+        return row
+
+
+class RecordWriter:
+    """Writes `OUT.mindrecord`, its index `OUT.mindrecord.db` and the sidecar, which appear under their names only
+    when `finish` has been called; leaving the context without it leaves everything as it was.
+
+    Files grow in a hidden folder beside the output (MindRecord stores its own file name, so a file cannot be renamed,
+    only moved). Folders left behind by killed runs are removed by the next run for the same output.
+    """
+
+    def __init__(self, path: Union[str, Path]):
+        self.path = Path(path)
+        if not _RECORD_NAME.search(self.path.name):
+            raise UserError(f"--dst_file: found {self.path.name!r}, expected a name that ends in .mindrecord")
+        if self.path.is_dir():
+            raise UserError(f"--dst_file: {self.path} is a folder, expected a file name that ends in .mindrecord")
+        self._rows: List[Dict[str, Any]] = []
+        self._folder: Optional[Path] = None
+
+    def __enter__(self) -> "RecordWriter":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for left_behind in self.path.parent.glob(f".{self.path.name}.*.partial"):
+                if not _process_runs(left_behind):
+                    shutil.rmtree(left_behind, ignore_errors=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.{os.getpid()}.", suffix=".partial",
+                                                 dir=self.path.parent))
+        except OSError as error:
+            raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
+        from mindspore.mindrecord import FileWriter
+        self._writer = FileWriter(str(self._folder / self.path.name), shard_num=1, overwrite=True)
+        self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
+                                 else {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()},
+                                "preference pairs")
+        return self
+
+    def write(self, sample: Dict[str, np.ndarray]) -> None:
+        """Add a sample with the fields of `FIELDS`."""
+        self._rows.append({**sample, "end_ind": int(sample["end_ind"])})
+        if len(self._rows) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._call(self._writer.write_raw_data, self._rows)
+            self._rows = []
+
+    def finish(self, sidecar: Dict[str, Any]) -> None:
+        """Close the files and move them to their names."""
+        self._flush()
+        self._call(self._writer.commit)
+        name = self.path.name
+        with open(self._folder / f"{name}.json", "w", encoding="utf-8") as file:
+            json.dump(sidecar, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+        for suffix in (".db", "", ".json"):
+            os.replace(self._folder / f"{name}{suffix}", self.path.with_name(f"{name}{suffix}"))
+
+    def _call(self, function, *args) -> None:
+        try:
+            function(*args)
+        except RuntimeError as error:  # MindRecord's C++ side has one exception for everything
+            free = shutil.disk_usage(self._folder).free
+            raise UserError(f"{self.path}: MindRecord could not be written ({free >> 20} MB free on the disk): "
+                            f"{str(error).splitlines()[0]}") from None
+
+    def __exit__(self, *_) -> None:
+        self._writer = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _process_runs(folder: Path) -> bool:
+    """Whether the process that made a hidden folder, named in it, is still there."""
+    try:
+        os.kill(int(folder.name.split(".")[-3]), 0)
+    except (ValueError, IndexError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> List[str]:
+    """The MindRecord files that a file, a folder (searched to its bottom) or a list of both stands for, sorted.
+
+    Raises:
+        UserError: a path does not exist, is no MindRecord file by its name, lacks its index, or a folder has none.
+    """
+    files: List[str] = []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(path)
+        if path.is_dir():
+            found = sorted(str(file) for file in path.rglob("*") if _is_record(path, file))
+            if not found:
+                raise UserError(f"{path}: no MindRecord file in this folder, expected names that end in .mindrecord")
+            files += found
+        elif not path.is_file():
+            raise UserError(f"{path}: no such file or folder, expected a MindRecord file or a folder of them")
+        elif not _RECORD_NAME.search(path.name):
+            raise UserError(f"{path}: not a MindRecord file, expected a name that ends in .mindrecord (convert with "
+                            "cvalues_comparison.py)")
+        else:
+            files.append(str(path))
+    for file in files:
+        if not Path(f"{file}.db").is_file():
+            raise UserError(f"{file}: its index {Path(file).name}.db is missing; copy it along or convert again")
+    return files
+
+
+def _is_record(folder: Path, file: Path) -> bool:
+    """Whether a file below `folder` is a MindRecord file; hidden folders hold unfinished ones."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return bool(_RECORD_NAME.search(file.name)) and file.is_file() and not hidden
+
+
+def sidecar_path(record: Union[str, Path]) -> Path:
+    """`OUT.mindrecord.json` of a MindRecord file or of one of its shards (OUT.mindrecord0, OUT.mindrecord1, ...)."""
+    return Path(re.sub(r"\.mindrecord\d*$", ".mindrecord.json", str(record)))
+
+
+def read_sidecar(record: Union[str, Path]) -> Optional[Dict[str, Any]]:
+    """The sidecar of a MindRecord file, or None if it has none.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    path = sidecar_path(record)
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(sidecar, dict):
+        raise UserError(f"{path}: found {type(sidecar).__name__}, expected a JSON object")
+    return sidecar
+
+
+def read_sidecars(records: Iterable[Union[str, Path]]) -> Iterator[tuple]:
+    """(path, content) of each sidecar of `records`, once."""
+    for path in sorted({sidecar_path(record) for record in records}):
+        sidecar = read_sidecar(path)
+        if sidecar is not None:
+            yield path, sidecar

@@ -1,0 +1,134 @@
+"""Opening a tokenizer file of either kind, told apart by its content: text to ids, never control tokens.
+
+- GLM-4: a rank file, one `base64-token rank` a line, encoded by tiktoken with GLM-4's split pattern. Special tokens
+  are not in the file; they follow its ranks, `<|endoftext|>` (also the pad token) first: 151329 for GLM-4's 151,329.
+- ChatGLM2 and ChatGLM3: a SentencePiece model.
+"""
+import base64
+import binascii
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Dict, List, Sequence, Union
+
+from mindrlhf.errors import UserError
+
+__all__ = ["GLM4_PATTERN", "GLM4_SPECIAL_TOKENS", "Tokenizer", "open_tokenizer", "write_rank_file"]
+
+# How GLM-4 cuts text before merging bytes (a fact of its published tokenizer).
+GLM4_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+GLM4_SPECIAL_TOKENS = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>",
+                       "<|assistant|>", "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>",
+                       "<|begin_of_video|>", "<|end_of_video|>")
+_RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+")
+
+
+class Tokenizer(ABC):
+    """Text to ids.
+
+    Attributes:
+        path:         the file
+        sha256:       of its content, in hexadecimal
+        vocab_size:   number of ids, special tokens included
+        pad_token_id: the id that fills up a sequence by default
+    """
+
+    def __init__(self, path: Path, content: bytes):
+        self.path = path
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.vocab_size = 0
+        self.pad_token_id = 0
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
+        """Ids of each text; text that looks like a control token is text."""
+
+
+class _RankTokenizer(Tokenizer):
+    """GLM-4's byte-level BPE, through tiktoken."""
+
+    def __init__(self, path: Path, content: bytes):
+        super().__init__(path, content)
+        import tiktoken
+        ranks = _parse_ranks(path, content)
+        first_special = max(ranks.values()) + 1
+        self.vocab_size = first_special + len(GLM4_SPECIAL_TOKENS)
+        self.pad_token_id = first_special
+        self._encoding = tiktoken.Encoding(name=path.name, pat_str=GLM4_PATTERN, mergeable_ranks=ranks,
+                                           special_tokens={})
+
+    def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
+        return [self._encoding.encode_ordinary(text) for text in texts]
+
+
+class _SentencePieceTokenizer(Tokenizer):
+    """The SentencePiece model of ChatGLM2 and ChatGLM3, which pad with the unknown token where no pad token is."""
+
+    def __init__(self, path: Path, content: bytes):
+        super().__init__(path, content)
+        import sentencepiece
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = self._model.LoadFromSerializedProto(content)
+        except RuntimeError:
+            loaded = False
+        if not loaded or not self._model.GetPieceSize():
+            raise UserError(f"{path}: not a tokenizer file: found {_beginning(content)}, expected a GLM-4 rank file "
+                            "(lines of `base64-token rank`) or a SentencePiece model")
+        self.vocab_size = self._model.GetPieceSize()
+        self.pad_token_id = max(self._model.pad_id(), 0)
+
+    def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
+        return [self._model.EncodeAsIds(text) for text in texts]
+
+
+def open_tokenizer(path: Union[str, Path]) -> Tokenizer:
+    """Open a tokenizer file.
+
+    Raises:
+        UserError: missing, unreadable, or neither a rank file nor a SentencePiece model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "tokenizer.model"
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: tokenizer cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if _RANK_LINE.fullmatch(content.split(b"\n", 1)[0].rstrip(b"\r")):
+        return _RankTokenizer(path, content)
+    return _SentencePieceTokenizer(path, content)
+
+
+def _parse_ranks(path: Path, content: bytes) -> Dict[bytes, int]:
+    """token -> rank; every rank once, every single byte present (otherwise some text has no ids)."""
+    ranks: Dict[bytes, int] = {}
+    used = set()
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            token, rank = base64.b64decode(token, validate=True), int(rank)
+        except (ValueError, binascii.Error):
+            raise UserError(f"{path}:{number}: found {_beginning(line)}, expected `base64-token rank`") from None
+        if token in ranks or rank in used:
+            raise UserError(f"{path}:{number}: token or rank {rank} stands there twice")
+        ranks[token] = rank
+        used.add(rank)
+    absent = sum(bytes([value]) not in ranks for value in range(256))
+    if absent:
+        raise UserError(f"{path}: {absent} of the 256 single bytes have no rank: not a byte-level tokenizer, or cut")
+    return ranks
+
+
+def write_rank_file(path: Union[str, Path], tokens: Sequence[bytes]) -> None:
+    """Write `tokens`, in the order of their ranks, in GLM-4's format."""
+    lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+    Path(path).write_bytes(b"".join(lines))
+
+
+def _beginning(content: bytes) -> str:
+    return repr(content[:24]) if content else "an empty file"

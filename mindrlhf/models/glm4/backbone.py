@@ -1,0 +1,107 @@
+"""The GLM-4 backbone: MindFormers' embedding, rotary table and transformer, under the names of its checkpoints.
+
+`mindformers.models.glm2.ChatGLM2Model` is not used as a whole. It owns an LM head (151552 x 4096 for the 9B) that a
+reward model never calls, and it holds a constant causal mask of S x S int32, of which it makes one that MindSpore 2.7
+reads the wrong way round (see `mindrlhf.compat.attention_mask_dtype`).
+"""
+import mindspore.common.dtype as mstype
+import numpy as np
+from mindformers.models.glm2.glm2 import GLM2PreTrainedModel
+from mindformers.models.glm2.glm2_config import ChatGLM2Config
+from mindformers.models.glm2.glm2_modules import FreqsMgr
+from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
+from mindformers.models.llama.llama_layer import LlamaEmbedding
+from mindspore import Tensor, nn
+from mindspore.ops import operations as P
+
+from mindrlhf import compat
+
+__all__ = ["CausalMask", "Glm4Backbone"]
+
+
+class CausalMask(nn.Cell):
+    """Which keys a query may not attend to: later ones, and the padding in front of a left-padded row.
+
+    Padding behind a row needs no mask of its own: causality hides it from every token of the text. A padding token in
+    front attends to itself alone, so that no row of the mask is full.
+
+    Args:
+        config: `seq_length` bounds S, `use_flash_attention` decides the output's type.
+
+    Inputs:
+        first_token (N, 1) int32, position of each row's first token that is not padding
+        seq_length  S, a Python int
+
+    Output:
+        (N, 1, S, S), 1 where attention is forbidden, else 0; uint8 with flash attention, otherwise float32
+    """
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        dp = config.parallel_config.data_parallel
+        full = (dp, 1, 1, 1)
+        self.positions = Tensor(np.arange(config.seq_length), mstype.int32)
+        self.dtype = compat.attention_mask_dtype(config.use_flash_attention)
+        self.slice = P.StridedSlice().shard(((1,),))
+        self.later = P.Greater().shard(((1, 1, 1, 1), (1, 1, 1, 1)))
+        self.in_front = P.Less().shard(((1, 1, 1, 1), full))
+        self.itself = P.NotEqual().shard(((1, 1, 1, 1), (1, 1, 1, 1)))
+        self.logical_and = P.LogicalAnd().shard((full, (1, 1, 1, 1)))
+        self.logical_or = P.LogicalOr().shard((full, (1, 1, 1, 1)))
+        self.cast = P.Cast().shard((full,))
+        self.reshape = P.Reshape()
+
+    def construct(self, first_token, seq_length):
+        positions = self.slice(self.positions, (0,), (seq_length,), (1,))       # (S,)
+        query = self.reshape(positions, (1, 1, seq_length, 1))                  # (1, 1, S, 1)
+        key = self.reshape(positions, (1, 1, 1, seq_length))                    # (1, 1, 1, S)
+        first_token = self.reshape(first_token, (-1, 1, 1, 1))                  # (N, 1, 1, 1)
+        in_front = self.in_front(key, first_token)                              # (N, 1, 1, S)
+        in_front = self.logical_and(in_front, self.itself(query, key))          # (N, 1, S, S)
+        blocked = self.logical_or(in_front, self.later(key, query))             # (N, 1, S, S)
+        return self.cast(blocked, self.dtype)                                   # (N, 1, S, S)
+
+
+class Glm4Backbone(GLM2PreTrainedModel):
+    """Tokens to hidden states. Parameter names are those of `ChatGLM2Model`, less `output_layer`.
+
+    Args:
+        config: the model's dimensions and layout.
+
+    Inputs:
+        input_ids   (N, S) int32, S at most `config.seq_length`
+        first_token (N, 1) int32, see `CausalMask`
+
+    Output:
+        (N, S, hidden_size), `config.compute_dtype`
+    """
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__(config)
+        layout = config.parallel_config
+        last_stage = layout.pipeline_stage - 1
+        self.causal_mask = CausalMask(config)
+        self.embedding = LlamaEmbedding(vocab_table_size=config.vocab_size, embedding_size=config.hidden_size,
+                                        param_init_type=config.param_init_type, parallel_optimizer=True)
+        self.freqs_mgr = FreqsMgr(dim=(config.kv_channels or config.hidden_size // config.num_attention_heads) // 2,
+                                  seq_length=config.seq_length, rotary_dtype=config.rotary_dtype, base=10000,
+                                  rope_ratio=config.rope_ratio)
+        self.encoder = ChatGLM2Transformer(config)
+        self.slice_cache = P.StridedSlice().shard(((1, 1, 1),))
+
+        self.embedding.pipeline_stage = 0
+        if last_stage > 0:
+            self.embedding.set_comm_fusion(2)
+            self.encoder.final_layernorm.pipeline_stage = last_stage
+        else:
+            self.embedding.set_comm_fusion(layout.gradient_aggregation_group)
+        self.embedding.shard(layout)
+
+    def construct(self, input_ids, first_token):
+        _, seq_length = input_ids.shape
+        mask = self.causal_mask(first_token, seq_length)                        # (N, 1, S, S)
+        cos, sin, cache = self.freqs_mgr(seq_length)                            # cache (seq_length, kv/4, 2)
+        # The transformer reads the cache alone, and as long as its input: cut it to the row.
+        cache = self.slice_cache(cache, (0, 0, 0), (seq_length, cache.shape[1], 2), (1, 1, 1))
+        embeddings = self.embedding(input_ids)                                  # (N, S, hidden)
+        return self.encoder(embeddings, mask, (cos, sin, cache))                # (N, S, hidden)

@@ -1,0 +1,168 @@
+"""GLM-4 with a value head: one number that says how good an answer to a prompt is.
+
+Facts carried over from the original MindRLHF example (mindrlhf/models/glm4/glm_reward.py): the score is read at the
+last token of the text, the head has no bias, its parameter is called `v_head0.weight`. Backbone parameters keep the
+`transformer.` prefix of MindFormers' checkpoints, so that a base checkpoint of
+`ChatGLM2ForConditionalGeneration` fits by name.
+"""
+import mindspore.common.dtype as mstype
+from mindformers.models.glm2.glm2 import GLM2PreTrainedModel
+from mindformers.models.glm2.glm2_config import ChatGLM2Config
+from mindformers.models.utils import lazy_inline
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore import Parameter, nn
+from mindspore.common.initializer import Normal, initializer
+from mindspore.ops import functional as F
+from mindspore.ops import operations as P
+
+from mindrlhf.loss import PairLoss
+from mindrlhf.models.glm4.backbone import Glm4Backbone
+
+__all__ = ["VHead", "Glm4RewardModel"]
+
+
+class VHead(nn.Cell):
+    """Value head: a linear map from a hidden state to one score, without bias, in float32.
+
+    The weight starts from a normal distribution of mean 0 and standard deviation 0.02, as the score head of
+    transformers' `GlmForSequenceClassification` does (`initializer_range`).
+
+    Inputs:
+        hidden_states (N, S, hidden_size), any float type
+
+    Output:
+        (N, S), float32
+    """
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        dp = config.parallel_config.data_parallel
+        self.hidden_size = config.hidden_size
+        self.weight = Parameter(initializer(Normal(0.02), (1, config.hidden_size), mstype.float32), name="weight")
+        self.matmul = P.MatMul(transpose_b=True).shard(((dp, 1), (1, 1)))
+        self.reshape = P.Reshape()
+        self.cast = P.Cast()
+
+    def construct(self, hidden_states):
+        rows, seq_length, _ = hidden_states.shape
+        flat = self.reshape(self.cast(hidden_states, mstype.float32), (-1, self.hidden_size))  # (N * S, hidden)
+        return self.reshape(self.matmul(flat, self.weight), (rows, seq_length))                # (N, S)
+
+
+class EndScore(nn.Cell):
+    """Each row's score at its last token.
+
+    Inputs:
+        token_scores (N, S) float32
+        end_position (N, 1) int32, 0 <= end_position < S
+
+    Output:
+        (N, 1), float32
+    """
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        dp = config.parallel_config.data_parallel
+        self.gather = P.GatherD().shard(((dp, 1), (dp, 1)))
+
+    def construct(self, token_scores, end_position):
+        return self.gather(token_scores, 1, end_position)                       # (N, 1)
+
+
+class StepMetrics(nn.Cell):
+    """Accuracy, mean margin and mean reward of the training step that ran last, for the log.
+
+    The training step returns the loss alone (every step cell of MindFormers asks for a single output), so the figures
+    are left in `value`, (3,) float32, which takes no part in training: share of pairs whose chosen end score is the
+    larger one; mean of chosen minus rejected; mean of all end scores.
+
+    Inputs:
+        end_scores (2B, 1) float32, rows 0..B-1 chosen, rows B..2B-1 rejected
+
+    Output:
+        (3,), float32, the stored figures
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.value = Parameter(initializer("zeros", (3,), mstype.float32), name="value", requires_grad=False,
+                               parallel_optimizer=False)
+        self.slice = P.StridedSlice().shard(((1, 1),))
+        self.mean = P.ReduceMean()
+        self.stack = P.Stack()
+        self.assign = P.Assign()
+
+    def construct(self, end_scores):
+        rows = end_scores.shape[0]
+        end_scores = F.stop_gradient(end_scores)
+        margin = self.slice(end_scores, (0, 0), (rows // 2, 1), (1, 1)) - \
+            self.slice(end_scores, (rows // 2, 0), (rows, 1), (1, 1))                           # (B, 1)
+        right = F.cast(margin > 0, mstype.float32)                                              # (B, 1)
+        figures = self.stack((self.mean(right), self.mean(margin), self.mean(end_scores)))      # (3,)
+        return self.assign(self.value, figures)
+
+
+@MindFormerRegister.register(MindFormerModuleType.MODELS)
+class Glm4RewardModel(GLM2PreTrainedModel):
+    """GLM-4 backbone, value head and pair loss.
+
+    Args:
+        config: the model's dimensions and layout. `track_step_metrics` (default False) keeps the figures of
+            `StepMetrics` while training.
+
+    Inputs:
+        input_ids      (N, S) int32, S at most `config.seq_length`; in training N = 2B, chosen first, rejected after
+        position_id    (N, S) accepted because the dataset yields it; rotary positions are relative and count from the
+                       row's start, so it is not used
+        attention_mask (N, S) any type, 1 for text and 0 for padding, which is on one side only; None: no padding
+        loss_mask      (B, S) any type, used in training only
+        end_ind        (N,) int32, number of tokens of each row; None: counted from `attention_mask`
+
+    Outputs:
+        training:   the loss, shape (), float32
+        evaluation: the end scores, shape (N, 1), float32
+    """
+
+    @lazy_inline
+    def __init__(self, config: ChatGLM2Config, **kwargs):
+        super().__init__(config, **kwargs)
+        layout = config.parallel_config
+        dp = layout.data_parallel
+        self.transformer = Glm4Backbone(config)
+        self.v_head0 = VHead(config)
+        self.end_score = EndScore(config)
+        self.loss = PairLoss(layout)
+        self.track_step_metrics = bool(getattr(config, "track_step_metrics", False))
+        if self.track_step_metrics:
+            self.step_metrics = StepMetrics()
+        if layout.pipeline_stage > 1:
+            self.v_head0.pipeline_stage = layout.pipeline_stage - 1
+            self.loss.pipeline_stage = layout.pipeline_stage - 1
+        self.row_sum = P.ReduceSum(keep_dims=True).shard(((dp, 1),))
+        self.first_column = P.StridedSlice().shard(((dp, 1),))
+        self.ones_like = P.OnesLike().shard(((dp, 1),))
+        self.cast = P.Cast()
+        self.reshape = P.Reshape()
+
+    def construct(self, input_ids, position_id=None, attention_mask=None, loss_mask=None, end_ind=None):
+        rows, seq_length = input_ids.shape
+        if attention_mask is None:
+            attention_mask = self.ones_like(input_ids)                                          # (N, S)
+        in_text = self.cast(attention_mask, mstype.float32)                                     # (N, S)
+        if end_ind is None:
+            length = self.cast(self.row_sum(in_text, -1), mstype.int32)                         # (N, 1)
+        else:
+            length = self.reshape(self.cast(end_ind, mstype.int32), (rows, 1))                  # (N, 1)
+        starts_with_text = self.first_column(in_text, (0, 0), (rows, 1), (1, 1))                # (N, 1)
+        padded_left = 1 - self.cast(starts_with_text, mstype.int32)                             # (N, 1)
+        first_token = padded_left * (seq_length - length)                                       # (N, 1)
+
+        hidden_states = self.transformer(input_ids, first_token)                                # (N, S, hidden)
+        token_scores = self.v_head0(hidden_states)                                              # (N, S)
+        if not self.training:
+            return self.end_score(token_scores, first_token + length - 1)                       # (N, 1)
+        loss = self.loss(token_scores, loss_mask)                                               # ()
+        if self.track_step_metrics:
+            end_scores = self.end_score(token_scores, first_token + length - 1)                 # (N, 1)
+            loss = F.depend(loss, self.step_metrics(end_scores))
+        return loss

@@ -1,0 +1,89 @@
+"""Tables, curves and histograms. Knows nothing of MindSpore."""
+import csv
+from pathlib import Path
+from typing import Dict, List, Sequence
+
+__all__ = ["format_table", "plot_score_histogram", "plot_training_curves"]
+
+_COLORS = {"chosen": "#2a7fba", "rejected": "#d1603d", "line": "#2a7fba", "mean": "#173f5f"}
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows (the first one is the heading) as aligned columns with a rule below the heading.
+
+    >>> print(format_table([["count", "max"], ["3", "12"]]))
+    count  max
+    -----  ---
+        3   12
+    """
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
+    lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _axes(columns: int, titles: Sequence[str], width: float = 4.2):
+    """A figure with a row of axes, drawn without a screen."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, 3.4), squeeze=False, layout="constrained")
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def _save(figure, path: Path) -> Path:
+    from matplotlib import pyplot
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def read_metrics(path: Path) -> Dict[str, List[float]]:
+    """Columns of a training run's table (metrics.csv): name -> values, one a step; an empty cell is NaN."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+
+
+def plot_training_curves(table: Path, target: Path) -> Path:
+    """Draw loss, accuracy, margin, learning rate and gradient norm over the steps of `table` to a PNG.
+
+    Steps are drawn thin, their mean over the last twentieth of the run thick.
+    """
+    columns = read_metrics(table)
+    wanted = [("loss", "loss"), ("accuracy", "accuracy"), ("margin", "mean margin"),
+              ("learning_rate", "learning rate"), ("global_norm", "gradient norm")]
+    figure, axes = _axes(len(wanted), [title for _, title in wanted], width=3.4)
+    steps = columns.get("step", [])
+    for axis, (name, _) in zip(axes, wanted):
+        values = columns.get(name, [])
+        axis.plot(steps, values, color=_COLORS["line"], alpha=0.35, linewidth=0.8)
+        axis.plot(steps, _running_mean(values, max(1, len(values) // 20)), color=_COLORS["mean"], linewidth=1.6)
+        axis.set_xlabel("step")
+    axes[1].set_ylim(-0.05, 1.05)
+    return _save(figure, target)
+
+
+def _running_mean(values: Sequence[float], window: int) -> List[float]:
+    return [sum(values[max(0, end - window):end]) / min(window, end) for end in range(1, len(values) + 1)]
+
+
+def plot_score_histogram(chosen: Sequence[float], rejected: Sequence[float], title: str, target: Path) -> Path:
+    """Draw the distributions of chosen and rejected end scores, and of their margin, to a PNG."""
+    figure, axes = _axes(2, [title, "margin (chosen - rejected)"], width=5)
+    low, high = min(*chosen, *rejected), max(*chosen, *rejected)
+    span = (low, high) if high > low else (low - 0.5, high + 0.5)
+    for name, scores in (("chosen", chosen), ("rejected", rejected)):
+        axes[0].hist(scores, bins=40, range=span, color=_COLORS[name], alpha=0.6, label=name)
+    axes[0].set_xlabel("reward score")
+    axes[0].set_ylabel("answers")
+    axes[0].legend(frameon=False)
+    axes[1].hist([good - bad for good, bad in zip(chosen, rejected)], bins=40, color=_COLORS["mean"], alpha=0.7)
+    axes[1].axvline(0, color="black", linewidth=1)
+    axes[1].set_xlabel("margin")
+    axes[1].set_ylabel("pairs")
+    return _save(figure, target)

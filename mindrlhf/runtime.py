@@ -1,0 +1,36 @@
+"""Starting MindSpore and MindFormers for a checked configuration. The first module of a run that imports them."""
+import os
+from pathlib import Path
+from typing import Any, Dict
+
+__all__ = ["output_path", "start"]
+
+
+def output_path(config: Dict[str, Any]) -> Path:
+    """The folder for logs, checkpoints and figures: the YAML's `output_dir`, seen from the working directory."""
+    return Path(os.path.expanduser(config.get("output_dir") or "./output"))
+
+
+def start(config: Dict[str, Any]):
+    """Set up the device, the processes' communication and the logs; returns the configuration as MindFormers' type.
+
+    The modules that register themselves with MindFormers (dataset, model, callbacks) are imported here, so that the
+    YAML's type names find them.
+    """
+    output = output_path(config)
+    output.mkdir(parents=True, exist_ok=True)
+    os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts what it writes
+    os.environ.setdefault("LOG_MF_PATH", str(output / "log"))
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ side: errors only
+
+    from mindformers import MindFormerConfig
+    from mindformers.core.context import build_context
+
+    from mindrlhf import callbacks, compat  # noqa: F401
+    from mindrlhf.data import dataset  # noqa: F401
+    from mindrlhf.models.glm4 import glm_reward  # noqa: F401
+
+    config = MindFormerConfig(**config)
+    build_context(config)
+    compat.use_portable_overflow_check()
+    return config

@@ -1,0 +1,87 @@
+"""Training: a checked configuration to MindFormers' `Trainer`."""
+from typing import Any, Dict, List
+
+from mindrlhf.checkpoint import resolve_load_path, write_data_settings
+from mindrlhf.config import SEMI_AUTO, check_checkpoint_path, check_dataset, checked_data_settings, get, load_config
+from mindrlhf.errors import UserError
+from mindrlhf.runtime import output_path, start
+
+__all__ = ["load_train_config", "train"]
+
+
+def load_train_config(args) -> Dict[str, Any]:
+    """The YAML with `reward_train.py`'s flags in it, checked together with the data and checkpoint it names."""
+    overrides = {
+        "train_dataset.data_loader.dataset_dir": args.train_dataset,
+        "model.model_config.seq_length": args.seq_length,
+        "use_parallel": args.use_parallel,
+        "load_checkpoint": args.load_checkpoint,
+        "src_strategy_path_or_dir": args.src_strategy,
+        "auto_trans_ckpt": args.auto_trans_ckpt,
+        "resume_training": args.resume,
+    }
+    config = load_config(args.config, overrides)
+    if (config.get("run_mode") or "train") != "train":
+        raise UserError(f"{args.config}: run_mode is {config['run_mode']!r}, expected 'train'")
+    check_dataset(config, "train_dataset", "train_dataset")
+    if config.get("load_checkpoint"):
+        check_checkpoint_path("load_checkpoint", config["load_checkpoint"])
+    else:
+        for key, flag in (("resume_training", "resume"), ("auto_trans_ckpt", "auto_trans_ckpt")):
+            if config.get(key):
+                raise UserError(f"--{flag} (or {key} in the YAML) is {config[key]}, but no checkpoint is named: give "
+                                "--load_checkpoint")
+    if config.get("src_strategy_path_or_dir"):
+        check_checkpoint_path("src_strategy", config["src_strategy_path_or_dir"])
+    return config
+
+
+def train(config: Dict[str, Any], task: str) -> None:
+    """Train the reward model that `config` describes. Checkpoints, metrics.csv and curves.png go to its output_dir."""
+    files = check_dataset(config, "train_dataset", "train_dataset")
+    settings = checked_data_settings(files)
+    run = start(config)
+
+    from mindformers import Trainer
+    from mindformers.tools.utils import get_real_group_size, get_real_rank
+
+    from mindrlhf import compat
+
+    rank, ranks = get_real_rank(), get_real_group_size()
+    if run.load_checkpoint:
+        sliced = bool(run.use_parallel) and get(config, "parallel.parallel_mode") in SEMI_AUTO
+        run.load_checkpoint = resolve_load_path(run.load_checkpoint, rank, sliced)
+        compat.use_strict_loading(run.load_checkpoint)
+    run.train_dataset.data_loader.dataset_dir = files
+    run.train_dataset.seq_length = run.model.model_config.seq_length
+    run.model.model_config.track_step_metrics = True
+    for callback in run.callbacks:
+        if callback["type"] == "RewardMonitor":
+            callback["facts"] = _facts(run, ranks, files)
+    if rank == 0:
+        for folder in ("checkpoint", "checkpoint_network"):
+            write_data_settings(output_path(config) / folder, settings)
+    Trainer(args=run, task=task).train()
+
+
+def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:
+    """What the first log block says, so that the model that trains can be seen to be the one that was asked for."""
+    model, layout = run.model.model_config, run.parallel_config
+    semi_auto = bool(run.use_parallel) and run.parallel.parallel_mode in SEMI_AUTO
+    pairs = run.runner_config.batch_size * (layout.data_parallel if semi_auto else ranks) * \
+        (run.runner_config.gradient_accumulation_steps or 1)
+    return {
+        "model": f"{run.model.arch.type}, {model.num_layers} layers, hidden size {model.hidden_size}, "
+                 f"{model.num_attention_heads} heads, {model.multi_query_group_num} key-value groups, "
+                 f"vocabulary {model.padded_vocab_size}",
+        "weights from": f"{run.load_checkpoint}{' (resumed)' if run.resume_training else ''}" if run.load_checkpoint
+                        else "random initialisation",
+        "data": ", ".join(files),
+        "sequence length": f"{model.seq_length} tokens",
+        "a step": f"{pairs} pairs, {2 * pairs * model.seq_length:,} tokens with padding",
+        "device": f"{run.context.device_target}, {ranks} process{'es' if ranks > 1 else ''}"
+                  + (f", data x model x pipeline = {layout.data_parallel} x {layout.model_parallel} x "
+                     f"{layout.pipeline_stage}" if semi_auto else ""),
+        "precision": f"parameters {model.param_init_type}, computation {model.compute_dtype}, "
+                     f"flash attention {'on' if model.use_flash_attention else 'off'}",
+    }
