@@ -44,7 +44,8 @@ class LoadReport:
 
 def step_of(path: Union[str, Path]) -> Tuple[float, float]:
     """(epoch, step) in a checkpoint's name `PREFIX-EPOCH_STEP.ckpt`; a name without them, as that of the network-only
-    file, which is always written last, comes after all others."""
+    file, which is always written last, comes after all others.
+    """
     match = _STEP.search(str(path))
     return (int(match[1]), int(match[2])) if match else (float("inf"), float("inf"))
 
@@ -96,7 +97,7 @@ def resolve_load_path(path: str, rank: int, sliced: bool) -> str:
 
 
 def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
-    """name -> Parameter of a .ckpt file.
+    """Name -> Parameter of a .ckpt file.
 
     Raises:
         UserError: it cannot be read as a checkpoint (empty, truncated, something else).
@@ -160,7 +161,8 @@ def write_data_settings(folder: Path, settings: Dict[str, Any]) -> None:
 
 def read_data_settings(path: Union[str, Path]) -> Tuple[Optional[Path], Dict[str, Any]]:
     """(file, settings) that training left with the checkpoints at `path`, or (None, {}): looked for beside the
-    checkpoints and one and two folders above (rank_0, checkpoint_network)."""
+    checkpoints and one and two folders above (rank_0, checkpoint_network).
+    """
     path = Path(path)
     for folder in (path, *list(path.absolute().parents)[:2]):
         file = folder / DATA_SETTINGS

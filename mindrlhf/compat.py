@@ -4,6 +4,8 @@ No other module looks at a device name or a version. Patches of MindFormers 1.3 
 when this module is imported; each says what it mends, since which release, and when it can go. All of them are
 covered by tests/test_compat.py.
 """
+import contextlib
+
 import mindspore as ms
 import mindspore.common.dtype as mstype
 from mindspore import nn
@@ -11,7 +13,8 @@ from mindspore.ops import composite as C
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["attention_mask_dtype", "on_ascend", "use_portable_overflow_check", "use_strict_loading"]
+__all__ = ["attention_mask_dtype", "no_init_parameters", "on_ascend", "use_portable_overflow_check",
+           "use_strict_loading"]
 
 
 def on_ascend() -> bool:
@@ -28,6 +31,18 @@ def attention_mask_dtype(use_flash_attention: bool):
     in every release.
     """
     return mstype.uint8 if use_flash_attention else mstype.float32
+
+
+def no_init_parameters():
+    """Context in which parameters get no initial values, because a checkpoint will give all of them.
+
+    MindSpore has it since 2.4.1; before, parameters are initialised for nothing.
+    """
+    try:
+        from mindspore.nn.utils import no_init_parameters as context
+    except ImportError:
+        context = contextlib.nullcontext
+    return context()
 
 
 # --- patches --------------------------------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ def train(config: Dict[str, Any], task: str) -> None:
         compat.use_strict_loading(run.load_checkpoint)
     run.train_dataset.data_loader.dataset_dir = files
     run.train_dataset.seq_length = run.model.model_config.seq_length
+    run.train_dataset.micro_batches = run.parallel_config.micro_batch_num if run.parallel_config.pipeline_stage > 1 \
+        else run.runner_config.gradient_accumulation_steps or 1
     run.model.model_config.track_step_metrics = True
     for callback in run.callbacks:
         if callback["type"] == "RewardMonitor":

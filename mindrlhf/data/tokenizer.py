@@ -103,7 +103,7 @@ def open_tokenizer(path: Union[str, Path]) -> Tokenizer:
 
 
 def _parse_ranks(path: Path, content: bytes) -> Dict[bytes, int]:
-    """token -> rank; every rank once, every single byte present (otherwise some text has no ids)."""
+    """Token -> rank; every rank once, every single byte present (otherwise some text has no ids)."""
     ranks: Dict[bytes, int] = {}
     used = set()
     for number, line in enumerate(content.splitlines(), start=1):

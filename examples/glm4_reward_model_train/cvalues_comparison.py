@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+r"""Convert CValues-Comparison (or any file in its layout) to MindRecord for reward_train.py and reward_eval.py.
+
+    python cvalues_comparison.py --tokenizer /path/to/tokenizer.model \
+        --src_file train.jsonl --dst_file train.mindrecord --seq_length 8192
+
+A line of the source is an object with prompt, pos_resp (the better answer) and neg_resp (the worse one).
+"""
+import argparse
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+from mindrlhf.arguments import new_parser, positive_int, template
+from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.errors import UserError, run
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--tokenizer", required=True, type=Path,
+                        help="GLM-4's tokenizer.model (rank file), or a SentencePiece model (ChatGLM2, ChatGLM3)")
+    parser.add_argument("--src_file", required=True, type=Path, help="preference pairs, .jsonl (or a .json array)")
+    parser.add_argument("--dst_file", required=True, type=Path, help="the MindRecord file, NAME.mindrecord")
+    parser.add_argument("--seq_length", required=True, type=positive_int,
+                        help="tokens a sample, the model's seq_length; longer texts are cut")
+    parser.add_argument("--padding_side", choices=("right", "left"), default="right", help="default: right")
+    parser.add_argument("--pad_token_id", type=int, help="default: the tokenizer's (151329 for GLM-4)")
+    parser.add_argument("--prompt_template", type=template, default=PROMPT_TEMPLATE,
+                        help="text with {prompt} and {response}, \\n for line breaks; the same in reward_infer.py")
+    parser.add_argument("--skip_invalid", action="store_true",
+                        help="leave out invalid lines and write them, with the reason, to DST_FILE.rejected.jsonl")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Open the tokenizer, convert, print what became of the rows."""
+    args = parse_args()
+    from mindrlhf.data.convert import convert_preferences
+    from mindrlhf.data.tokenizer import open_tokenizer
+    tokenizer = open_tokenizer(args.tokenizer)
+    if args.pad_token_id is not None and not 0 <= args.pad_token_id < tokenizer.vocab_size:
+        raise UserError(f"--pad_token_id: found {args.pad_token_id}, expected 0 to {tokenizer.vocab_size - 1}")
+    report = convert_preferences(args.src_file, args.dst_file, tokenizer, args.seq_length, args.prompt_template,
+                                 args.padding_side, args.pad_token_id, args.skip_invalid)
+    sys.stdout.write(report.as_text() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,41 @@
+#!/usr/bin/env python3
+r"""Accuracy of a reward model on MindRecord data: how often the better answer gets the higher score.
+
+    bash ../../scripts/msrun_launcher.sh \
+     "reward_eval.py --config ../../model_configs/glm_config/run_glm4_9b_rm.yaml \
+      --eval_dataset /path/to/test.mindrecord --batch_size 16 \
+      --distributed_ckpt_path /path/to/checkpoint_network --load_all_ckpt False" 8 9123 output/msrun_log False 600
+
+A flag that is not given leaves the YAML's value.
+"""
+import argparse
+from typing import Optional, Sequence
+
+from mindrlhf.arguments import boolean, new_parser, positive_int
+from mindrlhf.errors import run
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--config", required=True, help="the run's YAML")
+    parser.add_argument("--eval_dataset", nargs="+", metavar="PATH", help="MindRecord files, or folders of them")
+    parser.add_argument("--batch_size", type=positive_int, help="pairs scored at once; does not change the result")
+    parser.add_argument("--seq_length", type=positive_int, help="tokens a sample; must be the data's")
+    parser.add_argument("--distributed_ckpt_path", required=True,
+                        help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
+    parser.add_argument("--load_all_ckpt", type=boolean, metavar="BOOL", default=False,
+                        help="True: all checkpoints of a folder in the order of their steps; False (default): the last")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Check everything that needs no device, then evaluate."""
+    args = parse_args()
+    from mindrlhf.score import evaluate, load_eval_config
+    evaluate(load_eval_config(args), args.distributed_ckpt_path, args.load_all_ckpt)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

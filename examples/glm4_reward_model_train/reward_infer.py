@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+r"""Score answers with a reward model.
+
+    bash ../../scripts/msrun_launcher.sh \
+     "reward_infer.py --config ../../model_configs/glm_config/run_glm4_9b_rm.yaml \
+      --data_file /path/to/input.jsonl --tokenizer /path/to/tokenizer.model \
+      --distributed_ckpt_path /path/to/checkpoint_network" 8 9123 output/msrun_log False 600
+
+A row of the input is an object with prompt, pos_resp and neg_resp, or with prompt and response. The output has a line
+for each: the row's own keys, and pos_score and neg_score, or score.
+"""
+import argparse
+from pathlib import Path
+from typing import Optional, Sequence
+
+from mindrlhf.arguments import new_parser, positive_int, template
+from mindrlhf.errors import UserError, run
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--config", required=True, help="the run's YAML")
+    parser.add_argument("--data_file", required=True, type=Path, help="rows to score, .jsonl or .json")
+    parser.add_argument("--tokenizer", required=True, help="the tokenizer file that the training data was made with")
+    parser.add_argument("--distributed_ckpt_path", required=True,
+                        help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
+    parser.add_argument("--seq_length", type=positive_int, help="tokens a text; longer ones are cut (default: YAML)")
+    parser.add_argument("--output_file", type=Path, help="default: scores.jsonl in the YAML's output_dir")
+    parser.add_argument("--prompt_template", type=template,
+                        help="text with {prompt} and {response}; default: the one that the model was trained with")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Check everything that needs no device, then score."""
+    args = parse_args()
+    from mindrlhf.runtime import output_path
+    from mindrlhf.score import infer, load_infer_config, read_questions
+    config, tokenizer, prompt_template = load_infer_config(args)
+    questions = list(read_questions(args.data_file))
+    if not questions:
+        raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
+    infer(config, questions, tokenizer, prompt_template, args.distributed_ckpt_path,
+          args.output_file or output_path(config) / "scores.jsonl")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+r"""Train a GLM-4 reward model on MindRecord data made by cvalues_comparison.py.
+
+    bash ../../scripts/msrun_launcher.sh \
+     "reward_train.py --config ../../model_configs/glm_config/run_glm4_9b_rm.yaml \
+      --train_dataset /path/to/train.mindrecord" 8 9123 output/msrun_log False 600
+
+Checkpoints go to output/checkpoint (with optimizer state) and output/checkpoint_network (weights alone), figures of
+every step to output/metrics.csv, their curves to output/curves.png. A flag that is not given leaves the YAML's value.
+"""
+import argparse
+from typing import Optional, Sequence
+
+from mindrlhf.arguments import boolean, new_parser, positive_int
+from mindrlhf.errors import run
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--config", required=True, help="the run's YAML")
+    parser.add_argument("--run_mode", choices=("train",), default="train", help="train, nothing else")
+    parser.add_argument("--task", choices=("text_generation",), default="text_generation",
+                        help="MindFormers' name for the trainer: text_generation, nothing else")
+    parser.add_argument("--train_dataset", nargs="+", metavar="PATH",
+                        help="MindRecord files, or folders of them")
+    parser.add_argument("--seq_length", type=positive_int, help="tokens a sample; must be the data's")
+    parser.add_argument("--use_parallel", type=boolean, metavar="BOOL", help="several processes")
+    parser.add_argument("--load_checkpoint", help="weights to start from: a .ckpt file, or a folder with rank_0, ...")
+    parser.add_argument("--src_strategy", help="strategy files of a sliced --load_checkpoint")
+    parser.add_argument("--auto_trans_ckpt", type=boolean, metavar="BOOL",
+                        help="cut --load_checkpoint anew for the YAML's layout")
+    parser.add_argument("--resume", type=boolean, metavar="BOOL",
+                        help="go on with step and optimizer state of --load_checkpoint (output/checkpoint)")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Check everything that needs no device, then train."""
+    args = parse_args()
+    from mindrlhf.train import load_train_config, train
+    train(load_train_config(args), args.task)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

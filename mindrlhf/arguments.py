@@ -1,0 +1,40 @@
+"""Types of command-line values that several entry scripts share. Knows nothing of MindSpore."""
+import argparse
+
+from mindrlhf.data.template import check_template
+from mindrlhf.errors import UserError
+
+__all__ = ["boolean", "new_parser", "positive_int", "template"]
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that takes flags in full only: --seq is not --seq_length."""
+    return argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def boolean(text: str) -> bool:
+    """True or False as written out; anything else is an error, not a true value."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.strip().lower() not in values:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
+    return values[text.strip().lower()]
+
+
+def positive_int(text: str) -> int:
+    """A whole number above 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return value
+
+
+def template(text: str) -> str:
+    r"""A prompt template with {prompt} and {response}; a literal \n is a line break."""
+    try:
+        return check_template(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("--prompt_template: ", "")) from None

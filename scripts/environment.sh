@@ -1,0 +1,33 @@
+# Sourced by quickstart.sh and run_tests.sh: makes .venv with the project in it, once, and puts it first in PATH.
+# PYTHON=/path/to/python chooses the interpreter (3.9 to 3.11). setup.py alone says what is installed.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.11 python3.10 python3.9 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.9, 3.10 or 3.11 found (MindSpore needs one of these); set PYTHON=/path/to/python" >&2
+  return 1
+}
+
+install_project() {
+  local stamp=$venv/.installed wanted python
+  wanted="$root $(cksum <"$root/setup.py")"
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  python=$(find_python) || return 1
+  echo "== installing into .venv (once; some 4 GB on the disk, a few minutes)"
+  "$python" -m venv --clear "$venv" ||
+    { echo "error: $python cannot make a virtual environment (on Debian: apt-get install python3-venv)" >&2; return 1; }
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[cpu,dev]" ||
+    { echo "error: the installation failed, see above; run the command again to retry" >&2; return 1; }
+  echo "$wanted" >"$stamp"
+}
+
+install_project || exit 1
+export PATH=$venv/bin:$PATH
+export GLOG_v=${GLOG_v:-3}  # MindSpore's C++ side: errors only

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Start a command on several processes with MindSpore's msrun. See `msrun_launcher.sh --help`.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage, with 1, 2, 6 or 9 arguments:
+  msrun_launcher.sh [--dry-run] COMMAND
+  msrun_launcher.sh [--dry-run] COMMAND WORKER_NUM
+  msrun_launcher.sh [--dry-run] COMMAND WORKER_NUM MASTER_PORT LOG_DIR JOIN CLUSTER_TIME_OUT
+  msrun_launcher.sh [--dry-run] COMMAND WORKER_NUM LOCAL_WORKER MASTER_ADDR MASTER_PORT NODE_RANK LOG_DIR JOIN CLUSTER_TIME_OUT
+
+  COMMAND           a Python script with its arguments, as one argument in quotes
+  WORKER_NUM        processes of the job, on all nodes              (default 8)
+  LOCAL_WORKER      processes of the job on this node               (default WORKER_NUM)
+  MASTER_ADDR       address of the first node                       (default 127.0.0.1)
+  MASTER_PORT       port of the job on the first node               (default 8118)
+  NODE_RANK         number of this node, from 0                     (default 0)
+  LOG_DIR           folder for worker_0.log, scheduler.log, ...     (default output/msrun_log)
+  JOIN              True: wait, and exit with the workers' result; False: return at once  (default False)
+  CLUSTER_TIME_OUT  seconds to wait for all processes to appear     (default 7200)
+
+  --dry-run         print msrun's command line and do nothing
+
+On one node:
+  bash msrun_launcher.sh "reward_train.py --config run_glm4_9b_rm.yaml --train_dataset train.mindrecord" \
+    8 9123 output/msrun_log False 600
+TEXT
+}
+
+fail() {
+  echo "msrun_launcher.sh: error: $1" >&2
+  exit 2
+}
+
+whole_number() { # NAME VALUE LEAST
+  [[ $2 =~ ^[0-9]{1,9}$ ]] && [ "$2" -ge "$3" ] || fail "$1: found '$2', expected a whole number from $3 up"
+}
+
+dry_run=
+if [ "${1:-}" = --dry-run ]; then
+  dry_run=1
+  shift
+fi
+case ${1:-} in
+  -h | --help)
+    usage
+    exit 0
+    ;;
+esac
+
+workers=8 local_workers= address=127.0.0.1 port=8118 node=0 log_dir=output/msrun_log join=False time_out=7200
+case $# in
+  1) ;;
+  2) workers=$2 ;;
+  6) workers=$2 port=$3 log_dir=$4 join=$5 time_out=$6 ;;
+  9) workers=$2 local_workers=$3 address=$4 port=$5 node=$6 log_dir=$7 join=$8 time_out=$9 ;;
+  *)
+    usage >&2
+    fail "found $# arguments, expected 1, 2, 6 or 9"
+    ;;
+esac
+local_workers=${local_workers:-$workers}
+whole_number WORKER_NUM "$workers" 1
+whole_number LOCAL_WORKER "$local_workers" 1
+whole_number MASTER_PORT "$port" 1
+whole_number NODE_RANK "$node" 0
+whole_number CLUSTER_TIME_OUT "$time_out" 1
+[ "$port" -le 65535 ] || fail "MASTER_PORT: found '$port', expected at most 65535"
+[ "$local_workers" -le "$workers" ] || fail "LOCAL_WORKER: found '$local_workers', expected at most WORKER_NUM ($workers)"
+case $join in
+  True | true) join=True ;;
+  False | false) join=False ;;
+  *) fail "JOIN: found '$join', expected True or False" ;;
+esac
+
+# The command's words, quotes respected, nothing expanded.
+words=()
+while IFS= read -r -d '' word; do words+=("$word"); done < <(xargs printf '%s\0' <<<"$1" 2>/dev/null || true)
+[ "${#words[@]}" -gt 0 ] && [ -n "${words[0]}" ] || fail "COMMAND: found '$1', expected a script and its arguments (do the quotes match?)"
+[ "${words[0]}" != python ] && [ "${words[0]}" != python3 ] || words=("${words[@]:1}")
+[ -f "${words[0]:-}" ] || fail "COMMAND: ${words[0]:-}: no such file in $PWD"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+command -v msrun >/dev/null || PATH=$root/.venv/bin:$PATH
+command -v msrun >/dev/null || fail "msrun not found: activate the environment that MindSpore is installed in"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+line=(msrun "--worker_num=$workers" "--local_worker_num=$local_workers" "--master_addr=$address"
+  "--master_port=$port" "--node_rank=$node" "--log_dir=$log_dir" "--join=$join" "--cluster_time_out=$time_out"
+  "${words[@]}")
+if [ -n "$dry_run" ]; then
+  printf '%q ' "${line[@]}"
+  echo
+  exit 0
+fi
+mkdir -p "$log_dir" 2>/dev/null && [ -w "$log_dir" ] || fail "LOG_DIR: $log_dir cannot be written"
+
+echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_0.log)"
+status=0
+"${line[@]}" || status=$?
+if [ "$join" = True ] && [ "$status" != 0 ]; then
+  # One line a cause: what the workers said last.
+  grep -hs ': error: ' "$log_dir"/worker_*.log | sort -u >&2 || true
+  echo "msrun_launcher.sh: error: the job failed with exit code $status; see $log_dir/worker_*.log" >&2
+fi
+exit "$status"

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# From text to scores on the CPU, with a tiny model and the bundled sample:
+# convert, train, evaluate on held-out questions, score a few answers.
+#   bash scripts/quickstart.sh
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+example=$root/examples/glm4_reward_model_train
+config=$root/model_configs/glm_config/run_glm4_tiny_rm_cpu.yaml
+sample=$example/sample_data
+run=$example/output/quickstart
+rm -rf "$run"
+mkdir -p "$run/logs"
+cd "$run"
+
+step() { # TITLE NAME COMMAND...: run it with its output in logs/NAME.log
+  local title=$1 log=logs/$2.log begin=$SECONDS
+  shift 2
+  echo "== $title"
+  if ! "$@" >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "error: this step failed; all of its output is in $run/$log" >&2
+    exit 1
+  fi
+  echo "   $((SECONDS - begin)) s"
+}
+
+convert() {
+  python "$example/cvalues_comparison.py" --tokenizer "$sample/tokenizer.model" --src_file "$sample/$1.jsonl" \
+    --dst_file "$1.mindrecord" --seq_length 128
+}
+
+train() { # all lines go to the log, every twentieth step to the terminal
+  python "$example/reward_train.py" --config "$config" --train_dataset train.mindrecord 2>&1 | tee logs/train.log |
+    awk 'match($0, /step [0-9]+ of .*/) { if (++n % 20 == 1) { print "   " substr($0, RSTART); fflush() } }' >&3
+}
+
+exec 3>&1
+step "convert the training pairs" convert_train convert train
+step "convert the held-out pairs (none of their questions is in the training set)" convert_test convert test
+step "train a tiny GLM-4 reward model" train train
+step "evaluate on the held-out pairs" eval python "$example/reward_eval.py" --config "$config" \
+  --eval_dataset test.mindrecord --batch_size 16 --distributed_ckpt_path output/checkpoint_network
+head -n 3 "$sample/test.jsonl" >ask.jsonl
+step "score a few answers" infer python "$example/reward_infer.py" --config "$config" --data_file ask.jsonl \
+  --tokenizer "$sample/tokenizer.model" --distributed_ckpt_path output/checkpoint_network
+
+echo
+python - <<'PY'
+import json
+for line in open("output/scores.jsonl", encoding="utf-8"):
+    row = json.loads(line)
+    print(f"问题：{row['prompt']}")
+    for side in ("pos", "neg"):
+        print(f"  {row[side + '_score']:8.3f}  {row[side + '_resp']}")
+PY
+echo
+echo "held-out: $(sed -n 's/.*: \([0-9]* pairs, accuracy .*\)/\1/p' logs/eval.log | tail -n 1)"
+echo
+cd "$root"
+run=${run#"$root/"}
+echo "checkpoints         $run/output/checkpoint_network (weights), $run/output/checkpoint (with optimizer state)"
+echo "training curves     $run/output/curves.png, figures in $run/output/metrics.csv"
+echo "score distributions $run/output/eval_scores.png"
+echo "logs                $run/logs"
