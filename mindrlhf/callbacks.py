@@ -62,7 +62,7 @@ class RewardMonitor(Callback):
             with open(self.table, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self._first_step]
         self.table.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.table, "w", newline="", encoding="utf-8", buffering=1)
+        self._file = open(self.table, "w", newline="", encoding="utf-8", buffering=1)  # noqa: SIM115 (open while training)
         self._rows = csv.DictWriter(self._file, TABLE_COLUMNS)
         self._rows.writeheader()
         self._rows.writerows(rows)

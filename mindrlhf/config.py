@@ -13,10 +13,10 @@ import yaml
 from mindrlhf.data.record import find_record_files, read_sidecars
 from mindrlhf.errors import UserError, raise_problems
 
-__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "get", "load_config", "put"]
+__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "get", "is_semi_auto", "load_config", "put"]
 
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
-SEMI_AUTO = (1, "semi_auto_parallel", "semi")
+SEMI_AUTO = (1, "semi_auto_parallel")  # MindFormers' number, and the name that it turns it into
 _SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "parallel", "parallel_config",
              "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
              "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
@@ -51,6 +51,11 @@ def put(config: Dict[str, Any], key: str, value: Any) -> None:
     for part in sections:
         config = config[part]
     config[last] = value
+
+
+def is_semi_auto(config: Mapping[str, Any]) -> bool:
+    """Whether operators are cut over the processes (semi-auto parallel), so that each has its slice of a checkpoint."""
+    return bool(get(config, "use_parallel")) and get(config, "parallel.parallel_mode") in SEMI_AUTO
 
 
 def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
@@ -128,7 +133,8 @@ def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
             yield f"{block}.pad_token_id is {found!r}, expected model.model_config.pad_token_id ({pad!r})"
     heads, groups = model.get("num_attention_heads"), model.get("multi_query_group_num")
     if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
-        yield f"model.model_config.num_attention_heads is {heads}, expected a multiple of multi_query_group_num ({groups})"
+        yield (f"model.model_config.num_attention_heads is {heads}, expected a multiple of multi_query_group_num "
+               f"({groups})")
     if not model.get("apply_query_key_layer_scaling", True):
         yield ("model.model_config.apply_query_key_layer_scaling is False, expected True: MindFormers would not "
                "scale the attention scores at all")
@@ -143,7 +149,7 @@ def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
 
 def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     mode = get(config, "parallel.parallel_mode")
-    semi_auto = bool(get(config, "use_parallel")) and mode in SEMI_AUTO
+    semi_auto = is_semi_auto(config)
     if semi_auto and get(config, "context.device_target") == "CPU":
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) on device_target CPU"
     if semi_auto and not get(config, "parallel.full_batch"):

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from mindrlhf.checkpoint import list_checkpoints, load_strictly, read_checkpoint, read_data_settings
-from mindrlhf.config import SEMI_AUTO, check_checkpoint_path, check_dataset, checked_data_settings, get, load_config
+from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_settings, get, is_semi_auto, load_config
 from mindrlhf.data.encode import pad_row
 from mindrlhf.data.preference import PAIR_FIELDS, Rejected, Row, check_text_fields, read_rows
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
@@ -40,7 +40,7 @@ class Scorer:
 
         from mindrlhf import compat
         self.rank = get_real_rank()
-        self.sliced = bool(run.use_parallel) and run.parallel.parallel_mode in (*SEMI_AUTO, ms.ParallelMode.SEMI_AUTO_PARALLEL)
+        self.sliced = is_semi_auto(run)
         if not self.sliced:
             for key in ("data_parallel", "model_parallel", "pipeline_stage"):
                 run.parallel_config[key] = 1

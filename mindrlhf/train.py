@@ -2,7 +2,7 @@
 from typing import Any, Dict, List
 
 from mindrlhf.checkpoint import resolve_load_path, write_data_settings
-from mindrlhf.config import SEMI_AUTO, check_checkpoint_path, check_dataset, checked_data_settings, get, load_config
+from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_settings, is_semi_auto, load_config
 from mindrlhf.errors import UserError
 from mindrlhf.runtime import output_path, start
 
@@ -49,8 +49,7 @@ def train(config: Dict[str, Any], task: str) -> None:
 
     rank, ranks = get_real_rank(), get_real_group_size()
     if run.load_checkpoint:
-        sliced = bool(run.use_parallel) and get(config, "parallel.parallel_mode") in SEMI_AUTO
-        run.load_checkpoint = resolve_load_path(run.load_checkpoint, rank, sliced)
+        run.load_checkpoint = resolve_load_path(run.load_checkpoint, rank, is_semi_auto(run))
         compat.use_strict_loading(run.load_checkpoint)
     run.train_dataset.data_loader.dataset_dir = files
     run.train_dataset.seq_length = run.model.model_config.seq_length
@@ -69,7 +68,7 @@ def train(config: Dict[str, Any], task: str) -> None:
 def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:
     """What the first log block says, so that the model that trains can be seen to be the one that was asked for."""
     model, layout = run.model.model_config, run.parallel_config
-    semi_auto = bool(run.use_parallel) and run.parallel.parallel_mode in SEMI_AUTO
+    semi_auto = is_semi_auto(run)
     pairs = run.runner_config.batch_size * (layout.data_parallel if semi_auto else ranks) * \
         (run.runner_config.gradient_accumulation_steps or 1)
     return {
