@@ -22,7 +22,8 @@ TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "ma
 class RewardMonitor(Callback):
     """Logs and tabulates the reward figures of each step, and draws the curves at the end.
 
-    At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step: step, loss (mean over
+    At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step (in
+    sink mode, a row every sink_size steps): step, loss (mean over
     pairs), learning_rate, global_norm (of the gradients, before clipping), accuracy (share of pairs whose chosen end
     score is the larger one), margin (mean of chosen minus rejected), reward (mean of all end scores), step_ms
     (milliseconds). `OUTPUT/curves.png` shows them.
@@ -39,7 +40,7 @@ class RewardMonitor(Callback):
         self.writes = get_real_rank() == 0
         folder = Path(get_output_root_path())
         self.table, self.curves = folder / "metrics.csv", folder / "curves.png"
-        self._first_step = 0
+        self._first_step = self._total = 0
         self._step_begin = 0.0
         self._recent: List[float] = []
 
@@ -77,6 +78,8 @@ class RewardMonitor(Callback):
         steps = run.batch_num if run.dataset_sink_mode else 1  # in sink mode a call covers several steps
         step_ms = (time.perf_counter() - self._step_begin) * 1000 / steps
         step = self._first_step + run.cur_step_num
+        if not self._total:  # a resumed run counts its epochs on, but epoch_num is what is left of them
+            self._total = (run.cur_epoch_num - 1 + run.epoch_num) * run.batch_num
         row = {"step": step, "loss": _number(loss), "learning_rate": _number(rate), "global_norm": _number(norm),
                "step_ms": round(step_ms, 1)}
         if self._metrics is not None:
@@ -90,14 +93,13 @@ class RewardMonitor(Callback):
             self._log(row, run)
 
     def _log(self, row, run):
-        total = run.epoch_num * run.batch_num
         left = "?"
         if self._recent:
-            seconds = (total - run.cur_step_num) * sum(self._recent) / len(self._recent) / 1000
+            seconds = (self._total - row["step"]) * sum(self._recent) / len(self._recent) / 1000
             left = datetime.timedelta(seconds=round(seconds))
         figures = ", ".join(f"{name}: {row[name]:.4f}" for name in ("accuracy", "margin", "reward") if name in row)
         logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, time left: %s",
-                    row["step"], self._first_step + total, row["loss"], figures, row["learning_rate"] or 0,
+                    row["step"], self._total, row["loss"], figures, row["learning_rate"] or 0,
                     row["global_norm"], row["step_ms"], left)
 
     def on_train_end(self, run_context):

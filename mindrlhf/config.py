@@ -13,10 +13,13 @@ import yaml
 from mindrlhf.data.record import find_record_files, read_sidecars
 from mindrlhf.errors import UserError, raise_problems
 
-__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "get", "is_semi_auto", "load_config", "put"]
+__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "get", "is_semi_auto", "load_config",
+           "put"]
 
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
-SEMI_AUTO = (1, "semi_auto_parallel")  # MindFormers' number, and the name that it turns it into
+# MindFormers' number and name for each mode, and the name that it turns them into.
+DATA_PARALLEL = (0, "DATA_PARALLEL", "data_parallel")
+SEMI_AUTO = (1, "SEMI_AUTO_PARALLEL", "semi_auto_parallel")
 _SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "parallel", "parallel_config",
              "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
              "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
@@ -149,6 +152,8 @@ def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
 
 def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     mode = get(config, "parallel.parallel_mode")
+    if mode not in (*DATA_PARALLEL, *SEMI_AUTO):
+        yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) or 1 (semi-auto parallel)"
     semi_auto = is_semi_auto(config)
     if semi_auto and get(config, "context.device_target") == "CPU":
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) on device_target CPU"

@@ -1,5 +1,6 @@
 """Starting MindSpore and MindFormers for a checked configuration. The first module of a run that imports them."""
 import os
+import sys
 from pathlib import Path
 from typing import Any, Dict
 
@@ -17,6 +18,11 @@ def start(config: Dict[str, Any]):
     The modules that register themselves with MindFormers (dataset, model, callbacks) are imported here, so that the
     YAML's type names find them.
     """
+    if os.environ.get("MS_ROLE") == "MS_SCHED" and not config.get("use_parallel"):
+        # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
+        # communication; a run of one process has none, and the scheduler would do all the work a second time.
+        print("scheduler: use_parallel is False, one process does the work; nothing to do here", flush=True)
+        sys.exit(0)
     output = output_path(config)
     output.mkdir(parents=True, exist_ok=True)
     os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts what it writes

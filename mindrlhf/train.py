@@ -76,7 +76,7 @@ def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:
                  f"{model.num_attention_heads} heads, {model.multi_query_group_num} key-value groups, "
                  f"vocabulary {model.padded_vocab_size}",
         "weights from": f"{run.load_checkpoint}{' (resumed)' if run.resume_training else ''}" if run.load_checkpoint
-                        else "random initialisation",
+                        else "random initialisation (--load_checkpoint names trained ones)",
         "data": ", ".join(files),
         "sequence length": f"{model.seq_length} tokens",
         "a step": f"{pairs} pairs, {2 * pairs * model.seq_length:,} tokens with padding",

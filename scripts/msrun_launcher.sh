@@ -75,9 +75,11 @@ case $join in
 esac
 
 # The command's words, quotes respected, nothing expanded.
+command=${1//$'\\\n'/ }
+xargs true <<<"$command" 2>/dev/null || fail "COMMAND: found '$1', expected a script and its arguments (do the quotes match?)"
 words=()
-while IFS= read -r -d '' word; do words+=("$word"); done < <(xargs printf '%s\0' <<<"$1" 2>/dev/null || true)
-[ "${#words[@]}" -gt 0 ] && [ -n "${words[0]}" ] || fail "COMMAND: found '$1', expected a script and its arguments (do the quotes match?)"
+while IFS= read -r -d '' word; do words+=("$word"); done < <(xargs printf '%s\0' <<<"$command")
+[ -n "${words[0]:-}" ] || fail "COMMAND: found '$1', expected a script and its arguments"
 [ "${words[0]}" != python ] && [ "${words[0]}" != python3 ] || words=("${words[@]:1}")
 [ -f "${words[0]:-}" ] || fail "COMMAND: ${words[0]:-}: no such file in $PWD"
 

@@ -57,9 +57,13 @@ PY
 echo
 echo "held-out: $(sed -n 's/.*: \([0-9]* pairs, accuracy .*\)/\1/p' logs/eval.log | tail -n 1)"
 echo
-cd "$root"
-run=${run#"$root/"}
-echo "checkpoints         $run/output/checkpoint_network (weights), $run/output/checkpoint (with optimizer state)"
-echo "training curves     $run/output/curves.png, figures in $run/output/metrics.csv"
-echo "score distributions $run/output/eval_scores.png"
-echo "logs                $run/logs"
+cat <<TEXT
+all of it is in ${run#"$root/"}:
+  output/checkpoint_network  the trained weights
+  output/checkpoint          weights with optimizer state, to resume from
+  output/curves.png          loss, accuracy, margin, learning rate and gradient norm over the steps
+  output/metrics.csv         the same as figures
+  output/eval_scores.png     the distributions of the held-out scores
+  output/scores.jsonl        the scored answers
+  logs                       all that was printed
+TEXT

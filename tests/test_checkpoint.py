@@ -1,0 +1,167 @@
+"""Checkpoints: which file counts, and that a network gets all of its weights or none.
+
+| test                                          | proves                                                          |
+| test_checkpoints_are_ordered_by_step ...      | order by epoch and step, whatever the files' times say          |
+| test_a_base_checkpoint_fits_by_name           | MindFormers' ChatGLM2 checkpoint loads, its LM head is no fault |
+| test_missing / test_another_shape ...         | nothing is loaded, and the message has names and both shapes    |
+"""
+import os
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import REFERENCE_DIMENSIONS
+from mindformers.models.glm2.glm2 import ChatGLM2ForConditionalGeneration
+from mindformers.models.glm2.glm2_config import ChatGLM2Config
+from mindspore import Parameter, Tensor
+
+from mindrlhf.checkpoint import (
+    list_checkpoints,
+    load_strictly,
+    read_checkpoint,
+    read_data_settings,
+    resolve_load_path,
+    write_data_settings,
+)
+from mindrlhf.errors import UserError
+
+
+def touch(folder, *names):
+    """Empty files, the first one the newest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for age, name in enumerate(names):
+        (folder / name).touch()
+        os.utime(folder / name, (10_000 - age, 10_000 - age))
+
+
+def names_of(paths):
+    return [path.name for path in paths]
+
+
+def test_checkpoints_are_ordered_by_step_not_by_time_or_name(tmp_path):
+    touch(tmp_path / "rank_0", "glm_rank_0-1_10.ckpt", "glm_rank_0-1_9.ckpt", "glm_rank_0-2_1.ckpt",
+          "glm_rank_0-10_1.ckpt", "meta.json")
+    assert names_of(list_checkpoints(tmp_path, 0)) == ["glm_rank_0-1_9.ckpt", "glm_rank_0-1_10.ckpt",
+                                                       "glm_rank_0-2_1.ckpt", "glm_rank_0-10_1.ckpt"]
+
+
+def test_each_rank_finds_its_own_folder(tmp_path):
+    touch(tmp_path / "rank_0", "a_rank_0-network.ckpt")
+    touch(tmp_path / "rank_1", "a_rank_1-network.ckpt")
+    assert names_of(list_checkpoints(tmp_path, 1)) == ["a_rank_1-network.ckpt"]
+
+
+def test_a_file_and_a_rank_folder_are_taken_as_they_are(tmp_path):
+    touch(tmp_path / "rank_0", "a-1_1.ckpt")
+    assert names_of(list_checkpoints(tmp_path / "rank_0" / "a-1_1.ckpt", 3)) == ["a-1_1.ckpt"]
+    assert names_of(list_checkpoints(tmp_path / "rank_0", 0)) == ["a-1_1.ckpt"]
+
+
+@pytest.mark.parametrize(("make", "rank", "message"), [
+    (lambda folder: touch(folder / "rank_0", "a-1_1.ckpt"), 2, "no folder rank_2 for this process, found rank_0"),
+    (lambda folder: touch(folder / "rank_0"), 0, "rank_0: no checkpoint in it, expected names that end in .ckpt"),
+    (lambda folder: touch(folder, "notes.txt"), 0, "no checkpoint in it"),
+], ids=("other rank", "empty rank", "other files"))
+def test_a_folder_without_a_checkpoint_for_this_rank_is_refused(tmp_path, make, rank, message):
+    make(tmp_path)
+    with pytest.raises(UserError, match=message):
+        list_checkpoints(tmp_path, rank)
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--distributed_ckpt_path: .*absent: no such file or folder"):
+        list_checkpoints(tmp_path / "absent", 0)
+    touch(tmp_path, "weights.bin")
+    with pytest.raises(UserError, match="found a .bin file, expected .ckpt"):
+        list_checkpoints(tmp_path / "weights.bin", 0)
+
+
+def test_training_starts_from_the_last_step_or_from_all_files_of_one_model(tmp_path):
+    touch(tmp_path / "steps" / "rank_0", "a-1_9.ckpt", "a-1_10.ckpt")
+    assert resolve_load_path(str(tmp_path / "steps"), 0, sliced=False).endswith("a-1_10.ckpt")
+    assert resolve_load_path(str(tmp_path / "steps"), 0, sliced=True) == str(tmp_path / "steps")
+    touch(tmp_path / "parts", "model-00001-of-00002.ckpt", "model-00002-of-00002.ckpt")
+    assert resolve_load_path(str(tmp_path / "parts"), 0, sliced=False) == str(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x0a\x10" + bytes(range(200))],
+                         ids=("empty", "text", "bytes"))
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.ckpt: not readable as a checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.fixture
+def network(build_model):
+    return build_model().set_train(False)
+
+
+def parameters_of(network):
+    """Name -> new Parameter with other values."""
+    return {parameter.name: Parameter(Tensor(np.full(parameter.shape, 0.5, np.float32)), name=parameter.name)
+            for parameter in network.get_parameters()}
+
+
+def test_everything_is_loaded_and_counted(network):
+    values = parameters_of(network)
+    report = load_strictly(network, values, "a.ckpt", need_head=True)
+    assert report.loaded == len(values)
+    assert report.as_text() == f"loaded {len(values)} parameters from a.ckpt"
+    assert all((parameter.asnumpy() == 0.5).all() for parameter in network.get_parameters())
+
+
+def test_a_base_checkpoint_fits_by_name_and_its_lm_head_is_no_fault(network, tmp_path):
+    base = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**REFERENCE_DIMENSIONS))
+    ms.save_checkpoint(base, str(tmp_path / "base.ckpt"))
+    report = load_strictly(network, read_checkpoint(tmp_path / "base.ckpt"), "base.ckpt", need_head=False)
+    assert report.fresh == ("v_head0.weight",)
+    assert report.left_over == ()
+    assert report.loaded == len(list(base.get_parameters())) - 1
+    assert "freshly initialised: v_head0.weight" in report.as_text()
+    loaded = {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
+    for parameter in base.get_parameters():
+        if parameter.name != "transformer.output_layer.weight":
+            np.testing.assert_array_equal(loaded[parameter.name], parameter.asnumpy())
+
+
+def test_a_checkpoint_without_value_head_cannot_be_scored_with(network):
+    values = parameters_of(network)
+    del values["v_head0.weight"]
+    with pytest.raises(UserError, match="1 of the network's 18 parameters are not in this checkpoint: v_head0.weight"
+                       .replace("18", str(len(values) + 1))):
+        load_strictly(network, values, "a.ckpt", need_head=True)
+
+
+def test_missing_backbone_parameters_are_an_error_and_nothing_is_loaded(network):
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+    values = {name.replace("transformer.", ""): value for name, value in parameters_of(network).items()}
+    with pytest.raises(UserError, match=r"a\.ckpt: \d+ of the network's \d+ parameters are not in this checkpoint: "
+                                        r"transformer\.embedding\.embedding_weight.*and \d+ more; it has embedding"):
+        load_strictly(network, values, "a.ckpt", need_head=False)
+    for parameter in network.get_parameters():
+        np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
+
+
+def test_another_shape_is_an_error_with_the_parameter_and_both_shapes(network):
+    values = parameters_of(network)
+    values["transformer.encoder.final_layernorm.weight"] = Parameter(Tensor(np.ones(64, np.float32)))
+    with pytest.raises(UserError, match=r"final_layernorm\.weight: checkpoint \(64,\), network \(32,\)"):
+        load_strictly(network, values, "a.ckpt", need_head=True)
+
+
+def test_what_is_left_over_is_reported_but_optimizer_state_is_expected(network):
+    values = parameters_of(network)
+    for name in ("adam_m.v_head0.weight", "global_step", "epoch_num", "loss_scale", "transformer.extra.weight"):
+        values[name] = Parameter(Tensor([1.0]), name=name)
+    assert load_strictly(network, values, "a.ckpt", need_head=True).left_over == ("transformer.extra.weight",)
+
+
+def test_settings_of_the_training_data_are_found_from_folder_rank_folder_and_file(tmp_path):
+    settings = {"prompt_template": "{prompt}{response}"}
+    touch(tmp_path / "checkpoint_network" / "rank_0", "a-network.ckpt")
+    write_data_settings(tmp_path / "checkpoint_network", settings)
+    for path in ("checkpoint_network", "checkpoint_network/rank_0", "checkpoint_network/rank_0/a-network.ckpt"):
+        assert read_data_settings(tmp_path / path) == (tmp_path / "checkpoint_network" / "data_settings.json", settings)
+    assert read_data_settings(tmp_path) == (None, {})

@@ -1,0 +1,99 @@
+"""The differences between devices and releases, each against the behaviour that it mends.
+
+| test                                                   | proves                                                      |
+| test_the_uint8_mask_of_mindformers_attends_the_future  | why the mask is a float tensor                              |
+| test_overflow_is_found ...                             | a NaN or infinite gradient skips the step, on a CPU         |
+| test_strict_loading ...                                | a checkpoint that does not fit ends the run                 |
+"""
+import mindspore as ms
+import numpy as np
+import pytest
+from mindformers.models.glm2 import glm2_modules
+from mindformers.models.glm2.glm2 import ChatGLM2Model
+from mindformers.models.glm2.glm2_config import ChatGLM2Config
+from mindformers.trainer import utils as trainer_utils
+from mindformers.wrapper import MFTrainOneStepCell
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindrlhf import compat
+from mindrlhf.errors import UserError
+
+
+def test_a_cpu_is_not_ascend():
+    assert not compat.on_ascend()
+
+
+def test_mask_is_float_without_and_uint8_with_flash_attention():
+    assert compat.attention_mask_dtype(use_flash_attention=False) == ms.float32
+    assert compat.attention_mask_dtype(use_flash_attention=True) == ms.uint8
+
+
+def test_the_uint8_mask_of_mindformers_attends_the_future():
+    """With MindFormers' own mask on MindSpore 2.7, the last token moves the first hidden state."""
+    model = ChatGLM2Model(ChatGLM2Config(num_layers=1, hidden_size=32, num_attention_heads=4, kv_channels=8,
+                                         ffn_hidden_size=48, padded_vocab_size=64, seq_length=8,
+                                         param_init_type="float32", compute_dtype="float32")).set_train(False)
+    for parameter in model.get_parameters():
+        if "layernorm" not in parameter.name:
+            parameter.set_data(Tensor(np.random.default_rng(1).standard_normal(parameter.shape), ms.float32))
+    ids = np.arange(8, dtype=np.int32)[None]
+    other = ids.copy()
+    other[0, -1] = 40
+
+    def first_state_moves(mask):
+        states = [model(Tensor(row), full_attention_mask=mask).asnumpy()[0, 0] for row in (ids, other)]
+        return np.abs(states[0] - states[1]).max() > 1e-6
+
+    float_mask = Tensor(np.triu(np.ones((1, 1, 8, 8), np.float32), 1))
+    assert not first_state_moves(float_mask)
+    if ms.__version__ >= "2.7":
+        assert first_state_moves(None)
+
+
+def test_fused_kernels_are_left_to_ascend():
+    assert not glm2_modules.check_rmsnorm_big_kernel_valid()
+    assert not glm2_modules.check_valid_big_kernel()
+    assert glm2_modules.ChatGLM2RMSNorm(8).self_define
+    assert glm2_modules.ChatGLM2SiLU().self_define
+
+
+class _Net(nn.Cell):
+    """loss = sum(w * x): its gradient is x."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(Tensor([1.0, 2.0], ms.float32), name="weight")
+
+    def construct(self, x):
+        return ops.reduce_sum(self.weight * x)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_overflow_is_found_the_step_skipped_and_the_loss_scale_lowered(bad):
+    compat.use_portable_overflow_check()
+    net = _Net()
+    scale = nn.DynamicLossScaleUpdateCell(loss_scale_value=1024, scale_factor=2, scale_window=1000)
+    step = MFTrainOneStepCell(net, nn.SGD(net.trainable_params(), 0.5), scale_sense=scale, use_clip_grad=True)
+    step.set_train()
+    _, overflow, *_ = step(Tensor([bad, 1.0], ms.float32))
+    assert bool(overflow.asnumpy())
+    assert net.weight.asnumpy().tolist() == [1.0, 2.0]
+    assert float(step.scale_sense.asnumpy()) == 512
+
+    _, overflow, *_ = step(Tensor([0.5, 0.0], ms.float32))
+    assert not bool(overflow.asnumpy())
+    assert net.weight.asnumpy() == pytest.approx([0.75, 2.0], rel=1e-5)
+
+
+def test_strict_loading_ends_a_run_whose_checkpoint_does_not_fit(monkeypatch):
+    monkeypatch.setattr(trainer_utils, "load_param_into_net", trainer_utils.load_param_into_net)
+    compat.use_strict_loading("base.ckpt")
+    with pytest.raises(UserError, match=r"base\.ckpt: 1 of the network's 1 parameters are not in this .*: weight"):
+        trainer_utils.load_param_into_net(_Net(), {"other": Parameter(Tensor([1.0]), name="other")})
+
+
+def test_no_init_parameters_is_a_context():
+    with compat.no_init_parameters():
+        net = _Net()
+    net.init_parameters_data()
+    assert net.weight.shape == (2,)

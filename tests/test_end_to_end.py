@@ -1,0 +1,240 @@
+"""The pipeline as a user runs it: the converter and the three launcher commands of the tutorial, on the bundled sample.
+
+Each command runs once, in its own process; the tests look at what it left behind.
+
+| test                                              | proves                                                   |
+| test_held_out_accuracy ...                        | the tiny model learns: 0.95 on questions it has not seen |
+| test_inference_gives_the_scores_of_evaluation     | both ways to a score agree to 1e-5                      |
+| test_training_resumes ...                         | --resume goes on bit by bit                              |
+"""
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
+
+LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
+ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def run(folder, command):
+    """Run a command in a folder; returns the finished process, its two outputs as text."""
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+                          check=False)
+
+
+def script(folder, name, *args):
+    return run(folder, [sys.executable, str(EXAMPLE / name), *map(str, args)])
+
+
+def launched(folder, name, args, log_dir):
+    """Start an entry script through the launcher with one worker, as the tutorial does; returns the worker's log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    result = run(folder, ["bash", str(LAUNCHER), f"{EXAMPLE / name} \\\n {args} ", "1", str(port), log_dir, "True",
+                          "600"])
+    log = (folder / log_dir / "worker_0.log").read_text(encoding="utf-8")
+    assert result.returncode == 0, result.stderr + log[-3000:]
+    return log
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The folder of a run: train and test data converted, a model trained, evaluated, and asked. name -> log."""
+    folder = tmp_path_factory.mktemp("job")
+    logs = {"folder": folder}
+    for part in ("train", "test"):
+        result = script(folder, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
+                        SAMPLE / f"{part}.jsonl", "--dst_file", f"{part}.mindrecord", "--seq_length", 128)
+        assert result.returncode == 0, result.stderr
+        logs[part] = result.stdout
+    logs["train_log"] = launched(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord",
+                                 "logs/train")
+    logs["eval_log"] = launched(
+        folder, "reward_eval.py", f"--config {TINY_YAML} --eval_dataset test.mindrecord --batch_size 16 "
+        "--distributed_ckpt_path output/checkpoint_network --load_all_ckpt False", "logs/eval")
+    logs["infer_log"] = launched(
+        folder, "reward_infer.py", f"--config {TINY_YAML} --data_file {SAMPLE / 'test.jsonl'} "
+        f"--tokenizer {SAMPLE / 'tokenizer.model'} --distributed_ckpt_path output/checkpoint_network", "logs/infer")
+    return logs
+
+
+def test_conversion_ends_with_the_table_of_lengths(job):
+    heading = "count prompt_max prompt_avg chosen_max chosen_avg reject_max reject_avg"
+    assert job["train"].splitlines()[0].split() == heading.split()
+    assert job["train"].splitlines()[2].split()[0] == "375"
+    assert "wrote 375 pairs to train.mindrecord" in job["train"]
+
+
+def test_training_says_first_which_model_trains(job):
+    log = job["train_log"]
+    for fact in ("Glm4RewardModel, 2 layers, hidden size 64", "random initialisation", "128 tokens",
+                 "8 pairs, 2,048 tokens with padding", "CPU, 1 process", "470,404"):
+        assert fact in log, fact
+    assert log.index("this run trains") < log.index("step 1 of 138")
+
+
+def test_the_scheduler_of_a_run_of_one_process_leaves_the_work_to_it(job):
+    """It is given the same script by msrun, and would train into the same files."""
+    log = (job["folder"] / "logs" / "train" / "scheduler.log").read_text(encoding="utf-8")
+    assert "nothing to do here" in log
+    assert "this run trains" not in log
+
+
+def test_every_step_is_in_the_log_and_in_the_table_and_the_loss_falls(job):
+    with open(job["folder"] / "output" / "metrics.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 139))
+    assert set(rows[0]) == {"step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms"}
+    losses = [float(row["loss"]) for row in rows]
+    assert losses[0] == pytest.approx(0.7, abs=0.1)
+    assert np.mean(losses[-20:]) < 0.2
+    assert np.mean([float(row["accuracy"]) for row in rows[-20:]]) > 0.95
+    assert re.search(r"step 138 of 138, loss: [\d.]+, accuracy: [\d.]+, margin: [-\d.]+, reward: [-\d.]+, lr: \S+, "
+                     r"global_norm: [\d.]+, \d+ ms a step, time left: 0:00:00", job["train_log"])
+
+
+def test_checkpoints_and_curves_are_where_the_tutorial_says(job):
+    output = job["folder"] / "output"
+    assert [path.name for path in (output / "checkpoint_network" / "rank_0").glob("*.ckpt")] == \
+        ["glm4_tiny_rank_0-network.ckpt"]
+    assert (output / "checkpoint" / "rank_0" / "glm4_tiny_rank_0-3_46.ckpt").is_file()
+    for picture in ("curves.png", "eval_scores.png"):
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_held_out_accuracy_is_at_least_95_percent(job):
+    found = re.search(r": 93 pairs, accuracy ([\d.]+), mean margin ([\d.]+)", job["eval_log"])
+    assert float(found[1]) >= 0.95
+    assert float(found[2]) > 1
+
+
+def test_every_batch_is_logged_and_the_last_smaller_one_counts(job):
+    lines = re.findall(r"INFO - acc: \[([\d.]+)\]; avg acc: \[([\d.]+)\]", job["eval_log"])
+    sizes = [16, 16, 16, 16, 16, 13]
+    assert len(lines) == len(sizes)
+    right = 0
+    for number, ((batch, average), size) in enumerate(zip(lines, sizes), start=1):
+        right += round(float(batch) * size)
+        assert float(average) == pytest.approx(right / sum(sizes[:number]))
+
+
+def test_inference_logs_each_answer_and_writes_a_line_for_each_row(job):
+    rows = [json.loads(line) for line in (SAMPLE / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    written = [json.loads(line) for line in
+               (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [{key: row[key] for key in rows[0]} for row in written] == rows
+    scores = re.findall(r"reward score: \[\[(-?[\d.e-]+)\]\]", job["infer_log"])
+    assert [float(score) for score in scores] == [row[key] for row in written for key in ("pos_score", "neg_score")]
+    assert job["infer_log"].count("Sample: 根据一下问题，写一个合适的回答。\n\n### 问题：\n") == 2 * len(rows)
+
+
+def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):
+    """Evaluate the same file in this process and compare the scores pair by pair."""
+    from mindrlhf.config import load_config
+    from mindrlhf.score import evaluate
+    config = load_config(TINY_YAML, {"eval_dataset.data_loader.dataset_dir": [str(job["folder"] / "test.mindrecord")]})
+    result = evaluate(config, str(job["folder"] / "output" / "checkpoint_network"), all_checkpoints=False)[0]
+    written = [json.loads(line) for line in
+               (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-5)
+    np.testing.assert_allclose(result.rejected, [row["neg_score"] for row in written], atol=1e-5)
+    assert result.accuracy == np.mean([row["pos_score"] > row["neg_score"] for row in written])
+
+
+def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(job):
+    result = script(job["folder"], "reward_eval.py", "--config", TINY_YAML, "--eval_dataset", "test.mindrecord",
+                    "--distributed_ckpt_path", "output/checkpoint", "--load_all_ckpt", "True")
+    assert result.returncode == 0, result.stderr
+    log = result.stdout + result.stderr
+    order = re.findall(r"glm4_tiny_rank_0-(\d+_\d+)\.ckpt: 93 pairs", log)
+    assert order == ["2_4", "3_8", "3_46"]
+    assert re.search(r"checkpoint +pairs +accuracy +margin +chosen mean +rejected mean", log)
+
+
+def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
+    """From step 100 on, with the same data order, the loss goes on where it was."""
+    checkpoint = job["folder"] / "output" / "checkpoint" / "rank_0" / "glm4_tiny_rank_0-3_8.ckpt"
+    result = script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
+                    job["folder"] / "train.mindrecord", "--load_checkpoint", checkpoint, "--resume", "True")
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log[-3000:]
+    assert "step 101 of " in log
+    assert "step 138 of 138" in log
+    with open(tmp_path / "output" / "metrics.csv", encoding="utf-8") as file:
+        resumed = list(csv.DictReader(file))
+    with open(job["folder"] / "output" / "metrics.csv", encoding="utf-8") as file:
+        whole = list(csv.DictReader(file))[100:]
+    assert [row["step"] for row in resumed] == [row["step"] for row in whole]
+    np.testing.assert_allclose([float(row["loss"]) for row in resumed], [float(row["loss"]) for row in whole],
+                               rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "args", "message"), [
+    ("reward_train.py", ["--train_dataset", "test.mindrecord", "--seq_length", "64"],
+     "the data's seq_length is 128, model.model_config.seq_length (or --seq_length) is 64"),
+    ("reward_train.py", ["--train_dataset", "absent.mindrecord"], "absent.mindrecord: no such file or folder"),
+    ("reward_train.py", ["--train_dataset", "test.mindrecord", "--resume", "True"], "but no checkpoint is named"),
+    ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "wrong.ckpt"],
+     "embedding_weight: checkpoint (7, 3), network (1024, 64)"),
+    ("reward_eval.py", ["--eval_dataset", "test.mindrecord", "--distributed_ckpt_path", "headless.ckpt"],
+     "1 of the network's 17 parameters are not in this checkpoint"),
+    ("reward_eval.py", ["--eval_dataset", "test.mindrecord", "--distributed_ckpt_path", "cut.ckpt"],
+     "cut.ckpt: not readable as a checkpoint"),
+    ("reward_infer.py", ["--data_file", "bad.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model"),
+                         "--distributed_ckpt_path", "output/checkpoint_network"],
+     "bad.jsonl:2: key 'neg_resp' missing; found prompt, pos_resp; expected prompt, pos_resp, neg_resp"),
+    ("reward_infer.py", ["--data_file", "ok.jsonl", "--tokenizer", "other.model",
+                         "--distributed_ckpt_path", "output/checkpoint_network"],
+     "the model was trained with tokenizer.model"),
+    ("reward_infer.py", ["--data_file", "empty.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model"),
+                         "--distributed_ckpt_path", "output/checkpoint_network"], "no rows in it"),
+], ids=lambda value: "" if isinstance(value, str) else "_".join(Path(word).name.lstrip("-") for word in value))
+def test_a_users_mistake_is_one_line_and_an_exit_code(job, name, args, message):
+    folder = job["folder"]
+    _write_mistakes(folder)
+    result = script(folder, name, "--config", TINY_YAML, *args)
+    assert result.returncode == 1, result.stdout[-2000:]
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{name}: error: ")
+    assert message in last
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def _write_mistakes(folder):
+    import mindspore as ms
+    (folder / "bad.jsonl").write_text('{"prompt": "a", "pos_resp": "b", "neg_resp": "c"}\n'
+                                      '{"prompt": "a", "pos_resp": "b"}\n', encoding="utf-8")
+    (folder / "ok.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    (folder / "empty.jsonl").touch()
+    (folder / "other.model").write_bytes((SAMPLE / "tokenizer.model").read_bytes() + b"\n")
+    whole = next((folder / "output" / "checkpoint_network" / "rank_0").glob("*.ckpt"))
+    (folder / "cut.ckpt").write_bytes(whole.read_bytes()[:5000])
+    weights = ms.load_checkpoint(str(whole))
+    del weights["v_head0.weight"]
+    ms.save_checkpoint([{"name": name, "data": value} for name, value in weights.items()],
+                       str(folder / "headless.ckpt"))
+    weights["transformer.embedding.embedding_weight"] = ms.Parameter(ms.Tensor(np.ones((7, 3), np.float32)))
+    ms.save_checkpoint([{"name": name, "data": value} for name, value in weights.items()], str(folder / "wrong.ckpt"))
+
+
+def test_unknown_flags_and_bad_values_stop_every_script(tmp_path):
+    for name in ("cvalues_comparison.py", "reward_train.py", "reward_eval.py", "reward_infer.py"):
+        result = script(tmp_path, name, "--no_such_flag", "1")
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+    result = script(tmp_path, "reward_train.py", "--config", "x", "--run_mode", "predict")
+    assert result.returncode == 2
+    assert "invalid choice: 'predict'" in result.stderr
+    result = script(tmp_path, "reward_eval.py", "--config", "x", "--distributed_ckpt_path", "y",
+                    "--load_all_ckpt", "no!")
+    assert result.returncode == 2
+    assert "found 'no!', expected True or False" in result.stderr
