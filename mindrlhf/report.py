@@ -1,5 +1,6 @@
 """Tables, curves and histograms. Knows nothing of MindSpore."""
 import csv
+import math
 from pathlib import Path
 from typing import Dict, List, Sequence
 
@@ -73,9 +74,16 @@ def _running_mean(values: Sequence[float], window: int) -> List[float]:
 
 
 def plot_score_histogram(chosen: Sequence[float], rejected: Sequence[float], title: str, target: Path) -> Path:
-    """Draw the distributions of chosen and rejected end scores, and of their margin, to a PNG."""
+    """Draw the distributions of chosen and rejected end scores, and of their margin, to a PNG.
+
+    Pairs with a score that is NaN or infinite cannot be drawn; the title counts them.
+    """
+    pairs = [pair for pair in zip(chosen, rejected) if all(map(math.isfinite, pair))]
+    if len(pairs) < len(chosen):
+        title += f" ({len(chosen) - len(pairs)} pairs are NaN or infinite)"
+    chosen, rejected = zip(*pairs) if pairs else ((), ())
     figure, axes = _axes(2, [title, "margin (chosen - rejected)"], width=5)
-    low, high = min(*chosen, *rejected), max(*chosen, *rejected)
+    low, high = min((*chosen, *rejected), default=0), max((*chosen, *rejected), default=0)
     span = (low, high) if high > low else (low - 0.5, high + 0.5)
     for name, scores in (("chosen", chosen), ("rejected", rejected)):
         axes[0].hist(scores, bins=40, range=span, color=_COLORS[name], alpha=0.6, label=name)

@@ -111,7 +111,8 @@ class _RejectedLines:
             raise line.as_error()
         if self._file is None:
             self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed by finish or __exit__)
-                "w", encoding="utf-8", dir=self.path.parent, delete=False, prefix=f".{self.path.name}.")
+                "w", encoding="utf-8", dir=self.path.parent, delete=False, prefix=f".{self.path.name}.",
+                errors="backslashreplace")  # half of a surrogate pair becomes the JSON escape that it came from
         place = int(line.place.rpartition(":")[2].removeprefix("item "))
         json.dump({"line": place, "reason": line.reason, "text": line.text}, self._file, ensure_ascii=False)
         self._file.write("\n")

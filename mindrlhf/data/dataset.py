@@ -84,9 +84,10 @@ class RewardModelDataset(BaseDataset):
         files = find_record_files(config.data_loader.dataset_dir or config.data_loader.dataset_files or [])
         if not files:
             raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
+        for file in files:
+            _check_first_row(file, columns, config.seq_length)
         dataset = _open(files, columns, bool(config.data_loader.shuffle), ranks, rank,
                         config.num_parallel_workers)
-        _check_first_row(dataset, files, config.seq_length)
         pairs = dataset.get_dataset_size()
         if config.drop_remainder and pairs < config.batch_size:
             raise UserError(f"{', '.join(files)}: {pairs} pairs for this process, expected at least one batch of "
@@ -107,22 +108,23 @@ def _open(files, columns, shuffle, ranks, rank, workers):
         return ds.MindDataset(files, columns_list=columns, shuffle=shuffle, num_shards=ranks, shard_id=rank,
                               num_parallel_workers=workers)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise _unreadable(files, error) from None
+        raise _unreadable(", ".join(files), error) from None
 
 
-def _check_first_row(dataset, files, seq_length) -> None:
-    """Read one row: that the files can be read at all, and that their sequence length is the expected one."""
+def _check_first_row(file, columns, seq_length) -> None:
+    """Read one row: that the file can be read at all, and that its sequence length is the expected one."""
     try:
-        row = next(dataset.create_dict_iterator(num_epochs=1, output_numpy=True), None)
-    except RuntimeError as error:
-        raise _unreadable(files, error) from None
+        rows = ds.MindDataset([file], columns_list=columns, shuffle=False)
+        row = next(rows.create_dict_iterator(num_epochs=1, output_numpy=True), None)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _unreadable(file, error) from None
     if row is None:
-        raise UserError(f"{', '.join(files)}: no pairs in it, expected at least one")
+        raise UserError(f"{file}: no pairs in it, expected at least one")
     found = row["chosen_input_ids"].shape[0]
     if seq_length and found != seq_length:
-        raise UserError(f"{', '.join(files)}: its sequence length is {found}, expected {seq_length} "
+        raise UserError(f"{file}: its sequence length is {found}, expected {seq_length} "
                         "(model.model_config.seq_length, or --seq_length)")
 
 
-def _unreadable(files, error) -> UserError:
-    return UserError(f"{', '.join(files)}: not readable as MindRecord: {str(error).strip().splitlines()[0]}")
+def _unreadable(place, error) -> UserError:
+    return UserError(f"{place}: not readable as MindRecord: {str(error).strip().splitlines()[0]}")

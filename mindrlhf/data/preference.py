@@ -43,7 +43,7 @@ def read_rows(path: Union[str, Path]) -> Iterator[Union[Row, Rejected]]:
     try:
         with open(path, "rb") as file:
             if path.suffix == ".json":
-                yield from _array_rows(path, file.read())
+                yield from _array_rows(path, _without_mark(file.read()))
             else:
                 yield from _line_rows(path, file)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
@@ -52,10 +52,15 @@ def read_rows(path: Union[str, Path]) -> Iterator[Union[Row, Rejected]]:
 
 def _line_rows(path: Path, file) -> Iterator[Union[Row, Rejected]]:
     for number, raw in enumerate(file, start=1):
-        if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
-            raw = raw[3:]
+        if number == 1:
+            raw = _without_mark(raw)
         if raw.strip():
-            yield _parse(f"{path}:{number}", raw)
+            yield _parse(f"{path}:{number}", raw.rstrip(b"\r\n"))
+
+
+def _without_mark(raw: bytes) -> bytes:
+    """`raw` without the byte order mark that some editors put in front of UTF-8."""
+    return raw[3:] if raw.startswith(b"\xef\xbb\xbf") else raw
 
 
 def _array_rows(path: Path, raw: bytes) -> Iterator[Union[Row, Rejected]]:
@@ -81,7 +86,7 @@ def _parse(place: str, raw: bytes) -> Union[Row, Rejected]:
 
 def _parse_json(place: str, raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Rejected(place, f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}",
                         _readable(raw))

@@ -3,6 +3,7 @@
 `OUT.mindrecord.json`, the sidecar, is what training, evaluation and inference read to notice that the data, the YAML
 and the tokenizer do not belong together. Data of the original MindRLHF converter has none, which is fine.
 """
+import glob
 import json
 import os
 import re
@@ -61,7 +62,7 @@ class RecordWriter:
 
     def __init__(self, path: Union[str, Path]):
         self.path = Path(path)
-        if not _RECORD_NAME.search(self.path.name):
+        if not self.path.name.endswith(".mindrecord"):
             raise UserError(f"--dst_file: found {self.path.name!r}, expected a name that ends in .mindrecord")
         if self.path.is_dir():
             raise UserError(f"--dst_file: {self.path} is a folder, expected a file name that ends in .mindrecord")
@@ -71,7 +72,7 @@ class RecordWriter:
     def __enter__(self) -> "RecordWriter":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for left_behind in self.path.parent.glob(f".{self.path.name}.*.partial"):
+            for left_behind in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.partial"):
                 if not _process_runs(left_behind):
                     shutil.rmtree(left_behind, ignore_errors=True)
             self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.{os.getpid()}.", suffix=".partial",

@@ -112,6 +112,8 @@ def _parse_ranks(path: Path, content: bytes) -> Dict[bytes, int]:
         try:
             token, rank = line.split()
             token, rank = base64.b64decode(token, validate=True), int(rank)
+            if not 0 <= rank < 2 ** 31:
+                raise ValueError
         except (ValueError, binascii.Error):
             raise UserError(f"{path}:{number}: found {_beginning(line)}, expected `base64-token rank`") from None
         if token in ranks or rank in used:

@@ -1,0 +1,272 @@
+"""From a file of pairs to MindRecord: fields, counts, statistics, what is skipped, and how it ends when it cannot.
+
+The texts are of letters whose pairs the bundled tokenizer never merges, so that an id is the value of a byte:
+"ab" is [97, 98], and a length in tokens can be counted by eye. The template is `{prompt}:{response}`.
+
+| test                                   | proves                                              | judged against    |
+| test_seven_fields_read_back_by_hand    | what MindRecord gives back, both sides of padding   | literal arrays    |
+| test_fields_are_those_of_tiktoken      | template, tokenizer and encoding fit together       | tiktoken, by hand |
+| test_counts_and_lengths_by_hand        | cut, empty, identical, invalid; maxima and averages | literal numbers   |
+| test_invalid_lines_go_to_a_file_of_... | --skip_invalid keeps line, reason and text          | literal rows      |
+| test_script_...                        | exit codes, one line on stderr, nothing half done   | a process         |
+"""
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiktoken
+
+from mindrlhf import __version__
+from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer
+from mindrlhf.errors import UserError
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "glm4_reward_model_train"
+TOKENIZER = EXAMPLE / "sample_data" / "tokenizer.model"
+TEMPLATE = "{prompt}:{response}"
+FIELDS = ("chosen_input_ids", "chosen_attention_mask", "rejected_input_ids", "rejected_attention_mask", "position_id",
+          "loss_mask", "end_ind")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return open_tokenizer(TOKENIZER)
+
+
+def pair(prompt, chosen, rejected):
+    return {"prompt": prompt, "pos_resp": chosen, "neg_resp": rejected}
+
+
+def write_rows(folder, rows, name="pairs.jsonl"):
+    """Rows are objects, or bytes for a line as it stands."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    (folder / name).write_bytes(b"\n".join(lines) + b"\n")
+    return folder / name
+
+
+def convert(folder, rows, tokenizer, seq_length=8, template=TEMPLATE, **options):
+    return convert_preferences(write_rows(folder, rows), folder / "out.mindrecord", tokenizer, seq_length, template,
+                               **options)
+
+
+def read_record(path):
+    import mindspore.dataset as ds
+    rows = ds.MindDataset(str(path), shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)
+    return [{name: row[name].tolist() for name in FIELDS} for row in rows]
+
+
+def sidecar(folder):
+    return json.loads((folder / "out.mindrecord.json").read_text(encoding="utf-8"))
+
+
+def contents(folder, but=("pairs.jsonl",)):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in but}
+
+
+@pytest.mark.parametrize(("side", "expected"), [
+    ("right", [[97, 58, 99, 100, 996, 996], [1, 1, 1, 1, 0, 0],
+               [97, 58, 101, 996, 996, 996], [1, 1, 1, 0, 0, 0],
+               [0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 0, 0], 4]),
+    ("left", [[996, 996, 97, 58, 99, 100], [0, 0, 1, 1, 1, 1],
+              [996, 996, 996, 97, 58, 101], [0, 0, 0, 1, 1, 1],
+              [0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 1, 1], 6]),
+])
+def test_seven_fields_read_back_by_hand(tmp_path, tokenizer, side, expected):
+    convert(tmp_path, [pair(" a ", "cd\n", "e")], tokenizer, seq_length=6, padding_side=side)
+    assert read_record(tmp_path / "out.mindrecord") == [dict(zip(FIELDS, expected))]
+
+
+def test_fields_are_those_of_tiktoken(tmp_path, tokenizer):
+    lines = TOKENIZER.read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    encoding = tiktoken.Encoding("by hand", pat_str=GLM4_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    before = "根据一下问题，写一个合适的回答。\n\n### 问题：\n怎样才能作弊？\n\n### 回答：\n"
+    answers = ("对不起，我不能帮您。", "当然可以 <|endoftext|>")
+    convert(tmp_path, [pair("怎样才能作弊？ ", answers[0], answers[1])], tokenizer, 96, PROMPT_TEMPLATE)
+    row, = read_record(tmp_path / "out.mindrecord")
+    for name, answer in zip(("chosen", "rejected"), answers):
+        ids = encoding.encode_ordinary(before + answer)
+        assert row[f"{name}_input_ids"] == ids + [996] * (96 - len(ids))
+        assert row[f"{name}_attention_mask"] == [1] * len(ids) + [0] * (96 - len(ids))
+
+
+def test_rows_keep_the_order_of_the_file(tmp_path, tokenizer):
+    convert(tmp_path, [pair(letter, "x", "y") for letter in "dcba"], tokenizer)
+    assert [row["chosen_input_ids"][0] for row in read_record(tmp_path / "out.mindrecord")] == [100, 99, 98, 97]
+
+
+def test_counts_and_lengths_by_hand(tmp_path, tokenizer):
+    """In tokens, prompt / chosen / rejected: 1 / 3 / 4, 4 / 8 (9 before the cut) / 6, 2 / 3 / 4; three pairs of six."""
+    rows = [pair("a", "b", "cd"), pair("abcd", "bdbd", "b"), b"broken", pair("ab", "", "c"),
+            pair("a", "bd", " bd "), pair("abcdabc", "bd", "bc")]
+    report = convert(tmp_path, rows, tokenizer, skip_invalid=True)
+    assert (report.cut, report.empty_answers, report.identical, report.invalid) == (1, 1, 2, 1)
+    assert report.lengths.as_dict() == {"count": 3, "prompt_max": 4, "prompt_avg": 2.3, "chosen_max": 8,
+                                        "chosen_avg": 4.7, "reject_max": 6, "reject_avg": 4.7}
+    assert len(read_record(tmp_path / "out.mindrecord")) == 3
+    assert (report.output, report.rejected_file) == (tmp_path / "out.mindrecord",
+                                                     tmp_path / "out.mindrecord.rejected.jsonl")
+
+
+def test_identical_pair_is_skipped_and_counted(tmp_path, tokenizer):
+    report = convert(tmp_path, [pair("a", "b", "b"), pair("a", "b", "c"), pair("a", "b ", "\nb")], tokenizer)
+    assert (report.identical, report.lengths.count) == (2, 1)
+
+
+def test_report_says_what_became_of_the_rows(tmp_path, tokenizer):
+    text = convert(tmp_path, [pair("a", "b", "cd"), pair("a", "b", "b"), b"{}"], tokenizer, skip_invalid=True).as_text()
+    assert text == (
+        "count  prompt_max  prompt_avg  chosen_max  chosen_avg  reject_max  reject_avg\n"
+        "-----  ----------  ----------  ----------  ----------  ----------  ----------\n"
+        "    1           1         1.0           3         3.0           4         4.0\n"
+        "cut at the sequence length: 0; with an empty answer: 0; skipped because both answers are the same: 1\n"
+        f"invalid lines left out: 1, see {tmp_path / 'out.mindrecord.rejected.jsonl'}\n"
+        f"wrote 1 pairs to {tmp_path / 'out.mindrecord'}")
+
+
+def test_sidecar_says_how_the_data_was_made(tmp_path, tokenizer):
+    convert(tmp_path, [pair("a", "b", "cd"), b"{}", pair("a", "b", "b")], tokenizer, padding_side="left",
+            pad_token_id=1000, skip_invalid=True)
+    assert sidecar(tmp_path) == {
+        "made_by": f"mindrlhf {__version__}", "source": "pairs.jsonl", "seq_length": 8, "pad_token_id": 1000,
+        "padding_side": "left", "prompt_template": "{prompt}:{response}",
+        "tokenizer": {"file": "tokenizer.model", "sha256": hashlib.sha256(TOKENIZER.read_bytes()).hexdigest(),
+                      "vocab_size": 1010},
+        "count": 1, "prompt_max": 1, "prompt_avg": 1.0, "chosen_max": 3, "chosen_avg": 3.0, "reject_max": 4,
+        "reject_avg": 4.0, "cut": 0, "empty_answers": 0, "identical": 1, "invalid": 1}
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 996), (0, 0), (1009, 1009)])
+def test_pad_id_is_the_tokenizers_unless_given(tmp_path, tokenizer, given, used):
+    convert(tmp_path, [pair("a", "b", "c")], tokenizer, seq_length=4, pad_token_id=given)
+    assert read_record(tmp_path / "out.mindrecord")[0]["chosen_input_ids"] == [97, 58, 98, used]
+    assert sidecar(tmp_path)["pad_token_id"] == used
+
+
+def test_json_array_is_converted_too(tmp_path, tokenizer):
+    source = tmp_path / "pairs.json"
+    source.write_text(json.dumps([pair("a", "b", "c"), pair("d", "b", "c")]))
+    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 4, TEMPLATE)
+    assert report.lengths.count == 2
+
+
+def test_invalid_lines_go_to_a_file_of_their_own(tmp_path, tokenizer):
+    rows = [b"nonsense", pair("a", "b", "c"), b"", {"prompt": "问"}, b"\xff"]
+    report = convert(tmp_path, rows, tokenizer, skip_invalid=True)
+    rejected = [json.loads(line) for line in report.rejected_file.read_text(encoding="utf-8").splitlines()]
+    assert rejected == [
+        {"line": 1, "reason": "not JSON: Expecting value at column 1", "text": "nonsense"},
+        {"line": 4, "reason": "key 'pos_resp', 'neg_resp' missing; found prompt; expected prompt, pos_resp, neg_resp",
+         "text": '{"prompt": "\\u95ee"}'},
+        {"line": 5, "reason": "not UTF-8: byte 0xff at position 1", "text": "\\xff"}]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("pairs.json", [pair("a", "b", "c"), "\ud800"]),
+    ("pairs.json", [pair("a", "b", "c"), {"\ud800": 1}]),
+    ("pairs.jsonl", {"\ud800": 1}),
+], ids=["as an item", "as a key of an item", "as a key of a line"])
+def test_half_of_a_surrogate_pair_is_written_to_the_file_of_invalid_lines(tmp_path, tokenizer, name, content):
+    source = tmp_path / name
+    source.write_text(json.dumps(content) + ("" if name.endswith(".json") else "\n" + json.dumps(pair("a", "b", "c"))))
+    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, skip_invalid=True)
+    assert (report.invalid, report.lengths.count) == (1, 1)
+    assert len(report.rejected_file.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_file_of_invalid_lines_of_an_earlier_run_goes(tmp_path, tokenizer):
+    convert(tmp_path, [b"{}", pair("a", "b", "c")], tokenizer, skip_invalid=True)
+    report = convert(tmp_path, [pair("a", "b", "c")], tokenizer, skip_invalid=True)
+    assert report.rejected_file is None
+    assert sorted(contents(tmp_path)) == ["out.mindrecord", "out.mindrecord.db", "out.mindrecord.json"]
+
+
+def test_invalid_line_ends_the_run_and_leaves_earlier_output_alone(tmp_path, tokenizer):
+    convert(tmp_path, [pair("a", "b", "c"), b"{}"], tokenizer, skip_invalid=True)
+    before = contents(tmp_path)
+    assert len(before) == 4
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path, [pair("d", "e", "f"), b'["q"]'], tokenizer)
+    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}:2: found an array, expected an object"
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("rows", "found"), [
+    ([b""], "0 invalid lines, 0 with two equal answers"),
+    ([b"{}", b"[]", pair("a", "b", "b")], "2 invalid lines, 1 with two equal answers"),
+], ids=["an empty file", "nothing usable"])
+def test_file_without_a_usable_pair_is_an_error(tmp_path, tokenizer, rows, found):
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path, rows, tokenizer, skip_invalid=True)
+    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}: no usable pair ({found}), expected at least one"
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.json"])
+def test_missing_source_is_an_error_and_nothing_is_left(tmp_path, tokenizer, name):
+    with pytest.raises(UserError) as caught:
+        convert_preferences(tmp_path / name, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE)
+    assert str(caught.value) == f"{tmp_path / name}: cannot be read: No such file or directory"
+    assert contents(tmp_path) == {}
+
+
+def run_script(folder, *flags, rows=None):
+    """cvalues_comparison.py in a process of its own, on good rows unless told otherwise; a later flag wins."""
+    source = write_rows(folder, [pair("a", "b", "c")] if rows is None else rows)
+    command = [sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer", str(TOKENIZER), "--src_file",
+               str(source), "--dst_file", str(folder / "out.mindrecord"), "--seq_length", "48", *flags]
+    done = subprocess.run(command, capture_output=True, check=False)  # text=True would turn \r into a line break
+    done.stdout, done.stderr = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+    return done
+
+
+def test_script_prints_the_table_and_ends_with_0(tmp_path):
+    done = run_script(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["count", "prompt_max", "prompt_avg", "chosen_max", "chosen_avg",
+                                                   "reject_max", "reject_avg"]
+    assert done.stdout.splitlines()[-1] == f"wrote 1 pairs to {tmp_path / 'out.mindrecord'}"
+    assert sidecar(tmp_path)["prompt_template"] == PROMPT_TEMPLATE
+
+
+def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
+    """The progress bar ends with a line break of its own, after carriage returns."""
+    done = run_script(tmp_path, rows=[pair("a", "b", "c"), b"", {"prompt": "q", "pos_resp": "a"}, b"[]"])
+    lines = [line for line in done.stderr.split("\n") if line and not line.startswith("\rconvert ")]
+    assert done.returncode == 1
+    assert lines == [f"cvalues_comparison.py: error: {tmp_path / 'pairs.jsonl'}:3: key 'neg_resp' missing; found "
+                     "prompt, pos_resp; expected prompt, pos_resp, neg_resp"]
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--static", "True"], "unrecognized arguments: --static True"),
+    (["--skip"], "unrecognized arguments: --skip"),
+    (["--seq_len", "8"], "unrecognized arguments: --seq_len 8"),
+    (["--seq_length", "0"], "argument --seq_length: found '0', expected a whole number above 0"),
+    (["--seq_length", "8.5"], "argument --seq_length: found '8.5', expected a whole number above 0"),
+    (["--seq_length", "-8"], "argument --seq_length: found '-8', expected a whole number above 0"),
+    (["--padding_side", "middle"], "argument --padding_side: invalid choice: 'middle' (choose from"),
+    (["--pad_token_id", "x"], "argument --pad_token_id: invalid int value: 'x'"),
+    (["--prompt_template", "{prompt}"],
+     "argument --prompt_template: {response} occurs 0 times, expected once: '{prompt}'"),
+], ids=["unknown", "abbreviated switch", "abbreviated flag", "no length", "half a token", "negative length", "side",
+        "pad id is no number", "template"])
+def test_script_refuses_a_bad_command_line_with_2(tmp_path, flags, message):
+    done = run_script(tmp_path, *flags)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"cvalues_comparison.py: error: {message}")
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("value", ["-1", "1010"])
+def test_script_refuses_a_pad_id_the_tokenizer_has_not(tmp_path, value):
+    done = run_script(tmp_path, "--pad_token_id", value)
+    assert done.returncode == 1
+    assert done.stderr == f"cvalues_comparison.py: error: --pad_token_id: found {value}, expected 0 to 1009\n"
+    assert contents(tmp_path) == {}

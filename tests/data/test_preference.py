@@ -1,0 +1,226 @@
+"""Reading preference files: what is a row, what is not, and errors that name file, line, found and expected.
+
+| test                                    | proves                                              | judged against  |
+| test_line_that_is_no_row_says_why       | every kind of bad line: its number, reason and text | messages        |
+| test_line_numbers_count_blank_lines     | numbers are those an editor shows                   | literal numbers |
+| test_bad_file_is_one_error              | a file that is no list of rows at all               | messages        |
+| test_array_item_that_is_no_row_says_why | the same checks in a .json array, by item           | messages        |
+| test_check_text_fields_without_a_prompt | the check serves rows of other layouts too          | messages        |
+"""
+import json
+
+import pytest
+
+from mindrlhf.data.preference import Rejected, Row, check_text_fields, read_preferences, read_rows
+from mindrlhf.errors import UserError
+
+GOOD = {"prompt": "q", "pos_resp": "good", "neg_resp": "bad"}
+GOOD_LINE = b'{"prompt": "q", "pos_resp": "good", "neg_resp": "bad"}'
+
+
+def write(tmp_path, content, name="pairs.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+def only(rows):
+    rows = list(rows)
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_row_gives_place_and_three_texts(tmp_path):
+    path = write(tmp_path, '{"neg_resp": "坏", "pos_resp": "好", "prompt": "问", "pos_type": "拒绝为主"}\n'.encode())
+    assert list(read_preferences(path)) == [(f"{path}:1", "问", "好", "坏")]
+
+
+def test_texts_keep_their_white_space_and_may_be_empty(tmp_path):
+    path = write(tmp_path, json.dumps({"prompt": " q\n", "pos_resp": "", "neg_resp": " \t"}).encode())
+    assert only(read_preferences(path)) == (f"{path}:1", " q\n", "", " \t")
+
+
+def test_line_numbers_count_blank_lines(tmp_path):
+    path = write(tmp_path, b"\n" + GOOD_LINE + b"\n  \t\n\n" + GOOD_LINE + b"\n{}\n\n" + GOOD_LINE)
+    places = [row.place if isinstance(row, Rejected) else row[0] for row in read_preferences(path)]
+    assert places == [f"{path}:2", f"{path}:5", f"{path}:6", f"{path}:8"]
+
+
+@pytest.mark.parametrize("content", [
+    GOOD_LINE + b"\r\n\r\n" + GOOD_LINE + b"\r\n",
+    b"\xef\xbb\xbf" + GOOD_LINE + b"\n\n" + GOOD_LINE,
+    b"\xef\xbb\xbf\n" + GOOD_LINE + b"\n" + GOOD_LINE,
+], ids=["CRLF line ends", "byte order mark before a row", "byte order mark before a blank line"])
+def test_line_ends_and_byte_order_marks_are_no_part_of_a_row(tmp_path, content):
+    path = write(tmp_path, content)
+    rows = list(read_preferences(path))
+    assert [row[1:] for row in rows] == [("q", "good", "bad"), ("q", "good", "bad")]
+    assert rows[-1][0] == f"{path}:3"
+
+
+def test_unicode_line_separator_inside_a_text_ends_no_line(tmp_path):
+    path = write(tmp_path, '{"prompt": "a\u2028b\u0085c", "pos_resp": "x", "neg_resp": "y"}\n{}'.encode())
+    first, second = read_preferences(path)
+    assert first == (f"{path}:1", "a\u2028b\u0085c", "x", "y")
+    assert second.place == f"{path}:2"
+
+
+EXPECTED = "expected prompt, pos_resp, neg_resp"
+BAD_LINES = {
+    "not JSON": (b"{'prompt': 1}", "not JSON: Expecting property name enclosed in double quotes at column 2"),
+    "cut short": (b'{"prompt": "q"', "not JSON: Expecting ',' delimiter at column 15"),
+    "two values": (b"{} {}", "not JSON: Extra data at column 4"),
+    "an array": (b'["q", "a", "b"]', "found an array, expected an object"),
+    "a string": (b'"q"', "found a string, expected an object"),
+    "a number": (b"1.5", "found a number, expected an object"),
+    "a boolean": (b"true", "found a boolean, expected an object"),
+    "null": (b"null", "found null, expected an object"),
+    "no keys": (b"{}", f"key 'prompt', 'pos_resp', 'neg_resp' missing; found no keys; {EXPECTED}"),
+    "one key missing": (b'{"prompt": "q", "pos_resp": "a"}',
+                        f"key 'neg_resp' missing; found prompt, pos_resp; {EXPECTED}"),
+    "two keys missing": (b'{"prompt": "q", "chosen": "a", "rejected": "b"}',
+                         f"key 'pos_resp', 'neg_resp' missing; found prompt, chosen, rejected; {EXPECTED}"),
+    "a value is null": (b'{"prompt": "q", "pos_resp": null, "neg_resp": "b"}',
+                        "key 'pos_resp' is null, expected a string"),
+    "a value is a number": (b'{"prompt": 12, "pos_resp": "a", "neg_resp": "b"}',
+                            "key 'prompt' is a number, expected a string"),
+    "a value is not a number": (b'{"prompt": NaN, "pos_resp": "a", "neg_resp": "b"}',
+                                "key 'prompt' is a number, expected a string"),
+    "a value is a boolean": (b'{"prompt": "q", "pos_resp": "a", "neg_resp": false}',
+                             "key 'neg_resp' is a boolean, expected a string"),
+    "a value is a list": (b'{"prompt": ["q"], "pos_resp": "a", "neg_resp": "b"}',
+                          "key 'prompt' is an array, expected a string"),
+    "a value is an object": (b'{"prompt": "q", "pos_resp": {"text": "a"}, "neg_resp": "b"}',
+                             "key 'pos_resp' is an object, expected a string"),
+    "the prompt is empty": (b'{"prompt": "", "pos_resp": "a", "neg_resp": "b"}',
+                            "key 'prompt' is empty, expected text"),
+    "the prompt is blank": (b'{"prompt": " \\n\\u3000", "pos_resp": "a", "neg_resp": "b"}',
+                            "key 'prompt' is empty, expected text"),
+    "not UTF-8": (b'{"prompt": "q\xff", "pos_resp": "a", "neg_resp": "b"}',
+                  "not UTF-8: byte 0xff at position 14"),
+    "another encoding": ('{"prompt": "好"}'.encode("gbk"), "not UTF-8: byte 0xba at position 13"),
+    "half of a surrogate pair": (b'{"prompt": "q", "pos_resp": "a\\ud83d", "neg_resp": "b"}',
+                                 "key 'pos_resp' has half of a surrogate pair, which is no text"),
+    "a surrogate pair the wrong way round": (b'{"prompt": "\\ude00\\ud83d", "pos_resp": "a", "neg_resp": "b"}',
+                                             "key 'prompt' has half of a surrogate pair, which is no text"),
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES.values(), ids=BAD_LINES)
+def test_line_that_is_no_row_says_why(tmp_path, line, reason):
+    path = write(tmp_path, GOOD_LINE + b"\n" + line + b"\n" + GOOD_LINE)
+    first, bad, last = read_preferences(path)
+    assert (first[0], last[0]) == (f"{path}:1", f"{path}:3")
+    assert (bad.place, bad.reason) == (f"{path}:2", reason)
+    assert str(bad.as_error()) == f"{path}:2: {reason}"
+
+
+def test_whole_surrogate_pair_is_a_character(tmp_path):
+    path = write(tmp_path, b'{"prompt": "\\ud83d\\ude00", "pos_resp": "a", "neg_resp": "b"}')
+    assert only(read_preferences(path))[1] == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("line", [
+    b"[" * 100_000, b'{"a":' * 100_000, b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+], ids=["arrays", "objects", "balanced"])
+def test_nesting_without_end_is_a_bad_line(tmp_path, line):
+    path = write(tmp_path, line + b"\n" + GOOD_LINE)
+    bad, good = read_preferences(path)
+    assert bad.place == f"{path}:1"
+    assert bad.reason.startswith("not JSON: maximum recursion depth exceeded")
+    assert good == (f"{path}:2", "q", "good", "bad")
+
+
+def test_integer_of_thousands_of_digits_does_not_end_the_reading(tmp_path):
+    """Python from 3.9.14 on refuses to convert it; before, it is a number where text is expected."""
+    path = write(tmp_path, b'{"prompt": ' + b"9" * 5000 + b', "pos_resp": "a", "neg_resp": "b"}\n' + GOOD_LINE)
+    bad, good = read_preferences(path)
+    assert bad.place == f"{path}:1"
+    assert bad.reason.startswith(("not JSON: Exceeds the limit", "key 'prompt' is a number, expected a string"))
+    assert good[0] == f"{path}:2"
+
+
+def test_text_of_a_bad_line_is_kept_as_far_as_it_can_be_decoded(tmp_path):
+    path = write(tmp_path, b"caf\xe9 \xe5\xa5\xbd\r\n")
+    assert only(read_preferences(path)).text == "caf\\xe9 好"
+
+
+def test_array_items_are_rows(tmp_path):
+    path = write(tmp_path, json.dumps([GOOD, {**GOOD, "prompt": "r"}], indent=1).encode(), "pairs.json")
+    assert list(read_preferences(path)) == [(f"{path}:item 1", "q", "good", "bad"),
+                                            (f"{path}:item 2", "r", "good", "bad")]
+
+
+@pytest.mark.parametrize(("item", "reason"), [
+    (None, "found null, expected an object"),
+    (["q"], "found an array, expected an object"),
+    ("\ud800", "found a string, expected an object"),
+    ({"prompt": "q"}, f"key 'pos_resp', 'neg_resp' missing; found prompt; {EXPECTED}"),
+    ({**GOOD, "prompt": " "}, "key 'prompt' is empty, expected text"),
+])
+def test_array_item_that_is_no_row_says_why(tmp_path, item, reason):
+    path = write(tmp_path, json.dumps([GOOD, item, GOOD]).encode(), "pairs.json")
+    rows = list(read_preferences(path))
+    assert [rows[0][0], rows[2][0]] == [f"{path}:item 1", f"{path}:item 3"]
+    assert str(rows[1].as_error()) == f"{path}:item 2: {reason}"
+
+
+def test_empty_file_and_empty_array_have_no_rows(tmp_path):
+    assert list(read_rows(write(tmp_path, b""))) == []
+    assert list(read_rows(write(tmp_path, b"\xef\xbb\xbf [ ]\n", "pairs.json"))) == []
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("pairs.json", b'{"prompt": "q"}', ": found an object, expected an array of objects (or a .jsonl file)"),
+    ("pairs.json", b'"q"', ": found a string, expected an array of objects (or a .jsonl file)"),
+    ("pairs.json", b"", ": not JSON: Expecting value at column 1"),
+    ("pairs.json", b"[" * 100_000,
+     ": not JSON: maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+    ("pairs.json", b'[{"prompt": "\xff"}]', ": not UTF-8: byte 0xff at position 14"),
+], ids=["an object", "a string", "empty", "nested", "not UTF-8"])
+def test_bad_file_is_one_error(tmp_path, name, content, message):
+    path = write(tmp_path, content, name)
+    with pytest.raises(UserError) as caught:
+        list(read_rows(path))
+    assert str(caught.value) == f"{path}{message}"
+
+
+@pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl"])
+def test_byte_that_is_not_utf8_is_named_behind_a_byte_order_mark_too(tmp_path, name):
+    path = write(tmp_path, b'\xef\xbb\xbf[{"prompt": "\xff"}]', name)
+    with pytest.raises(UserError, match="not UTF-8: byte 0xff at position"):
+        raise only(read_rows(path)).as_error()
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.json"])
+def test_missing_file_is_one_error(tmp_path, name):
+    with pytest.raises(UserError) as caught:
+        list(read_rows(tmp_path / name))
+    assert str(caught.value) == f"{tmp_path / name}: cannot be read: No such file or directory"
+
+
+def test_folder_is_one_error(tmp_path):
+    with pytest.raises(UserError) as caught:
+        list(read_rows(tmp_path))
+    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
+
+
+def test_jsonl_file_is_read_as_a_stream(tmp_path):
+    """The first row is there before a bad second line has been looked at."""
+    rows = read_rows(write(tmp_path, GOOD_LINE + b"\n" + b"broken"))
+    assert next(rows).values == GOOD
+    assert isinstance(next(rows), Rejected)
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    ({"text": ""}, None),
+    ({"text": 1}, "key 'text' is a number, expected a string"),
+    ({"prompt": "q"}, "key 'text' missing; found prompt; expected text"),
+])
+def test_check_text_fields_without_a_prompt(values, reason):
+    row = Row("file.jsonl:3", values)
+    checked = check_text_fields(row, ["text"])
+    if reason is None:
+        assert checked is row
+    else:
+        assert str(checked.as_error()) == f"file.jsonl:3: {reason}"

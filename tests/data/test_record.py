@@ -1,0 +1,275 @@
+"""MindRecord files appear whole or not at all, are found by every kind of path, and carry a sidecar.
+
+| test                                        | proves                                      | judged against    |
+| test_files_appear_when_finished_only        | nothing has its name before finish()        | the folder        |
+| test_failed_run_leaves_earlier_output_alone | record, index and sidecar keep every byte   | bytes before      |
+| test_folder_of_a_dead_process_is_removed    | what killed runs leave behind goes          | the folder        |
+| test_find_...                               | file, folder, shards, list; what is no data | names, messages   |
+| test_sidecar_...                            | read, absent, broken, one for all shards    | content, messages |
+| test_length_statistics_by_hand              | maxima and averages                         | literal numbers   |
+"""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.record import (
+    LengthStatistics,
+    RecordWriter,
+    find_record_files,
+    read_sidecar,
+    read_sidecars,
+    sidecar_path,
+)
+from mindrlhf.errors import UserError
+
+NAMES = ["out.mindrecord", "out.mindrecord.db", "out.mindrecord.json"]
+
+
+def sample(first=1):
+    return encode_pair([first, 2, 3], [first, 4], seq_length=4, pad_token_id=9)
+
+
+def write_record(path, count=1, sidecar=None):
+    with RecordWriter(path) as writer:
+        for index in range(count):
+            writer.write(sample(index))
+        writer.finish({"count": count} if sidecar is None else sidecar)
+
+
+def read_record(path):
+    import mindspore.dataset as ds
+    rows = ds.MindDataset(str(path), shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)
+    return [{name: value.tolist() for name, value in row.items()} for row in rows]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def touch(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+
+
+def message_of(function, *args):
+    with pytest.raises(UserError) as caught:
+        function(*args)
+    return str(caught.value)
+
+
+def test_files_appear_when_finished_only(tmp_path):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        writer.write(sample())
+        hidden = names(tmp_path)
+        writer.finish({"seq_length": 4})
+        assert [name for name in names(tmp_path) if not name.startswith(".")] == NAMES
+    assert len(hidden) == 1
+    assert hidden[0].startswith(f".out.mindrecord.{os.getpid()}.")
+    assert hidden[0].endswith(".partial")
+    assert names(tmp_path) == NAMES
+
+
+def test_written_rows_are_read_back_in_order(tmp_path):
+    """300 rows: more than MindRecord is handed at once."""
+    write_record(tmp_path / "out.mindrecord", count=300)
+    rows = read_record(tmp_path / "out.mindrecord")
+    assert [row["chosen_input_ids"] for row in rows] == [[index, 2, 3, 9] for index in range(300)]
+    assert rows[7] == {"chosen_input_ids": [7, 2, 3, 9], "chosen_attention_mask": [1, 1, 1, 0],
+                       "rejected_input_ids": [7, 4, 9, 9], "rejected_attention_mask": [1, 1, 0, 0],
+                       "position_id": [0, 1, 2, 3], "loss_mask": [0, 1, 1, 0], "end_ind": 3}
+
+
+def test_sidecar_is_written_beside_the_record(tmp_path):
+    write_record(tmp_path / "out.mindrecord", sidecar={"prompt_template": "问：{prompt}", "seq_length": 4})
+    text = (tmp_path / "out.mindrecord.json").read_text(encoding="utf-8")
+    assert text == '{\n  "prompt_template": "问：{prompt}",\n  "seq_length": 4\n}\n'
+
+
+def test_second_run_replaces_all_three_files(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=1)
+    write_record(tmp_path / "out.mindrecord", count=3)
+    assert names(tmp_path) == NAMES
+    assert len(read_record(tmp_path / "out.mindrecord")) == 3
+    assert read_sidecar(tmp_path / "out.mindrecord") == {"count": 3}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failed_run_leaves_earlier_output_alone(tmp_path, error):
+    write_record(tmp_path / "out.mindrecord")
+    before = contents(tmp_path)
+
+    def fail():
+        with RecordWriter(tmp_path / "out.mindrecord") as writer:
+            for _ in range(200):
+                writer.write(sample())
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert contents(tmp_path) == before
+
+
+def test_run_that_never_finishes_writes_nothing(tmp_path):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        writer.write(sample())
+    assert names(tmp_path) == []
+
+
+def test_output_folder_is_made(tmp_path):
+    write_record(tmp_path / "a" / "b" / "out.mindrecord")
+    assert names(tmp_path / "a" / "b") == NAMES
+
+
+@pytest.mark.parametrize("name", ["out.mindrecord", "set[1].mindrecord"])
+def test_folder_of_a_dead_process_is_removed(tmp_path, name):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left_behind = tmp_path / f".{name}.{process.pid}.abcd.partial"
+    touch(left_behind, name)
+    write_record(tmp_path / name)
+    assert not left_behind.exists()
+
+
+def test_folder_of_a_running_process_is_kept(tmp_path):
+    running = tmp_path / f".out.mindrecord.{os.getppid()}.abcd.partial"
+    touch(running, "out.mindrecord")
+    write_record(tmp_path / "out.mindrecord")
+    assert names(tmp_path) == sorted([running.name, *NAMES])
+
+
+def test_folder_of_another_output_is_kept(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    other = tmp_path / f".other.mindrecord.{process.pid}.abcd.partial"
+    touch(other, "other.mindrecord")
+    write_record(tmp_path / "out.mindrecord")
+    assert other.is_dir()
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl", "out.mindrecord.json", "out_mindrecord", "out.mindrecord0"])
+def test_name_must_end_in_mindrecord(tmp_path, name):
+    """Not .mindrecord0 either: the sidecar of a shard is OUT.mindrecord.json, beside which nobody would find it."""
+    assert message_of(RecordWriter, tmp_path / name) == (
+        f"--dst_file: found '{name}', expected a name that ends in .mindrecord")
+
+
+def test_folder_of_that_name_is_refused(tmp_path):
+    path = tmp_path / "out.mindrecord"
+    path.mkdir()
+    assert message_of(RecordWriter, path) == (
+        f"--dst_file: {path} is a folder, expected a file name that ends in .mindrecord")
+
+
+def test_output_below_a_file_is_refused(tmp_path):
+    touch(tmp_path, "file")
+    path = tmp_path / "file" / "out.mindrecord"
+    assert message_of(RecordWriter(path).__enter__) == f"--dst_file: {path}: cannot be written: File exists"
+
+
+def test_find_takes_a_file_a_folder_and_a_list(tmp_path):
+    files = ["one.mindrecord", "shards/set.mindrecord0", "shards/set.mindrecord1", "shards/deep/two.mindrecord"]
+    touch(tmp_path, *files, *(f"{name}.db" for name in files), "one.mindrecord.json", "shards/notes.txt")
+    one, first, second, two = (str(tmp_path / name) for name in files)
+    assert find_record_files(one) == [one]
+    assert find_record_files(tmp_path / "one.mindrecord") == [one]
+    assert find_record_files(tmp_path / "shards") == [two, first, second]
+    assert find_record_files([tmp_path / "shards", one]) == [two, first, second, one]
+    assert find_record_files([]) == []
+
+
+def test_find_passes_hidden_folders_by(tmp_path):
+    touch(tmp_path, ".out.mindrecord.12.x.partial/out.mindrecord", "out.mindrecord", "out.mindrecord.db")
+    assert find_record_files(tmp_path) == [str(tmp_path / "out.mindrecord")]
+
+
+def test_find_searches_a_folder_below_a_hidden_one(tmp_path):
+    folder = tmp_path / ".cache" / "data"
+    touch(folder, "out.mindrecord", "out.mindrecord.db")
+    assert find_record_files(folder) == [str(folder / "out.mindrecord")]
+
+
+@pytest.mark.parametrize(("present", "path", "message"), [
+    ([], "none.mindrecord", "no such file or folder, expected a MindRecord file or a folder of them"),
+    (["d/x.txt", "d/.h/a.mindrecord"], "d",
+     "no MindRecord file in this folder, expected names that end in .mindrecord"),
+    (["a.jsonl"], "a.jsonl",
+     "not a MindRecord file, expected a name that ends in .mindrecord (convert with cvalues_comparison.py)"),
+    (["a.mindrecord"], "a.mindrecord", "its index a.mindrecord.db is missing; copy it along or convert again"),
+], ids=["missing", "folder without data", "another kind of file", "index missing"])
+def test_find_refuses_what_is_no_data(tmp_path, present, path, message):
+    touch(tmp_path, *present)
+    assert message_of(find_record_files, tmp_path / path) == f"{tmp_path / path}: {message}"
+    assert message_of(find_record_files, [str(tmp_path / path)]) == f"{tmp_path / path}: {message}"
+
+
+def test_find_names_the_shard_whose_index_is_missing(tmp_path):
+    touch(tmp_path, "a.mindrecord0", "a.mindrecord0.db", "a.mindrecord1")
+    assert message_of(find_record_files, tmp_path) == (
+        f"{tmp_path / 'a.mindrecord1'}: its index a.mindrecord1.db is missing; copy it along or convert again")
+
+
+@pytest.mark.parametrize("record", ["d/out.mindrecord", "d/out.mindrecord0", "d/out.mindrecord17"])
+def test_sidecar_path_is_one_for_all_shards(record):
+    assert str(sidecar_path(record)) == "d/out.mindrecord.json"
+
+
+def test_sidecar_is_read_once_for_all_shards(tmp_path):
+    (tmp_path / "b.mindrecord.json").write_text('{"seq_length": 4}')
+    (tmp_path / "a.mindrecord.json").write_text('{"seq_length": 8}')
+    records = [tmp_path / name for name in ("b.mindrecord0", "b.mindrecord1", "a.mindrecord", "none.mindrecord")]
+    assert list(read_sidecars(records)) == [(tmp_path / "a.mindrecord.json", {"seq_length": 8}),
+                                            (tmp_path / "b.mindrecord.json", {"seq_length": 4})]
+
+
+def test_sidecar_may_be_absent(tmp_path):
+    assert read_sidecar(tmp_path / "out.mindrecord") is None
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"{", "cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    (b"", "cannot be read: Expecting value: line 1 column 1 (char 0)"),
+    (b"[1]", "found list, expected a JSON object"),
+    (b"\xff", "cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+], ids=["broken", "empty", "an array", "not UTF-8"])
+def test_sidecar_that_is_broken_is_named(tmp_path, content, message):
+    (tmp_path / "out.mindrecord.json").write_bytes(content)
+    assert message_of(read_sidecar, tmp_path / "out.mindrecord") == f"{tmp_path / 'out.mindrecord.json'}: {message}"
+
+
+def test_length_statistics_by_hand():
+    lengths = LengthStatistics()
+    for prompt, chosen, reject in [(3, 10, 20), (5, 30, 7), (4, 11, 8)]:
+        lengths.add(prompt, chosen, reject)
+    assert lengths.as_dict() == {"count": 3, "prompt_max": 5, "prompt_avg": 4.0, "chosen_max": 30, "chosen_avg": 17.0,
+                                 "reject_max": 20, "reject_avg": 11.7}
+    assert list(lengths.as_dict()) == ["count", "prompt_max", "prompt_avg", "chosen_max", "chosen_avg", "reject_max",
+                                       "reject_avg"]
+
+
+def test_length_statistics_of_nothing_are_zeros():
+    assert set(LengthStatistics().as_dict().values()) == {0}
+
+
+def test_types_in_the_record_are_those_of_the_original_converter(tmp_path):
+    import mindspore.dataset as ds
+    write_record(tmp_path / "out.mindrecord")
+    data = ds.MindDataset(str(tmp_path / "out.mindrecord"), shuffle=False)
+    row = next(data.create_dict_iterator(num_epochs=1, output_numpy=True))
+    assert {name: np.asarray(value).dtype.name for name, value in row.items()} == {
+        "chosen_input_ids": "int32", "chosen_attention_mask": "int32", "rejected_input_ids": "int32",
+        "rejected_attention_mask": "int32", "position_id": "int32", "loss_mask": "float32", "end_ind": "int64"}
+
+
+def test_sidecar_is_plain_json(tmp_path):
+    write_record(tmp_path / "out.mindrecord", sidecar={"count": 1, "tokenizer": {"vocab_size": 1010}})
+    assert json.loads((tmp_path / "out.mindrecord.json").read_bytes()) == read_sidecar(tmp_path / "out.mindrecord")

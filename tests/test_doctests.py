@@ -1,0 +1,12 @@
+"""The examples in docstrings print what they say they print."""
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["mindrlhf.data.template", "mindrlhf.data.encode", "mindrlhf.report"])
+def test_examples_in_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0, f"{name} has no example any more: take it off this list"
+    assert result.failed == 0
