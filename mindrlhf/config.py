@@ -221,9 +221,9 @@ def checked_data_settings(files: Sequence[str]) -> Dict[str, Any]:
     return settings
 
 
-def check_checkpoint_path(flag: str, path: str) -> None:
+def check_checkpoint_path(flag: str, path: str, expected: str = "a checkpoint (.ckpt)") -> None:
     """Raise `UserError` unless `path` is a file, or a folder with something in it."""
     if not os.path.exists(path):
-        raise UserError(f"--{flag}: {path}: no such file or folder, expected a checkpoint (.ckpt) or a folder of them")
+        raise UserError(f"--{flag}: {path}: no such file or folder, expected {expected} or a folder of them")
     if os.path.isdir(path) and not os.listdir(path):
-        raise UserError(f"--{flag}: {path}: an empty folder, expected checkpoints (.ckpt)")
+        raise UserError(f"--{flag}: {path}: an empty folder, expected {expected} in it")

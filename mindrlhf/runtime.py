@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict
 
+from mindrlhf.errors import UserError
+
 __all__ = ["output_path", "start"]
 
 
@@ -17,6 +19,9 @@ def start(config: Dict[str, Any]):
 
     The modules that register themselves with MindFormers (dataset, model, callbacks) are imported here, so that the
     YAML's type names find them.
+
+    Raises:
+        UserError: `use_parallel` without other processes to join.
     """
     if os.environ.get("MS_ROLE") == "MS_SCHED" and not config.get("use_parallel"):
         # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
@@ -37,6 +42,12 @@ def start(config: Dict[str, Any]):
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 
     config = MindFormerConfig(**config)
-    build_context(config)
+    try:
+        build_context(config)
+    except RuntimeError as error:  # what MindFormers makes of every failure to join the other processes
+        if not config.use_parallel:
+            raise
+        raise UserError("use_parallel is True, but this process could not join a job of several: start it with "
+                        f"msrun_launcher.sh, or set --use_parallel False ({str(error).splitlines()[0]})") from None
     compat.use_portable_overflow_check()
     return config

@@ -21,7 +21,8 @@ from mindrlhf.errors import UserError
 from mindrlhf.report import format_table, plot_score_histogram
 from mindrlhf.runtime import output_path, start
 
-__all__ = ["EvalResult", "Scorer", "evaluate", "infer", "load_eval_config", "load_infer_config"]
+__all__ = ["EvalResult", "Scorer", "check_output_file", "evaluate", "infer", "load_eval_config", "load_infer_config",
+           "read_questions"]
 
 
 class Scorer:
@@ -240,6 +241,19 @@ def load_infer_config(args) -> Tuple[Dict[str, Any], Tokenizer, str]:
     return config, tokenizer, args.prompt_template or trained.get("prompt_template") or PROMPT_TEMPLATE
 
 
+def check_output_file(path: Path) -> None:
+    """Raise `UserError`, before anything is scored, if no file can be written at `path`."""
+    if path.is_dir():
+        raise UserError(f"--output_file: {path} is a folder, expected a file name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"--output_file: {path}: the folder {path.parent} cannot be written")
+
+
 @dataclass(frozen=True)
 class _Question:
     """A row of the input: its values, and the answers to score, name of the score -> text."""
@@ -304,7 +318,6 @@ def _score_texts(scorer: Scorer, ids: Sequence[Sequence[int]], pad_token_id: int
 
 def _write_scores(questions: Sequence[_Question], scores: Sequence[float], output_file: Path) -> None:
     """One JSON line a question; the file appears under its name when it is whole."""
-    output_file.parent.mkdir(parents=True, exist_ok=True)
     partial = output_file.with_name(f".{output_file.name}.{os.getpid()}")
     remaining = iter(scores)
     try:

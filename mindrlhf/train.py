@@ -32,7 +32,7 @@ def load_train_config(args) -> Dict[str, Any]:
                 raise UserError(f"--{flag} (or {key} in the YAML) is {config[key]}, but no checkpoint is named: give "
                                 "--load_checkpoint")
     if config.get("src_strategy_path_or_dir"):
-        check_checkpoint_path("src_strategy", config["src_strategy_path_or_dir"])
+        check_checkpoint_path("src_strategy", config["src_strategy_path_or_dir"], "a strategy file")
     return config
 
 

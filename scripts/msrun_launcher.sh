@@ -97,13 +97,14 @@ if [ -n "$dry_run" ]; then
   exit 0
 fi
 mkdir -p "$log_dir" 2>/dev/null && [ -w "$log_dir" ] || fail "LOG_DIR: $log_dir cannot be written"
+rm -f "$log_dir"/worker_*.log "$log_dir/scheduler.log" "$log_dir/msrun.log"  # of an earlier job
 
 echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_0.log)"
 status=0
-"${line[@]}" || status=$?
-if [ "$join" = True ] && [ "$status" != 0 ]; then
-  # One line a cause: what the workers said last.
-  grep -hs ': error: ' "$log_dir"/worker_*.log | sort -u >&2 || true
-  echo "msrun_launcher.sh: error: the job failed with exit code $status; see $log_dir/worker_*.log" >&2
+"${line[@]}" >"$log_dir/msrun.log" 2>&1 || status=$?
+if [ "$status" != 0 ]; then
+  # One line a cause: what the workers said last; failing that, what msrun said.
+  grep -hs ': error: ' "$log_dir"/worker_*.log | sort -u >&2 || tail -n 3 "$log_dir/msrun.log" >&2
+  echo "msrun_launcher.sh: error: the job failed with exit code $status; see $log_dir/worker_*.log and msrun.log" >&2
 fi
 exit "$status"

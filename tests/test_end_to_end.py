@@ -150,6 +150,22 @@ def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):
     assert result.accuracy == np.mean([row["pos_score"] > row["neg_score"] for row in written])
 
 
+def test_left_padded_data_gets_the_same_scores(job, in_tmp_path):
+    """Convert the same file with padding on the left; compare with what inference wrote."""
+    result = script(in_tmp_path, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
+                    SAMPLE / "test.jsonl", "--dst_file", "left.mindrecord", "--seq_length", 128,
+                    "--padding_side", "left")
+    assert result.returncode == 0, result.stderr
+    from mindrlhf.config import load_config
+    from mindrlhf.score import evaluate
+    config = load_config(TINY_YAML, {"eval_dataset.data_loader.dataset_dir": ["left.mindrecord"]})
+    result = evaluate(config, str(job["folder"] / "output" / "checkpoint_network"), all_checkpoints=False)[0]
+    written = [json.loads(line) for line in
+               (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-4)
+    np.testing.assert_allclose(result.rejected, [row["neg_score"] for row in written], atol=1e-4)
+
+
 def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(job):
     result = script(job["folder"], "reward_eval.py", "--config", TINY_YAML, "--eval_dataset", "test.mindrecord",
                     "--distributed_ckpt_path", "output/checkpoint", "--load_all_ckpt", "True")
@@ -185,6 +201,11 @@ def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--resume", "True"], "but no checkpoint is named"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "wrong.ckpt"],
      "embedding_weight: checkpoint (7, 3), network (1024, 64)"),
+    ("reward_train.py", ["--train_dataset", "test.mindrecord", "--use_parallel", "True"],
+     "use_parallel is True, but this process could not join a job of several"),
+    ("reward_infer.py", ["--data_file", "ok.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model"), "--output_file",
+                         "/proc/none/s.jsonl", "--distributed_ckpt_path", "output/checkpoint_network"],
+     "--output_file: /proc/none/s.jsonl: the folder /proc/none cannot be written"),
     ("reward_eval.py", ["--eval_dataset", "test.mindrecord", "--distributed_ckpt_path", "headless.ckpt"],
      "1 of the network's 17 parameters are not in this checkpoint"),
     ("reward_eval.py", ["--eval_dataset", "test.mindrecord", "--distributed_ckpt_path", "cut.ckpt"],
@@ -224,6 +245,16 @@ def _write_mistakes(folder):
                        str(folder / "headless.ckpt"))
     weights["transformer.embedding.embedding_weight"] = ms.Parameter(ms.Tensor(np.ones((7, 3), np.float32)))
     ms.save_checkpoint([{"name": name, "data": value} for name, value in weights.items()], str(folder / "wrong.ckpt"))
+
+
+def test_a_failed_job_ends_the_launcher_with_the_workers_error(job):
+    result = run(job["folder"], ["bash", str(LAUNCHER), f"{EXAMPLE / 'reward_train.py'} --config {TINY_YAML} "
+                                 "--train_dataset absent", "1", "9124", "logs/failed", "True", "60"])
+    assert result.returncode != 0
+    assert result.stderr.splitlines() == [
+        "reward_train.py: error: absent: no such file or folder, expected a MindRecord file or a folder of them",
+        f"msrun_launcher.sh: error: the job failed with exit code {result.returncode}; see logs/failed/worker_*.log "
+        "and msrun.log"]
 
 
 def test_unknown_flags_and_bad_values_stop_every_script(tmp_path):

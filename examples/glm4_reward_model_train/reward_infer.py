@@ -36,13 +36,14 @@ def main() -> int:
     """Check everything that needs no device, then score."""
     args = parse_args()
     from mindrlhf.runtime import output_path
-    from mindrlhf.score import infer, load_infer_config, read_questions
+    from mindrlhf.score import check_output_file, infer, load_infer_config, read_questions
     config, tokenizer, prompt_template = load_infer_config(args)
     questions = list(read_questions(args.data_file))
     if not questions:
         raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
-    infer(config, questions, tokenizer, prompt_template, args.distributed_ckpt_path,
-          args.output_file or output_path(config) / "scores.jsonl")
+    output_file = args.output_file or output_path(config) / "scores.jsonl"
+    check_output_file(output_file)
+    infer(config, questions, tokenizer, prompt_template, args.distributed_ckpt_path, output_file)
     return 0
 
 

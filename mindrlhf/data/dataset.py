@@ -127,4 +127,6 @@ def _check_first_row(file, columns, seq_length) -> None:
 
 
 def _unreadable(place, error) -> UserError:
-    return UserError(f"{place}: not readable as MindRecord: {str(error).strip().splitlines()[0]}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    reason = next((line for line in lines if line.startswith("[ERROR]")), lines[0])  # the first line names the pipeline
+    return UserError(f"{place}: not readable as MindRecord: {reason.replace('[ERROR] ', '')}")

@@ -91,7 +91,7 @@ def _parse_json(place: str, raw: bytes) -> Any:
         return Rejected(place, f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}",
                         _readable(raw))
     except json.JSONDecodeError as error:
-        return Rejected(place, f"not JSON: {error.msg} at column {error.colno}", _readable(raw))
+        return Rejected(place, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", _readable(raw))
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
         return Rejected(place, f"not JSON: {error}", _readable(raw))
 

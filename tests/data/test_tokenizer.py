@@ -80,6 +80,12 @@ def test_ids_by_hand(tmp_path):
     assert tokenizer.encode_batch(["abcbc", "ab", "", "bca", "z"]) == [[257, 258], [256], [], [258, 97], [122]]
 
 
+def test_numbers_are_cut_after_three_digits(tmp_path):
+    """GLM-4's pattern cuts "1234" into "123" and "4", so that the rank of the whole is never used."""
+    write_rank_file(tmp_path / "ranks", [*BYTES, b"12", b"123", b"1234"])
+    assert open_tokenizer(tmp_path / "ranks").encode_batch(["1234"]) == [[257, 52]]
+
+
 def test_special_tokens_follow_the_ranks(tmp_path):
     write_rank_file(tmp_path / "ranks", [*BYTES, b"ab"])
     tokenizer = open_tokenizer(tmp_path / "ranks")
