@@ -5,6 +5,7 @@ when this module is imported; each says what it mends, since which release, and 
 covered by tests/test_compat.py.
 """
 import contextlib
+from typing import Callable
 
 import mindspore as ms
 import mindspore.common.dtype as mstype
@@ -105,27 +106,24 @@ def use_portable_overflow_check() -> None:
         nn.TrainOneStepWithLossScaleCell.get_overflow_status = _get_overflow_status
 
 
-def use_strict_loading(source: str) -> None:
-    """Let MindFormers' Trainer load checkpoints strictly and say what it loaded.
+def use_strict_loading(load: Callable) -> None:
+    """Let MindFormers' Trainer load a network's checkpoint through `load`.
 
     MindFormers 1.3 passes whatever it read to `load_param_into_net` and logs what did not fit: a checkpoint none of
     whose names match loads nothing, and training goes on from random weights.
 
     Args:
-        source: the path, for messages
+        load: called with the network and name -> Parameter; raises when they do not fit
     """
-    from mindformers.tools.logger import logger
     from mindformers.trainer import utils
 
-    from mindrlhf.checkpoint import load_strictly
-
-    def load(network, parameters):
+    def load_param_into_net(network, parameters):
         if isinstance(network, nn.Optimizer):
             return ms.load_param_into_net(network, parameters)
-        logger.info(load_strictly(network, parameters, source, need_head=False).as_text())
+        load(network, parameters)
         return [], []
 
-    utils.load_param_into_net = load
+    utils.load_param_into_net = load_param_into_net
 
 
 _give_transformer_its_cast()

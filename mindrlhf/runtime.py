@@ -21,7 +21,7 @@ def start(config: Dict[str, Any]):
     YAML's type names find them.
 
     Raises:
-        UserError: `use_parallel` without other processes to join.
+        UserError: MindSpore has no such device here, or `use_parallel` without other processes to join.
     """
     if os.environ.get("MS_ROLE") == "MS_SCHED" and not config.get("use_parallel"):
         # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
@@ -44,10 +44,12 @@ def start(config: Dict[str, Any]):
     config = MindFormerConfig(**config)
     try:
         build_context(config)
-    except RuntimeError as error:  # what MindFormers makes of every failure to join the other processes
-        if not config.use_parallel:
-            raise
-        raise UserError("use_parallel is True, but this process could not join a job of several: start it with "
-                        f"msrun_launcher.sh, or set --use_parallel False ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if reason.startswith("Notice: "):  # what MindFormers makes of every failure to join the other processes
+            raise UserError("use_parallel is True, but this process could not join a job of several: start it with "
+                            f"msrun_launcher.sh, or set --use_parallel False ({reason})") from None
+        raise UserError(f"MindSpore cannot be set up for context.device_target {config.context.device_target} on this "
+                        f"machine: {reason}") from None
     compat.use_portable_overflow_check()
     return config

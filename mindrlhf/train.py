@@ -1,7 +1,7 @@
 """Training: a checked configuration to MindFormers' `Trainer`."""
 from typing import Any, Dict, List
 
-from mindrlhf.checkpoint import resolve_load_path, write_data_settings
+from mindrlhf.checkpoint import load_strictly, resolve_load_path, write_data_settings
 from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_settings, is_semi_auto, load_config
 from mindrlhf.errors import UserError
 from mindrlhf.runtime import output_path, start
@@ -43,6 +43,7 @@ def train(config: Dict[str, Any], task: str) -> None:
     run = start(config)
 
     from mindformers import Trainer
+    from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
     from mindrlhf import compat
@@ -50,7 +51,8 @@ def train(config: Dict[str, Any], task: str) -> None:
     rank, ranks = get_real_rank(), get_real_group_size()
     if run.load_checkpoint:
         run.load_checkpoint = resolve_load_path(run.load_checkpoint, rank, is_semi_auto(run))
-        compat.use_strict_loading(run.load_checkpoint)
+        compat.use_strict_loading(lambda network, parameters: logger.info(
+            load_strictly(network, parameters, run.load_checkpoint, need_head=bool(run.resume_training)).as_text()))
     run.train_dataset.data_loader.dataset_dir = files
     run.train_dataset.seq_length = run.model.model_config.seq_length
     run.train_dataset.micro_batches = run.parallel_config.micro_batch_num if run.parallel_config.pipeline_stage > 1 \

@@ -203,6 +203,8 @@ def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
      "embedding_weight: checkpoint (7, 3), network (1024, 64)"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--use_parallel", "True"],
      "use_parallel is True, but this process could not join a job of several"),
+    ("reward_train.py", ["--train_dataset", "test.mindrecord", "--config", "ascend.yaml"],
+     "MindSpore cannot be set up for context.device_target Ascend on this machine"),
     ("reward_infer.py", ["--data_file", "ok.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model"), "--output_file",
                          "/proc/none/s.jsonl", "--distributed_ckpt_path", "output/checkpoint_network"],
      "--output_file: /proc/none/s.jsonl: the folder /proc/none cannot be written"),
@@ -236,6 +238,8 @@ def _write_mistakes(folder):
                                       '{"prompt": "a", "pos_resp": "b"}\n', encoding="utf-8")
     (folder / "ok.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
     (folder / "empty.jsonl").touch()
+    (folder / "ascend.yaml").write_text(TINY_YAML.read_text(encoding="utf-8").replace("'CPU'", "'Ascend'"),
+                                        encoding="utf-8")
     (folder / "other.model").write_bytes((SAMPLE / "tokenizer.model").read_bytes() + b"\n")
     whole = next((folder / "output" / "checkpoint_network" / "rank_0").glob("*.ckpt"))
     (folder / "cut.ckpt").write_bytes(whole.read_bytes()[:5000])
