@@ -103,9 +103,10 @@ def _base_overrides(args) -> Dict[str, Any]:
     return {"model.model_config.seq_length": args.seq_length, "run_mode": "eval"}
 
 
-def _warn_of_template(found: str, trained: Optional[str], place: str) -> None:
+def _warn_of_template(found: Optional[str], trained: Optional[str], place: str) -> None:
+    """Say so when texts were rendered otherwise than in training; None where it is not known."""
     from mindformers.tools.logger import logger
-    if trained and found != trained:
+    if found and trained and found != trained:
         logger.warning("the prompt template of %s is %r, the model was trained with %r: its scores mean little",
                        place, found, trained)
 

@@ -165,3 +165,12 @@ def test_settings_of_the_training_data_are_found_from_folder_rank_folder_and_fil
     for path in ("checkpoint_network", "checkpoint_network/rank_0", "checkpoint_network/rank_0/a-network.ckpt"):
         assert read_data_settings(tmp_path / path) == (tmp_path / "checkpoint_network" / "data_settings.json", settings)
     assert read_data_settings(tmp_path) == (None, {})
+
+
+@pytest.mark.parametrize("dtype", [ms.float16, ms.bfloat16], ids=str)
+def test_a_half_precision_checkpoint_is_widened_to_the_networks_type(network, dtype):
+    values = {name: Parameter(value.astype(dtype), name=name) for name, value in parameters_of(network).items()}
+    load_strictly(network, values, "a.ckpt", need_head=True)
+    for parameter in network.get_parameters():
+        assert parameter.dtype == ms.float32
+        assert (parameter.asnumpy() == 0.5).all()
