@@ -22,25 +22,27 @@ TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "ma
 class RewardMonitor(Callback):
     """Logs and tabulates the reward figures of each step, and draws the curves at the end.
 
-    At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step (in
-    sink mode, a row every sink_size steps): step, loss (mean over
-    pairs), learning_rate, global_norm (of the gradients, before clipping), accuracy (share of pairs whose chosen end
-    score is the larger one), margin (mean of chosen minus rejected), reward (mean of all end scores), step_ms
-    (milliseconds). `OUTPUT/curves.png` shows them.
+    At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step (in sink mode, a row every
+    sink_size steps): step, loss (mean over pairs), learning_rate, global_norm (of the gradients, before clipping),
+    accuracy (share of pairs whose chosen end score is the larger one), margin (mean of chosen minus rejected), reward
+    (mean of all end scores), step_ms (milliseconds). `OUTPUT/curves.png` shows them.
 
     Args:
         facts:           what the first log block says, name -> text (filled in by `mindrlhf.train`)
+        runner_config:   the run's; MindFormers notes in it the `initial_step` of a resumed run (filled in likewise)
         per_print_times: steps between two log lines; the table has all steps
     """
 
-    def __init__(self, facts: Optional[Dict[str, Any]] = None, per_print_times: int = 1):
+    def __init__(self, facts: Optional[Dict[str, Any]] = None, runner_config: Optional[Dict[str, Any]] = None,
+                 per_print_times: int = 1):
         super().__init__()
         self.facts = dict(facts or {})
         self.per_print_times = per_print_times
         self.writes = get_real_rank() == 0
         folder = Path(get_output_root_path())
         self.table, self.curves = folder / "metrics.csv", folder / "curves.png"
-        self._first_step = self._total = 0
+        self._first_step = (runner_config or {}).get("initial_step") or 0
+        self._total = 0
         self._step_begin = 0.0
         self._recent: List[float] = []
 
@@ -49,7 +51,6 @@ class RewardMonitor(Callback):
         count = sum(parameter.size for parameter in network.trainable_params())
         self._metrics = next((cell.value for name, cell in network.cells_and_names()
                               if name.split(".")[-1] == "step_metrics"), None)
-        self._first_step = int(network.optimizer.global_step.asnumpy().item())
         facts = {**self.facts, "trainable parameters": f"{count:,}"}
         width = max(map(len, facts))
         logger.info("this run trains:\n%s", "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items()))

@@ -60,7 +60,7 @@ def train(config: Dict[str, Any], task: str) -> None:
     run.model.model_config.track_step_metrics = True
     for callback in run.callbacks:
         if callback["type"] == "RewardMonitor":
-            callback["facts"] = _facts(run, ranks, files)
+            callback.update(facts=_facts(run, ranks, files), runner_config=run.runner_config)
     if rank == 0:
         for folder in ("checkpoint", "checkpoint_network"):
             write_data_settings(output_path(config) / folder, settings)
