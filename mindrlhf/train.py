@@ -31,9 +31,21 @@ def load_train_config(args) -> Dict[str, Any]:
             if config.get(key):
                 raise UserError(f"--{flag} (or {key} in the YAML) is {config[key]}, but no checkpoint is named: give "
                                 "--load_checkpoint")
-    if config.get("src_strategy_path_or_dir"):
-        check_checkpoint_path("src_strategy", config["src_strategy_path_or_dir"], "a strategy file")
+    _check_transformation(config)
     return config
+
+
+def _check_transformation(config: Dict[str, Any]) -> None:
+    """Raise `UserError` where cutting a checkpoint anew is asked for in part only, or has nothing to work on."""
+    transform, strategy = config.get("auto_trans_ckpt"), config.get("src_strategy_path_or_dir")
+    if strategy and not transform:
+        raise UserError(f"--src_strategy (or src_strategy_path_or_dir in the YAML) is {strategy!r}, which has an "
+                        "effect with --auto_trans_ckpt True only")
+    if transform and not strategy and not is_semi_auto(config):
+        raise UserError("--auto_trans_ckpt is True, but the run is not semi-auto parallel and no --src_strategy says "
+                        "how the checkpoint is sliced: there is nothing to cut anew, expected False")
+    if strategy:
+        check_checkpoint_path("src_strategy", strategy, "a strategy file")
 
 
 def train(config: Dict[str, Any], task: str) -> None:
