@@ -4,15 +4,19 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from mindrlhf.errors import UserError
+from mindrlhf.errors import UserError, raise_problems, some
+from mindrlhf.models.glm4.dimensions import with_prefix
+from mindrlhf.partial import partial_file
+from mindrlhf.weights.ckpt_file import read_ckpt
 
-__all__ = ["LoadReport", "list_checkpoints", "load_strictly", "read_checkpoint", "read_data_settings",
-           "resolve_load_path", "write_data_settings"]
+__all__ = ["LoadReport", "checkpoint_files", "list_checkpoints", "load_strictly", "merge_slices", "read_checkpoint",
+           "read_data_settings", "resolve_load_path", "write_data_settings"]
 
 DATA_SETTINGS = "data_settings.json"
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.ckpt$")
 
 # What a network may start without: the value head when training begins from a base model (it then has its documented
 # initialisation), and figures for the log that are no weights.
@@ -38,7 +42,7 @@ class LoadReport:
         if self.fresh:
             text += f"; freshly initialised: {', '.join(self.fresh)}"
         if self.left_over:
-            text += f"; in the checkpoint but not in the network: {_some(self.left_over)}"
+            text += f"; in the checkpoint but not in the network: {some(self.left_over)}"
         return text
 
 
@@ -57,8 +61,11 @@ def list_checkpoints(path: Union[str, Path], rank: int, flag: str = "distributed
         path: a .ckpt file, a folder with rank_0, rank_1, ... in it, or a folder of .ckpt files
         rank: of this process
 
+    Returns:
+        files, or a folder where its files are parts of one checkpoint, see `checkpoint_files`
+
     Raises:
-        UserError: there is none for this rank.
+        UserError: there is none for this rank, or a part of one is missing.
     """
     path = Path(path)
     if path.is_file():
@@ -76,39 +83,60 @@ def list_checkpoints(path: Union[str, Path], rank: int, flag: str = "distributed
     found = sorted(folder.glob("*.ckpt"), key=lambda file: (*step_of(file), file.name))
     if not found:
         raise UserError(f"--{flag}: {folder}: no checkpoint in it, expected names that end in .ckpt")
-    return found
+    return [folder] if _is_one_model(folder, found) else found
+
+
+def _is_one_model(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether the files of a folder are the parts of one checkpoint: numbered shards, of which none may be missing, or
+    files without a step that share no parameter.
+    """
+    shards = [match for match in map(_SHARD.search, map(str, files)) if match]
+    if shards:
+        total = max(int(match[2]) for match in shards)
+        numbers = {int(match[1]) for match in shards}
+        raise_problems(str(folder), [f"shard {number} of {total} is missing" for number in range(1, total + 1)
+                                     if number not in numbers])
+        return True
+    if len(files) == 1 or step_of(files[0])[0] != float("inf"):
+        return False
+    names = [name for file in files for name in read_ckpt(file)]
+    return len(names) == len(set(names))
+
+
+def checkpoint_files(checkpoint: Path) -> List[Path]:
+    """The files of a checkpoint that `list_checkpoints` named: itself, or all in a folder that is one model."""
+    return sorted(checkpoint.glob("*.ckpt")) if checkpoint.is_dir() else [checkpoint]
 
 
 def resolve_load_path(path: str, rank: int, sliced: bool) -> str:
     """What MindFormers is to load for `--load_checkpoint`: a file where one file is meant, else the folder.
 
     MindFormers takes the newest file of a rank folder by time and, in a folder of .ckpt files, all of them together.
-    Here the last step counts; a folder whose files carry no steps is one model in several files.
+    Here the last step counts.
 
     Args:
         sliced: whether each rank loads its own slice, which MindFormers finds by itself
     """
     checkpoints = list_checkpoints(path, rank, flag="load_checkpoint")
-    if sliced or not os.path.isdir(path):
-        return str(path)
-    if len(checkpoints) > 1 and all(step_of(file)[0] == float("inf") for file in checkpoints):
-        return str(checkpoints[0].parent)
-    return str(checkpoints[-1])
+    return str(path) if sliced else str(checkpoints[-1])
 
 
-def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
-    """Name -> Parameter of a .ckpt file.
+def read_checkpoint(path: Path) -> Dict[str, Any]:
+    """Name -> Parameter of a checkpoint that `list_checkpoints` named.
 
     Raises:
         UserError: it cannot be read as a checkpoint (empty, truncated, something else).
     """
     import mindspore as ms
-    try:
-        return ms.load_checkpoint(str(path))
-    except (ValueError, RuntimeError, TypeError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{path}: not readable as a checkpoint, damaged or cut short: "
-                        f"{reason[0] if reason else error!r}") from None
+    parameters: Dict[str, Any] = {}
+    for file in checkpoint_files(path):
+        try:
+            parameters.update(ms.load_checkpoint(str(file)))
+        except (ValueError, RuntimeError, TypeError, OSError) as error:
+            reason = str(error).strip().splitlines()
+            raise UserError(f"{file}: not readable as a checkpoint, damaged or cut short: "
+                            f"{reason[0] if reason else error!r}") from None
+    return parameters
 
 
 def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: bool) -> LoadReport:
@@ -116,7 +144,7 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
 
     Args:
         network:    any Cell that holds the network's parameters under their names
-        parameters: name -> Parameter
+        parameters: name -> Parameter; names of the original MindRLHF example become those of MindFormers, in place
         source:     for messages: the file or folder they come from
         need_head:  False where training begins and a base model without value head will do
 
@@ -124,39 +152,70 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
         UserError: weights are missing, or shapes differ; nothing has been loaded then.
     """
     import mindspore as ms
+    for name in [name for name in parameters if with_prefix(name) != name]:
+        parameters[with_prefix(name)] = parameters.pop(name)
     wanted = {parameter.name: parameter for parameter in network.get_parameters()}
     missing = [name for name in wanted if name not in parameters]
     fresh = [name for name in missing if _NO_WEIGHT.match(name) or (_HEAD.match(name) and not need_head)]
     lacking = [name for name in missing if name not in fresh]
     if lacking:
         raise UserError(f"{source}: {len(lacking)} of the network's {len(wanted)} parameters are not in this "
-                        f"checkpoint: {_some(lacking)}; it has {_some(list(parameters))}")
+                        f"checkpoint: {some(lacking)}; it has {some(list(parameters))}")
     different = [f"{name}: checkpoint {tuple(parameters[name].shape)}, network {tuple(parameter.shape)}"
                  for name, parameter in wanted.items()
                  if name in parameters and tuple(parameters[name].shape) != tuple(parameter.shape)]
     if different:
         raise UserError(f"{source}: {len(different)} parameters have another shape than the network's (is the YAML "
-                        f"that of this checkpoint? is it sliced for another layout?): {_some(different, '; ')}")
+                        f"that of this checkpoint? is it sliced for another layout?): {some(different, '; ')}")
     ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
     left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
     return LoadReport(str(source), len(wanted) - len(missing),
                       tuple(name for name in fresh if not _NO_WEIGHT.match(name)), tuple(left_over))
 
 
-def _some(names, separator: str = ", ", limit: int = 4) -> str:
-    """The first few of `names` and how many more there are."""
-    text = separator.join(str(name) for name in list(names)[:limit]) or "nothing"
-    return text + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def merge_slices(source: Path, strategy: str, folder: Path) -> Path:
+    """Merge a checkpoint that is sliced over ranks into one file, with MindSpore's own `transform_checkpoints`.
+
+    Args:
+        source:   folder with rank_0, rank_1, ...; of each the last step is taken
+        strategy: a strategy file, or the folder of them that MindFormers leaves in output/strategy
+        folder:   an empty one to work in
+
+    Returns:
+        the merged file, in `folder`
+
+    Raises:
+        UserError: a rank is missing, or the strategy is not that of these slices.
+    """
+    import mindspore as ms
+    ranks = sorted(int(path.name[5:]) for path in source.glob("rank_*") if path.name[5:].isdigit())
+    missing = sorted(set(range(max(ranks) + 1)) - set(ranks))
+    if missing:
+        raise UserError(f"{source}: no folder {some(f'rank_{rank}' for rank in missing)}, but rank_{max(ranks)}; "
+                        "expected the slices of all ranks")
+    for rank in ranks:  # one file a rank, however many steps it has
+        slices = folder / "slices" / f"rank_{rank}"
+        slices.mkdir(parents=True)
+        last = list_checkpoints(source, rank, flag="input")[-1]
+        (slices / f"rank_{rank}.ckpt").symlink_to(last.absolute())
+    try:
+        if os.path.isdir(strategy):
+            merged_strategy = str(folder / "strategy.ckpt")
+            ms.merge_pipeline_strategys(strategy, merged_strategy)
+            strategy = merged_strategy
+        ms.transform_checkpoints(str(folder / "slices"), str(folder / "whole"), "whole", strategy, None)
+    except (ValueError, RuntimeError, TypeError, KeyError, OSError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"{source}: the slices of {len(ranks)} ranks could not be merged with the strategy {strategy}: "
+                        f"{reason[0] if reason else error!r}") from None
+    return folder / "whole" / "rank_0" / "whole0.ckpt"
 
 
 def write_data_settings(folder: Path, settings: Dict[str, Any]) -> None:
     """Leave with the checkpoints below `folder` how the training data was made (template, tokenizer, ...)."""
     if settings:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
-        partial = folder / f".{DATA_SETTINGS}.{os.getpid()}"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / DATA_SETTINGS)
+        with partial_file(folder / DATA_SETTINGS) as file:
+            file.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_data_settings(path: Union[str, Path]) -> Tuple[Optional[Path], Dict[str, Any]]:

@@ -21,6 +21,17 @@ def raise_problems(where: str, problems: Iterable[str]) -> None:
         raise UserError(f"{where}: " + "; ".join(problems))
 
 
+def some(names: Iterable[object], separator: str = ", ", limit: int = 4) -> str:
+    """The first few of `names` and how many more there are.
+
+    >>> some(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    names = [str(name) for name in names]
+    text = separator.join(names[:limit]) or "nothing"
+    return text + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 def run(main: Callable[[], int]) -> None:
     """Run an entry script's `main` and end the process with its exit code.
 

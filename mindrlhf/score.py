@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_s
 from mindrlhf.data.encode import pad_row
 from mindrlhf.data.preference import PAIR_FIELDS, Rejected, Row, check_text_fields, read_rows
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
-from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
+from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.partial import partial_file
 from mindrlhf.report import format_table, plot_score_histogram
 from mindrlhf.runtime import output_path, start
 
@@ -111,15 +112,6 @@ def _warn_of_template(found: Optional[str], trained: Optional[str], place: str) 
                        place, found, trained)
 
 
-def _check_tokenizer(place: str, found: Optional[Mapping[str, Any]], trained: Optional[Mapping[str, Any]],
-                     settings: Optional[Path]) -> None:
-    """Raise `UserError` when a tokenizer is not the one that the model was trained with."""
-    if found and trained and found.get("sha256") != trained.get("sha256"):
-        raise UserError(f"{place}: the tokenizer is {found.get('file')} (sha256 {str(found.get('sha256'))[:12]}), but "
-                        f"the model was trained with {trained.get('file')} (sha256 "
-                        f"{str(trained.get('sha256'))[:12]}, {settings})")
-
-
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -157,7 +149,7 @@ def load_eval_config(args) -> Dict[str, Any]:
     files = check_dataset(config, "eval_dataset", "eval_dataset")
     check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
     settings, trained = read_data_settings(args.distributed_ckpt_path)
-    _check_tokenizer(files[0], checked_data_settings(files).get("tokenizer"), trained.get("tokenizer"), settings)
+    check_same_tokenizer(files[0], checked_data_settings(files).get("tokenizer"), trained.get("tokenizer"), settings)
     return config
 
 
@@ -233,7 +225,7 @@ def load_infer_config(args) -> Tuple[Dict[str, Any], Tokenizer, str]:
     check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
     tokenizer = open_tokenizer(args.tokenizer)
     settings, trained = read_data_settings(args.distributed_ckpt_path)
-    _check_tokenizer(args.tokenizer, {"file": tokenizer.path.name, "sha256": tokenizer.sha256},
+    check_same_tokenizer(args.tokenizer, {"file": tokenizer.path.name, "sha256": tokenizer.sha256},
                      trained.get("tokenizer"), settings)
     vocab = get(config, "model.model_config.padded_vocab_size")
     if tokenizer.vocab_size > vocab:
@@ -319,13 +311,8 @@ def _score_texts(scorer: Scorer, ids: Sequence[Sequence[int]], pad_token_id: int
 
 def _write_scores(questions: Sequence[_Question], scores: Sequence[float], output_file: Path) -> None:
     """One JSON line a question; the file appears under its name when it is whole."""
-    partial = output_file.with_name(f".{output_file.name}.{os.getpid()}")
     remaining = iter(scores)
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            for question in questions:
-                row = {**question.values, **{name: next(remaining) for name in question.answers}}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(partial, output_file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial_file(output_file) as partial, open(partial, "w", encoding="utf-8") as file:
+        for question in questions:
+            row = {**question.values, **{name: next(remaining) for name in question.answers}}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,5 +1,9 @@
 """What tests share: where things are, the tiny model of the committed reference values, and the shared data."""
+import importlib.util
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +16,53 @@ EXAMPLE = ROOT / "examples" / "glm4_reward_model_train"
 SAMPLE = EXAMPLE / "sample_data"
 CONFIGS = ROOT / "model_configs" / "glm_config"
 TINY_YAML, PRODUCTION_YAML = CONFIGS / "run_glm4_tiny_rm_cpu.yaml", CONFIGS / "run_glm4_9b_rm.yaml"
-REFERENCE = Path(__file__).parent / "reference" / "glm_reference.npz"
+REFERENCE = Path(__file__).parent / "reference"
+REFERENCE_CASES = tuple(sorted(path.stem for path in REFERENCE.glob("*.npz")))
 
-# The dimensions of tests/reference/make_glm_reference.py under MindFormers' names.
-REFERENCE_DIMENSIONS = {
-    "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "multi_query_group_num": 2, "kv_channels": 8,
-    "ffn_hidden_size": 48, "padded_vocab_size": 64, "seq_length": 16, "layernorm_epsilon": 1e-5,
-    "param_init_type": "float32", "compute_dtype": "float32", "pad_token_id": 63,
-}
+
+def reference_python():
+    """An interpreter with torch and transformers: $REFERENCE_PYTHON, or this one; None where there is neither."""
+    if os.environ.get("REFERENCE_PYTHON"):
+        return os.environ["REFERENCE_PYTHON"]
+    return sys.executable if all(importlib.util.find_spec(name) for name in ("torch", "transformers")) else None
+
+
+def pytest_report_header():
+    python = reference_python()
+    return "reference values: " + (f"made now with PyTorch and transformers by {python}" if python else
+                                   "the committed ones (no torch and transformers here, no $REFERENCE_PYTHON)")
 
 
 @pytest.fixture(scope="session")
-def reference():
-    """Name -> array of the committed PyTorch reference."""
-    with np.load(REFERENCE) as arrays:
-        return dict(arrays)
+def reference_folder(tmp_path_factory):
+    """Where the reference values are: the committed files, or new ones made now where PyTorch can be had."""
+    python = reference_python()
+    if python is None:
+        return REFERENCE
+    folder = tmp_path_factory.mktemp("reference")
+    subprocess.run([python, str(REFERENCE / "make_glm_reference.py"), "--output", str(folder)], check=True,
+                   env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+    return folder
 
 
 @pytest.fixture(scope="session")
-def build_model():
+def load_reference(reference_folder):
+    """A function from a case's name to its arrays, name -> array."""
+    def load(case):
+        with np.load(reference_folder / f"{case}.npz") as arrays:
+            return dict(arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def reference(load_reference):
+    """The arrays of the case that most tests use."""
+    return load_reference("grouped")
+
+
+@pytest.fixture(scope="session")
+def build_model(reference):
     """A function that builds a reward model of the reference's dimensions; keyword arguments override these."""
     import mindspore as ms
     from mindformers.models.glm2.glm2_config import ChatGLM2Config
@@ -40,20 +72,25 @@ def build_model():
     ms.set_context(mode=ms.GRAPH_MODE)
 
     def build(**overrides):
-        return Glm4RewardModel(ChatGLM2Config(**{**REFERENCE_DIMENSIONS, **overrides}))
+        return Glm4RewardModel(ChatGLM2Config(**{**dimensions_of(reference), **overrides}))
 
     return build
 
 
+def dimensions_of(arrays):
+    """Keyword arguments of ChatGLM2Config for a reference case."""
+    return {**json.loads(str(arrays["dimensions"])), "param_init_type": "float32", "compute_dtype": "float32"}
+
+
 @pytest.fixture(scope="session")
 def load_reference_weights(reference):
-    """A function that gives a network the reference's weights, by name."""
+    """A function that gives a network the weights of a reference case, by name."""
     from mindspore import Tensor
 
-    def load(network):
+    def load(network, arrays=reference):
         for parameter in network.get_parameters():
-            if f"weight/{parameter.name}" in reference:
-                parameter.set_data(Tensor(reference[f"weight/{parameter.name}"]))
+            if f"weight/{parameter.name}" in arrays:
+                parameter.set_data(Tensor(arrays[f"weight/{parameter.name}"]))
         return network
 
     return load

@@ -10,7 +10,7 @@ import os
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import REFERENCE_DIMENSIONS
+from conftest import dimensions_of
 from mindformers.models.glm2.glm2 import ChatGLM2ForConditionalGeneration
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Parameter, Tensor
@@ -112,8 +112,8 @@ def test_everything_is_loaded_and_counted(network):
     assert all((parameter.asnumpy() == 0.5).all() for parameter in network.get_parameters())
 
 
-def test_a_base_checkpoint_fits_by_name_and_its_lm_head_is_no_fault(network, tmp_path):
-    base = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**REFERENCE_DIMENSIONS))
+def test_a_base_checkpoint_fits_by_name_and_its_lm_head_is_no_fault(network, reference, tmp_path):
+    base = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**dimensions_of(reference)))
     ms.save_checkpoint(base, str(tmp_path / "base.ckpt"))
     report = load_strictly(network, read_checkpoint(tmp_path / "base.ckpt"), "base.ckpt", need_head=False)
     assert report.fresh == ("v_head0.weight",)
@@ -136,12 +136,21 @@ def test_a_checkpoint_without_value_head_cannot_be_scored_with(network):
 
 def test_missing_backbone_parameters_are_an_error_and_nothing_is_loaded(network):
     before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
-    values = {name.replace("transformer.", ""): value for name, value in parameters_of(network).items()}
+    values = {name.replace("transformer.", "model."): value for name, value in parameters_of(network).items()}
     with pytest.raises(UserError, match=r"a\.ckpt: \d+ of the network's \d+ parameters are not in this checkpoint: "
-                                        r"transformer\.embedding\.embedding_weight.*and \d+ more; it has embedding"):
+                                        r"transformer\.embedding\.embedding_weight.*and \d+ more; it has model\.embedding"):
         load_strictly(network, values, "a.ckpt", need_head=False)
     for parameter in network.get_parameters():
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
+
+
+def test_a_checkpoint_of_the_original_example_without_prefix_is_loaded(network):
+    values = {name.replace("transformer.", ""): value for name, value in parameters_of(network).items()}
+    assert "embedding.embedding_weight" in values
+    report = load_strictly(network, values, "a.ckpt", need_head=True)
+    assert report.loaded == len(values)
+    assert report.left_over == ()
+    assert all((parameter.asnumpy() == 0.5).all() for parameter in network.get_parameters())
 
 
 def test_another_shape_is_an_error_with_the_parameter_and_both_shapes(network):

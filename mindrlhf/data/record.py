@@ -3,12 +3,11 @@
 `OUT.mindrecord.json`, the sidecar, is what training, evaluation and inference read to notice that the data, the YAML
 and the tokenizer do not belong together. Data of the original MindRLHF converter has none, which is fine.
 """
-import glob
+import contextlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
@@ -17,6 +16,7 @@ import numpy as np
 
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.errors import UserError
+from mindrlhf.partial import partial_folder
 
 __all__ = ["LengthStatistics", "RecordWriter", "find_record_files", "read_sidecar", "read_sidecars", "sidecar_path"]
 
@@ -57,7 +57,7 @@ class RecordWriter:
     when `finish` has been called; leaving the context without it leaves everything as it was.
 
     Files grow in a hidden folder beside the output (MindRecord stores its own file name, so a file cannot be renamed,
-    only moved). Folders left behind by killed runs are removed by the next run for the same output.
+    only moved).
     """
 
     def __init__(self, path: Union[str, Path]):
@@ -68,15 +68,11 @@ class RecordWriter:
             raise UserError(f"--dst_file: {self.path} is a folder, expected a file name that ends in .mindrecord")
         self._rows: List[Dict[str, Any]] = []
         self._folder: Optional[Path] = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "RecordWriter":
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            for left_behind in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.partial"):
-                if not _process_runs(left_behind):
-                    shutil.rmtree(left_behind, ignore_errors=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.{os.getpid()}.", suffix=".partial",
-                                                 dir=self.path.parent))
+            self._folder = self._stack.enter_context(partial_folder(self.path))
         except OSError as error:
             raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
         from mindspore.mindrecord import FileWriter
@@ -118,18 +114,7 @@ class RecordWriter:
 
     def __exit__(self, *_) -> None:
         self._writer = None
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _process_runs(folder: Path) -> bool:
-    """Whether the process that made a hidden folder, named in it, is still there."""
-    try:
-        os.kill(int(folder.name.split(".")[-3]), 0)
-    except (ValueError, IndexError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
-    return True
+        self._stack.close()
 
 
 def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> List[str]:

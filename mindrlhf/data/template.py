@@ -3,9 +3,11 @@
 It is the wording of the original MindRLHF inference script. The original converter says 以下 where this says 一下, so
 data converted by it needs `--prompt_template` with that wording.
 """
+from typing import Tuple
+
 from mindrlhf.errors import UserError
 
-__all__ = ["PROMPT_TEMPLATE", "check_template", "render"]
+__all__ = ["PROMPT_TEMPLATE", "check_template", "render", "split_template"]
 
 PROMPT_TEMPLATE = "根据一下问题，写一个合适的回答。\n\n### 问题：\n{prompt}\n\n### 回答：\n{response}"
 _FIELDS = ("{prompt}", "{response}")
@@ -32,6 +34,12 @@ def render(template: str, prompt: str, response: str) -> str:
     >>> render("Q: {prompt} A: {response}", " why? ", "because\\n")
     'Q: why? A: because'
     """
-    before, _, rest = template.partition(_FIELDS[0])
-    between, _, after = rest.partition(_FIELDS[1])  # what the user's texts contain is never taken for a field
+    before, between, after = split_template(template)
     return f"{before}{prompt.strip()}{between}{response.strip()}{after}"
+
+
+def split_template(template: str) -> Tuple[str, str, str]:
+    """What stands before, between and after the fields; what the user's texts contain is never taken for a field."""
+    before, _, rest = template.partition(_FIELDS[0])
+    between, _, after = rest.partition(_FIELDS[1])
+    return before, between, after

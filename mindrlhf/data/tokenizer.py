@@ -10,11 +10,12 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Dict, List, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mindrlhf.errors import UserError
 
-__all__ = ["GLM4_PATTERN", "GLM4_SPECIAL_TOKENS", "Tokenizer", "open_tokenizer", "write_rank_file"]
+__all__ = ["GLM4_PATTERN", "GLM4_SPECIAL_TOKENS", "RankTokenizer", "Tokenizer",
+           "check_same_tokenizer", "open_tokenizer", "write_rank_file"]
 
 # How GLM-4 cuts text before merging bytes (a fact of its published tokenizer).
 GLM4_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -46,17 +47,22 @@ class Tokenizer(ABC):
         """Ids of each text; text that looks like a control token is text."""
 
 
-class _RankTokenizer(Tokenizer):
-    """GLM-4's byte-level BPE, through tiktoken."""
+class RankTokenizer(Tokenizer):
+    """GLM-4's byte-level BPE, through tiktoken.
+
+    Attributes:
+        ranks:         token -> rank, which is its id
+        first_special: id of the first of `GLM4_SPECIAL_TOKENS`
+    """
 
     def __init__(self, path: Path, content: bytes):
         super().__init__(path, content)
         import tiktoken
-        ranks = _parse_ranks(path, content)
-        first_special = max(ranks.values()) + 1
-        self.vocab_size = first_special + len(GLM4_SPECIAL_TOKENS)
-        self.pad_token_id = first_special
-        self._encoding = tiktoken.Encoding(name=path.name, pat_str=GLM4_PATTERN, mergeable_ranks=ranks,
+        self.ranks = _parse_ranks(path, content)
+        self.first_special = max(self.ranks.values()) + 1
+        self.vocab_size = self.first_special + len(GLM4_SPECIAL_TOKENS)
+        self.pad_token_id = self.first_special
+        self._encoding = tiktoken.Encoding(name=path.name, pat_str=GLM4_PATTERN, mergeable_ranks=self.ranks,
                                            special_tokens={})
 
     def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
@@ -98,8 +104,24 @@ def open_tokenizer(path: Union[str, Path]) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: tokenizer cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if _RANK_LINE.fullmatch(content.split(b"\n", 1)[0].rstrip(b"\r")):
-        return _RankTokenizer(path, content)
+        return RankTokenizer(path, content)
     return _SentencePieceTokenizer(path, content)
+
+
+def check_same_tokenizer(place: str, found: Optional[Mapping[str, Any]], trained: Optional[Mapping[str, Any]],
+                         settings: Optional[Path]) -> None:
+    """Raise `UserError` when a tokenizer is not the one that a model was trained with.
+
+    Args:
+        place:    for the message: the flag or file that brings the tokenizer in
+        found:    its `file` and `sha256`; None where they are not known
+        trained:  likewise of the one that training used
+        settings: the file that says so
+    """
+    if found and trained and found.get("sha256") != trained.get("sha256"):
+        raise UserError(f"{place}: the tokenizer is {found.get('file')} (sha256 {str(found.get('sha256'))[:12]}), but "
+                        f"the model was trained with {trained.get('file')} (sha256 "
+                        f"{str(trained.get('sha256'))[:12]}, {settings})")
 
 
 def _parse_ranks(path: Path, content: bytes) -> Dict[bytes, int]:

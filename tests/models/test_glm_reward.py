@@ -9,6 +9,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import REFERENCE_CASES, dimensions_of
 from mindformers.models.glm2.glm2 import ChatGLM2Model
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
@@ -108,8 +109,11 @@ def test_evaluation_gives_a_float32_column(scoring_model, reference):
     assert output.dtype == ms.float32
 
 
-def test_loss_and_gradients_equal_pytorch(build_model, load_reference_weights, reference):
-    model = load_reference_weights(build_model(track_step_metrics=True)).set_train(True)
+@pytest.mark.parametrize("case", REFERENCE_CASES)
+def test_loss_and_gradients_equal_pytorch(build_model, load_reference_weights, load_reference, case):
+    reference = load_reference(case)
+    network = build_model(**dimensions_of(reference), track_step_metrics=True)
+    model = load_reference_weights(network, reference).set_train(True)
     weights = ms.ParameterTuple(model.trainable_params())
     inputs = [Tensor(reference[name]) for name in ("input_ids", "input_ids", "attention_mask", "loss_mask", "end_ind")]
     loss = model(*inputs)

@@ -1,0 +1,73 @@
+"""What stands beside the weights of an exported model: config.json and the model card."""
+import json
+from typing import Any, Dict, Mapping, Optional
+
+from mindrlhf import __version__
+from mindrlhf.models.glm4.dimensions import Dimensions
+
+__all__ = ["model_card", "model_config"]
+
+_CODE = '''```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # where this file is
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+messages = [{"role": "user", "content": "PROMPT"}, {"role": "assistant", "content": "ANSWER"}]
+text = tokenizer.apply_chat_template(messages, tokenize=False)
+with torch.no_grad():
+    score = model(**tokenizer(text, return_tensors="pt")).logits[0, 0].item()
+```'''
+
+
+def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool) -> Dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        dtype:  of most weights, which transformers loads them as
+        reward: `GlmForSequenceClassification` with one label, or `GlmForCausalLM`
+    """
+    config = {"architectures": ["GlmForSequenceClassification" if reward else "GlmForCausalLM"], "model_type": "glm",
+              **size.as_transformers(), "attention_dropout": 0.0, "initializer_range": 0.02,
+              "tie_word_embeddings": False, "use_cache": True, "pad_token_id": pad_token_id,
+              "eos_token_id": pad_token_id, "torch_dtype": dtype}
+    if reward:  # a regression: tools that would squeeze a score into 0..1 leave it alone
+        config.update(num_labels=1, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, problem_type="regression")
+    return config
+
+
+def model_card(size: Dimensions, dtype: str, source: str, reward: bool, template: str,
+               data: Mapping[str, Any], tokenizer: Optional[str]) -> str:
+    """README.md of the exported folder.
+
+    Args:
+        source:    name of the checkpoint
+        template:  the prompt template
+        data:      how the training data was made, as far as it is known (`data_settings.json`)
+        tokenizer: name of the tokenizer file, or None where none was exported
+    """
+    tags = ["reward-model", "glm"] if reward else ["glm"]
+    head = ["---", "library_name: transformers",
+            f"pipeline_tag: {'text-classification' if reward else 'text-generation'}", "tags:",
+            *(f"- {tag}" for tag in tags), "---", ""]
+    facts = [f"- {size.num_layers} layers, hidden size {size.hidden_size}, {size.num_attention_heads} heads, "
+             f"{size.multi_query_group_num} key-value groups, vocabulary {size.padded_vocab_size}, {dtype}",
+             f"- written from `{source}` by mindrlhf {__version__}",
+             f"- tokenizer: {f'from `{tokenizer}`' if tokenizer else 'not part of this folder'}"]
+    if not reward:
+        return "\n".join([*head, "# GLM-4", "", *facts, ""])
+    if data.get("seq_length"):
+        facts.append(f"- trained on texts of at most {data['seq_length']} tokens, padded on the "
+                     f"{data.get('padding_side')}")
+    return "\n".join([
+        *head, "# GLM-4 reward model", "",
+        "It reads a prompt and an answer and gives one number, the better the answer the higher: the value head's "
+        "output at the text's last token. Only differences between answers to the same prompt carry meaning.", "",
+        *facts, "", "## Text", "",
+        "Prompt and answer, stripped of white space at both ends, are put into this template. No special token is "
+        "added in front or behind.", "",
+        "```json", json.dumps(template, ensure_ascii=False), "```", "",
+        *(["The tokenizer's chat template does the same with a message of the user and one of the assistant:", "",
+           _CODE, ""] if tokenizer else [])])

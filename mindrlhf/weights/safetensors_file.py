@@ -1,0 +1,157 @@
+"""safetensors files and the folders of them that model hubs publish.
+
+The format: 8 bytes, the header's length; the header, JSON from name to dtype, shape and data_offsets; the data
+(https://huggingface.co/docs/safetensors). Its Python package maps whole files into memory and has no bfloat16 for
+NumPy; here a tensor is read in chunks, as bytes.
+"""
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence
+
+from mindrlhf.errors import UserError, raise_problems
+from mindrlhf.weights.tensors import OutputTensor, Segment, StoredTensor
+
+__all__ = ["INDEX_NAME", "read_json", "read_safetensors", "read_safetensors_folder", "write_safetensors"]
+
+INDEX_NAME = "model.safetensors.index.json"
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_CODES = {name: code for code, name in _NAMES.items()}
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
+          "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """An object from a JSON file.
+
+    Raises:
+        UserError: it is absent, unreadable, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found {type(content).__name__}, expected an object")
+    return content
+
+
+def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
+    """Name -> tensor of one file; only its header is read.
+
+    Raises:
+        UserError: the file is absent, cut short, or something else.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise UserError(f"{path}: {size} bytes, a header of {length} bytes does not fit in: cut short, or not "
+                                "a safetensors file")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: its header is not JSON: damaged, or not a safetensors file") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: its header is not an object: damaged, or not a safetensors file")
+    header.pop("__metadata__", None)
+    start = 8 + length
+    tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
+    end = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].segments[0].offset):
+        segment = tensor.segments[0]
+        if segment.offset != end:
+            raise UserError(f"{path}: {name} begins at byte {segment.offset}, expected {end}: damaged")
+        end += segment.size
+    if end != size:
+        raise UserError(f"{path}: {size} bytes, its header says {end}: {'cut short' if size < end else 'damaged'}")
+    return tensors
+
+
+def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
+    try:
+        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        right = all(type(value) is int and value >= 0 for value in (*shape, begin, end)) and \
+            end - begin == math.prod(shape) * _BYTES.get(code, 0)
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise UserError(f"{path}: {name}: found {str(entry)[:120]} in the header, expected dtype, shape and "
+                        "data_offsets that fit together")
+    return StoredTensor(_NAMES.get(code, code), shape, (Segment(path, start + begin, end - begin),))
+
+
+def read_safetensors_folder(folder: Path) -> Dict[str, StoredTensor]:
+    """Name -> tensor of a model's folder: one file, or shards with or without their index.
+
+    Raises:
+        UserError: a shard is missing, a file is damaged, or index and files contradict each other.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}, expected a folder with "
+                        "config.json and .safetensors files")
+    index_file = folder / INDEX_NAME
+    if index_file.is_file():
+        return _read_indexed(folder, index_file)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = next((file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))), None)
+        hint = f"; {pickles} is a pickle, which is not read: fetch the model's .safetensors files" if pickles else ""
+        raise UserError(f"{folder}: no .safetensors file in it{hint}")
+    raise_problems(str(folder), _missing_shards(files))
+    tensors: Dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_safetensors(file).items():
+            if name in tensors:
+                raise UserError(f"{file}: {name} is also in {tensors[name].segments[0].path.name}")
+            tensors[name] = tensor
+    return tensors
+
+
+def _missing_shards(files: Sequence[Path]) -> List[str]:
+    numbers: Dict[tuple, set] = {}
+    for file in files:
+        match = _SHARD.fullmatch(file.name)
+        if match:
+            numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    return [f"{stem}-{number:05d}-of-{total:05d}.safetensors is missing"
+            for (stem, total), found in numbers.items() for number in range(1, total + 1) if number not in found]
+
+
+def _read_indexed(folder: Path, index_file: Path) -> Dict[str, StoredTensor]:
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{index_file}: found no weight_map from tensor names to file names")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
+    raise_problems(str(index_file), (f"names the file {name}, expected one in the same folder" for name in outside))
+    raise_problems(str(folder), (f"{name} is missing, {INDEX_NAME} names it" for name in names
+                                 if not (folder / name).is_file()))
+    in_files = {name: read_safetensors(folder / name) for name in names}
+    raise_problems(str(index_file), [
+        *(f"says that {tensor} is in {name}, where it is not" for tensor, name in weight_map.items()
+          if tensor not in in_files[name]),
+        *(f"does not say that {tensor} is in {name}" for name, tensors in in_files.items() for tensor in tensors
+          if weight_map.get(tensor) != name)][:4])
+    return {tensor: in_files[name][tensor] for tensor, name in weight_map.items()}
+
+
+def write_safetensors(path: Path, tensors: Sequence[OutputTensor], written: Callable[[], object]) -> None:
+    """Write a file; `written` is called after each tensor."""
+    header: Dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for tensor in tensors:
+        header[tensor.name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape),
+                               "data_offsets": [begin, begin + tensor.nbytes]}
+        begin += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.writelines(tensor.chunks())
+            written()

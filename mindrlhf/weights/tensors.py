@@ -1,0 +1,169 @@
+"""What weight files of both formats have in common: named tensors that lie in files, taken in parts, cast on the way.
+
+A tensor is never held whole: it is read in chunks of 8 MB, cast and written on. So a conversion needs the memory of a
+few chunks, whatever the model's size.
+"""
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+
+from mindrlhf.errors import UserError
+
+__all__ = ["FLOAT_BYTES", "OutputTensor", "Part", "Segment", "StoredTensor", "cast", "split_into_shards"]
+
+# The types that weights have, and bytes of a value.
+FLOAT_BYTES: Dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CHUNK = 1 << 22  # values
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of bytes of a file."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in one or several files, row-major.
+
+    Attributes:
+        dtype:    a key of `FLOAT_BYTES`, or the file format's own name for any other type
+        shape:    of the tensor
+        segments: where its bytes are, in order
+    """
+
+    dtype: str
+    shape: Tuple[int, ...]
+    segments: Tuple[Segment, ...]
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(segment.size for segment in self.segments)
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Bytes begin..end of the tensor.
+
+        Raises:
+            UserError: the file cannot be read, or has become shorter than it was.
+        """
+        found = []
+        for segment in self.segments:
+            first, last = max(begin, 0), min(end, segment.size)
+            if first < last:
+                try:
+                    with open(segment.path, "rb") as file:
+                        file.seek(segment.offset + first)
+                        content = file.read(last - first)
+                except OSError as error:
+                    raise UserError(f"{segment.path}: cannot be read: {error.strerror}") from None
+                if len(content) != last - first:
+                    raise UserError(f"{segment.path}: ended while it was read, expected {segment.size} bytes from byte "
+                                    f"{segment.offset} on")
+                found.append(content)
+            begin, end = begin - segment.size, end - segment.size
+        return b"".join(found) if len(found) != 1 else found[0]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Values begin..end of a stored tensor."""
+
+    tensor: StoredTensor
+    begin: int
+    end: int
+
+    @classmethod
+    def rows(cls, tensor: StoredTensor, begin: int, end: int) -> "Part":
+        """Rows begin..end of its first dimension."""
+        width = math.prod(tensor.shape[1:])
+        return cls(tensor, begin * width, end * width)
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to be written: parts of stored tensors behind one another, as `dtype`."""
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+    parts: Tuple[Part, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * FLOAT_BYTES[self.dtype]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a few MB at a time.
+
+        Raises:
+            UserError: a value is too large for `dtype`.
+        """
+        for part in self.parts:
+            size = FLOAT_BYTES[part.tensor.dtype]
+            for begin in range(part.begin, part.end, _CHUNK):
+                raw = part.tensor.read(begin * size, min(begin + _CHUNK, part.end) * size)
+                try:
+                    yield cast(raw, part.tensor.dtype, self.dtype)
+                except OverflowError as error:
+                    raise UserError(f"{self.name}: {error}; expected values that {self.dtype} can hold (choose "
+                                    "another --dtype)") from None
+
+
+def cast(raw: bytes, source: str, target: str) -> bytes:
+    """Bytes of values of type `source` as type `target`, rounded to the nearest value (ties to even).
+
+    Raises:
+        OverflowError: a finite value would become infinite.
+    """
+    if source == target:
+        return raw
+    if source == "bfloat16":
+        values = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = np.frombuffer(raw, {"float32": "<f4", "float16": "<f2"}[source]).astype("<f4", copy=False)
+    if target == "float32":
+        return values.tobytes()
+    if target == "float16":
+        with np.errstate(over="ignore"):
+            result = values.astype("<f2")
+        infinite = np.isinf(result)
+    else:
+        result = _to_bfloat16(values)
+        infinite = (result & 0x7FFF) == 0x7F80
+    lost = infinite & np.isfinite(values)
+    if lost.any():
+        raise OverflowError(f"found {float(values[lost][0]):g}")
+    return result.tobytes()
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 to the upper 16 bits, rounded half to even; NaN stays NaN."""
+    bits = values.view("<u4")
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return np.where(np.isnan(values), ((bits >> 16) | 0x40).astype("<u2"), rounded)
+
+
+def split_into_shards(tensors: Sequence[OutputTensor], limit: int) -> List[List[OutputTensor]]:
+    """Tensors in their order, cut into groups of at most `limit` bytes; a larger tensor has a group to itself."""
+    shards: List[List[OutputTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return shards
+
+
+Writer = Callable[[Path, Sequence[OutputTensor], Callable[[], object]], None]

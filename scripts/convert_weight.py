@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+r"""GLM-4's weights between Hugging Face and MindSpore.
+
+    python scripts/convert_weight.py hf_to_ms --input glm-4-9b --output glm4_9b_ckpt \
+      --config model_configs/glm_config/run_glm4_9b_rm.yaml
+    python scripts/convert_weight.py ms_to_hf --input output/checkpoint_network --output glm4_9b_rm \
+      --config model_configs/glm_config/run_glm4_9b_rm.yaml --tokenizer tokenizer.model
+
+Neither needs PyTorch, nor more memory than a few chunks of a tensor.
+"""
+import argparse
+from pathlib import Path
+from typing import Optional, Sequence
+
+from mindrlhf.arguments import new_parser, template
+from mindrlhf.config import load_config
+from mindrlhf.convert_weight import hf_to_ms, ms_to_hf
+from mindrlhf.errors import run
+from mindrlhf.weights.tensors import FLOAT_BYTES
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser(__doc__)
+    commands = parser.add_subparsers(dest="direction", required=True, metavar="hf_to_ms|ms_to_hf")
+    into = commands.add_parser("hf_to_ms", allow_abbrev=False, help="a published GLM-4 to a MindSpore checkpoint")
+    into.add_argument("--input", required=True, type=Path,
+                      help="folder with config.json and .safetensors: glm-4-9b(-chat), glm-4-9b(-chat)-hf, or a "
+                           "GlmForSequenceClassification")
+    into.add_argument("--output", required=True, type=Path,
+                      help="NAME.ckpt for one file, or a new or empty folder for shards of at most 5 GB")
+    into.add_argument("--config", type=Path, help="a run's YAML to compare the model's dimensions with")
+    out = commands.add_parser("ms_to_hf", allow_abbrev=False,
+                              help="a trained reward model to a GlmForSequenceClassification")
+    out.add_argument("--input", required=True,
+                     help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network) or with shards")
+    out.add_argument("--config", required=True, type=Path, help="the run's YAML")
+    out.add_argument("--output", required=True, type=Path, help="a new or empty folder")
+    out.add_argument("--tokenizer", help="GLM-4's tokenizer.model; without it no tokenizer files are written")
+    out.add_argument("--prompt_template", type=template,
+                     help="text with {prompt} and {response}; default: the one that the model was trained with")
+    out.add_argument("--src_strategy", help="strategy file, or folder of them, of a checkpoint sliced over ranks "
+                                            "(output/strategy of the run)")
+    out.add_argument("--language_model", action="store_true",
+                     help="write a GlmForCausalLM from a checkpoint with an LM head")
+    for command in (into, out):
+        command.add_argument("--dtype", choices=list(FLOAT_BYTES), help="of the weights (default: as they are)")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Convert, and say what was mapped."""
+    args = parse_args()
+    config = load_config(args.config) if args.config else None
+    if args.direction == "hf_to_ms":
+        result = hf_to_ms(args.input, args.output, args.dtype, config)
+    else:
+        result = ms_to_hf(args.input, config, args.output, args.dtype, args.tokenizer, args.prompt_template,
+                          args.src_strategy, args.language_model)
+    print(result.as_text())
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
