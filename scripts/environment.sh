@@ -28,6 +28,21 @@ install_project() {
   echo "$wanted" >"$stamp"
 }
 
+# An environment of its own for what the project is compared with: setup.py's extra "peers".
+install_peers() {
+  local peers=$root/.venv-torch wanted packages
+  wanted="$root $(cksum <"$root/setup.py")"
+  [ "$(cat "$peers/.installed" 2>/dev/null)" = "$wanted" ] && return
+  echo "== installing PyTorch, transformers and TRL into .venv-torch (once; some 2 GB on the disk)"
+  packages=$("$venv/bin/python" -c '
+from importlib.metadata import requires
+print("\n".join(line.split(";")[0] for line in requires("mindrlhf") if line.endswith("extra == \"peers\"")))')
+  "$venv/bin/python" -m venv --clear "$peers" &&
+    xargs -d '\n' "$peers/bin/python" -m pip install --quiet --disable-pip-version-check <<<"$packages" ||
+    { echo "error: the installation failed, see above; run the command again to retry" >&2; return 1; }
+  echo "$wanted" >"$peers/.installed"
+}
+
 install_project || exit 1
 export PATH=$venv/bin:$PATH
 export GLOG_v=${GLOG_v:-3}  # MindSpore's C++ side: errors only

@@ -6,6 +6,8 @@ Each command runs once, in its own process; the tests look at what it left behin
 | test_held_out_accuracy ...                        | the tiny model learns: 0.95 on questions it has not seen |
 | test_inference_gives_the_scores_of_evaluation     | both ways to a score agree to 1e-5                      |
 | test_training_resumes ...                         | --resume goes on bit by bit                              |
+| test_a_model_that_went_to_hugging_face ...        | out and in again, in shards, with the same figures       |
+| test_training_starts_from_published_weights ...   | the original layout is a base that training loads        |
 """
 import csv
 import json
@@ -19,6 +21,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
+from safetensors.numpy import load_file, save_file
+
+from mindrlhf.checkpoint import read_checkpoint
+from mindrlhf.config import load_config
+from mindrlhf.weights.ckpt_file import read_ckpt, write_ckpt
+from mindrlhf.weights.tensors import OutputTensor, Part
 
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -192,6 +200,54 @@ def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
     assert [row["step"] for row in resumed] == [row["step"] for row in whole]
     np.testing.assert_allclose([float(row["loss"]) for row in resumed], [float(row["loss"]) for row in whole],
                                rtol=1e-4)
+
+
+def converted(folder, direction, *args):
+    result = run(folder, [sys.executable, str(ROOT / "scripts" / "convert_weight.py"), direction, *map(str, args)])
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_model_that_went_to_hugging_face_and_back_in_shards_evaluates_the_same(job, tmp_path):
+    converted(tmp_path, "ms_to_hf", "--input", job["folder"] / "output" / "checkpoint_network", "--config", TINY_YAML,
+              "--output", "hf", "--tokenizer", SAMPLE / "tokenizer.model")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    for number, names in enumerate((sorted(weights)[:9], sorted(weights)[9:]), start=1):
+        save_file({name: weights[name] for name in names}, tmp_path / "hf" / f"model-0000{number}-of-00002.safetensors")
+    converted(tmp_path, "hf_to_ms", "--input", "hf", "--output", "whole.ckpt", "--config", TINY_YAML)
+    whole = read_ckpt(tmp_path / "whole.ckpt")
+    (tmp_path / "shards").mkdir()
+    for number, names in enumerate((sorted(whole)[:5], sorted(whole)[5:]), start=1):
+        write_ckpt(tmp_path / "shards" / f"model-0000{number}-of-00002.ckpt",
+                   [OutputTensor(name, "float32", whole[name].shape, (Part(whole[name], 0, whole[name].values),))
+                    for name in names], lambda: None)
+    result = script(tmp_path, "reward_eval.py", "--config", TINY_YAML, "--eval_dataset",
+                    job["folder"] / "test.mindrecord", "--batch_size", 16, "--distributed_ckpt_path", "shards")
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log[-3000:]
+    outcome = re.compile(r"93 pairs, accuracy [\d.]+, mean margin [\d.]+")
+    assert outcome.search(log)[0] == outcome.search(job["eval_log"])[0]
+
+
+def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_path):
+    checkpoint = read_checkpoint(next((job["folder"] / "output" / "checkpoint_network" / "rank_0").glob("*.ckpt")))
+    base = {name.replace(".embedding_weight", ".word_embeddings.weight"): parameter.asnumpy()
+            for name, parameter in checkpoint.items() if name.startswith("transformer.")}
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    model = load_config(TINY_YAML)["model"]["model_config"]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(model))  # the YAML's keys are those of the original
+    text = converted(tmp_path, "hf_to_ms", "--input", "base", "--output", "ckpt", "--config", TINY_YAML)
+    assert "no value head in it" in text
+    assert "has the same dimensions" in text
+    result = script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
+                    job["folder"] / "test.mindrecord", "--load_checkpoint", "ckpt")
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log[-3000:]
+    assert re.search(r"loaded 16 parameters from \S*ckpt/model.ckpt; freshly initialised: v_head0.weight", log)
+    first_loss = float(re.search(r"step 1 of 33, loss: ([\d.]+)", log)[1])
+    assert first_loss < 0.5, "0.69 is that of a backbone that knows nothing"
 
 
 @pytest.mark.parametrize(("name", "args", "message"), [

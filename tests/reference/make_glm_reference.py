@@ -1,21 +1,26 @@
-"""Write tests/reference/*.npz: what PyTorch and transformers make of small GLM reward models.
+"""Write tests/reference/*.npz and adam_curves.json: what PyTorch and transformers make of small GLM reward models.
 
-    pip install torch==2.13.0 transformers==5.23.0
+    bash scripts/compare_with_torch.sh  # makes an environment for it, and runs it
     python tests/reference/make_glm_reference.py [--output FOLDER]
 
 The models are transformers' own `GlmModel` with random weights from a fixed seed and a linear score head; the loss is
 written out in PyTorch from its formula. A file holds one model: its dimensions, its weights under transformers' names
-and under MindFormers', the inputs, and scores, loss and gradients. The committed files keep the tests free of PyTorch;
+and under MindFormers', the inputs, and scores, loss and gradients. adam_curves.json holds the losses of 50 steps of
+`torch.optim.Adam`, see tests/reference/adam_curve.py. The committed files keep the tests free of PyTorch;
 where it is there, the tests run this script and compare with what it writes (see tests/conftest.py).
 """
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from transformers import GlmConfig, GlmModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import adam_curve  # noqa: E402
 
 SEQ = 12
 LENGTHS = (9, 12, 6, 9)  # rows 0, 1 chosen; rows 2, 3 rejected
@@ -42,7 +47,7 @@ def build_model(size: dict) -> GlmModel:
                        intermediate_size=size["ffn_hidden_size"], num_hidden_layers=size["num_layers"],
                        num_attention_heads=size["num_attention_heads"], head_dim=size["kv_channels"],
                        num_key_value_heads=size["multi_query_group_num"], attention_bias=True,
-                       rms_norm_eps=size["layernorm_epsilon"], max_position_embeddings=SEQ,
+                       rms_norm_eps=size["layernorm_epsilon"], max_position_embeddings=128,
                        rope_parameters={"rope_type": "default", "rope_theta": 10000.0 * size["rope_ratio"],
                                         "partial_rotary_factor": 0.5},
                        pad_token_id=None,  # with one, PyTorch gives the pad row of the embedding no gradient
@@ -129,6 +134,26 @@ def make_case(size: dict) -> dict:
     return arrays
 
 
+def adam_losses(name: str) -> list:
+    """The loss of each step, before its update, of PyTorch's Adam on a set of pairs."""
+    model = build_model(adam_curve.DIMENSIONS)
+    start = {key: torch.tensor(array) for _, parts in adam_curve.initial_weights().values()
+             for key, array in parts.items()}
+    head = torch.nn.Parameter(start.pop("score.weight"))
+    model.load_state_dict({key.removeprefix("model."): value for key, value in start.items()})
+    optimizer = torch.optim.Adam([*model.parameters(), head], lr=adam_curve.LEARNING_RATE, betas=adam_curve.BETAS,
+                                 eps=adam_curve.EPSILON)
+    losses = []
+    for ids, _, loss_mask, _ in adam_curve.batches(name):
+        scores = (model(input_ids=torch.tensor(ids), use_cache=False).last_hidden_state @ head.T).squeeze(-1)
+        loss = pair_loss(scores, torch.tensor(loss_mask))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="default: where this script is")
@@ -138,6 +163,13 @@ def main() -> None:
         np.savez_compressed(folder / f"{name}.npz", **arrays)
         print(f"{name}.npz: {(folder / f'{name}.npz').stat().st_size} bytes, loss {arrays['loss']:.6f}, "
               f"end scores {arrays['end_scores'].tolist()}")
+    target = folder / "adam_curves.json"
+    curves = json.loads(target.read_text()) if target.is_file() else {}
+    for name, (pairs, _) in adam_curve.CURVES.items():
+        if pairs.is_file():
+            curves[name] = adam_losses(name)
+            print(f"{name}: {len(curves[name])} losses, first {curves[name][0]:.6f}, last {curves[name][-1]:.6f}")
+    target.write_text(json.dumps(curves, indent=1) + "\n")
 
 
 if __name__ == "__main__":

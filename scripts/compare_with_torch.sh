@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Compare with PyTorch, transformers and TRL live: makes .venv-torch for them (once; setup.py's extra "peers" says
+# which releases), then runs the tests that have reference values, with values made anew.
+#   bash scripts/compare_with_torch.sh [pytest's own options]
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install_peers
+cd "$root"
+export REFERENCE_PYTHON=$root/.venv-torch/bin/python
+[ $# -gt 0 ] || set -- tests/models tests/test_training_curve.py tests/test_convert_weight.py tests/test_against_transformers.py
+exec python -m pytest "$@"

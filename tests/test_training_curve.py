@@ -1,0 +1,43 @@
+"""50 steps of Adam from the same weights on the same pairs as PyTorch, which tests/reference holds the losses of."""
+import json
+
+import numpy as np
+import pytest
+from conftest import REFERENCE
+from mindformers.models.glm2.glm2_config import ChatGLM2Config
+from mindspore import Tensor, nn
+from reference import adam_curve
+
+from mindrlhf.models.glm4.glm_reward import Glm4RewardModel
+
+
+def losses_of_50_steps(name):
+    """The loss of each step, before its update."""
+    model = Glm4RewardModel(ChatGLM2Config(**adam_curve.DIMENSIONS, pad_token_id=0, param_init_type="float32",
+                                           compute_dtype="float32"))
+    start = adam_curve.initial_weights()
+    for parameter in model.get_parameters():
+        _, parts = start.pop(parameter.name)
+        parameter.set_data(Tensor(np.concatenate(list(parts.values()))))
+    assert not start
+    beta1, beta2 = adam_curve.BETAS
+    optimizer = nn.Adam(model.trainable_params(), adam_curve.LEARNING_RATE, beta1, beta2, adam_curve.EPSILON)
+    step = nn.TrainOneStepCell(model, optimizer).set_train(True)
+    return [float(step(Tensor(ids), None, Tensor(mask), Tensor(loss_mask), Tensor(lengths)))
+            for ids, mask, loss_mask, lengths in adam_curve.batches(name)]
+
+
+@pytest.mark.parametrize("name", adam_curve.CURVES)
+def test_the_losses_of_50_adam_steps_equal_pytorchs(reference_folder, name):
+    pairs, _ = adam_curve.CURVES[name]
+    if not pairs.is_file():
+        pytest.skip(f"no {pairs.parent}: real pairs are not part of the project")
+    expected = json.loads((reference_folder / "adam_curves.json").read_text())[name]
+    np.testing.assert_allclose(losses_of_50_steps(name), expected, atol=1e-3)
+
+
+def test_the_committed_curve_learns():
+    """A curve that stayed where it began would agree with a step that changes nothing."""
+    sample = json.loads((REFERENCE / "adam_curves.json").read_text())["sample"]
+    assert len(sample) == adam_curve.STEPS
+    assert np.mean(sample[-10:]) < 0.5 * np.mean(sample[:10])
