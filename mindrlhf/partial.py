@@ -21,7 +21,8 @@ def partial_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left_behind in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        if not _process_runs(left_behind):
+        of_this_target = left_behind.name.count(".") == target.name.count(".") + 4  # .NAME.PROCESS.RANDOM.partial
+        if of_this_target and not _process_runs(left_behind):
             shutil.rmtree(left_behind, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".partial", dir=target.parent))
     try:

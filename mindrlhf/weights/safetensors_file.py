@@ -62,7 +62,7 @@ def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
     start = 8 + length
     tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
     end = start
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].segments[0].offset):
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].segments[0].offset, item[1].nbytes)):
         segment = tensor.segments[0]
         if segment.offset != end:
             raise UserError(f"{path}: {name} begins at byte {segment.offset}, expected {end}: damaged")

@@ -10,6 +10,7 @@ The original's names are those of MindFormers but for the embedding's (mindforme
 transformers has query, key and value, which lie behind one another in the other two, as three tensors. Everything else
 is the same tensor under another name: no weight is transposed or permuted. Knows nothing of MindSpore.
 """
+import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,6 +46,14 @@ _FIXED = ({"rmsnorm": True, "post_layer_norm": True, "add_bias_linear": False, "
 _DEFAULTS = {"layernorm_epsilon": 1e-5, "add_qkv_bias": True}
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _or_one(value: Any) -> Any:
+    return 1 if value is None else value
+
+
 @dataclass(frozen=True)
 class Dimensions:
     """What decides the shapes and the arithmetic of a GLM-4, under the YAML's names (`model.model_config`)."""
@@ -69,37 +78,49 @@ class Dimensions:
     def from_yaml(cls, config: Mapping[str, Any], place: str) -> "Dimensions":
         """Of a YAML's `model.model_config`; raises `UserError`."""
         return cls._read({key: key for key in _KEYS}, {**_DEFAULTS, **config}, _FIXED[0], place,
-                         config.get("rope_ratio") or 1)
+                         _or_one(config.get("rope_ratio")), [])
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any], layout: str, place: str) -> "Dimensions":
         """Of a config.json; raises `UserError`."""
         if layout == ORIGINAL:
             return cls._read({key: names[0] for key, names in _KEYS.items()}, {**_DEFAULTS, **config}, _FIXED[0],
-                             place, config.get("rope_ratio") or 1)
-        rope = {**config, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-        raise_problems(place, [
-            f"{key} is {rope[key]!r}, expected {expected!r}" for key, expected in
-            (("rope_type", "default"), ("partial_rotary_factor", 0.5)) if rope.get(key, expected) != expected])
-        config = {"attention_bias": True, **config}
-        config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+                             place, _or_one(config.get("rope_ratio")), [])
+        problems: List[str] = []
+        sections = [config]
+        for key in ("rope_parameters", "rope_scaling"):  # where both are given, transformers follows the latter
+            if isinstance(config.get(key), Mapping):
+                sections.append(config[key])
+            elif config.get(key) is not None:
+                problems.append(f"{key} is {config[key]!r}, expected an object")
+        problems += [f"{key} is {section[key]!r}, expected {expected!r}" for section in sections
+                     for key, expected in (("rope_type", "default"), ("type", "default"),
+                                           ("partial_rotary_factor", 0.5))
+                     if section.get(key, expected) not in (expected, None)]
+        theta = next((section["rope_theta"] for section in reversed(sections) if "rope_theta" in section), _ROPE_BASE)
+        if not _is_positive(theta):
+            problems.append(f"rope_theta is {theta!r}, expected a number above 0")
+            theta = _ROPE_BASE
+        config = {"attention_bias": True, "num_key_value_heads": 2, **config}  # transformers' defaults
         return cls._read({key: names[1] for key, names in _KEYS.items()}, config, _FIXED[1], place,
-                         rope.get("rope_theta", _ROPE_BASE) / _ROPE_BASE)
+                         theta / _ROPE_BASE, problems)
 
     @classmethod
     def _read(cls, keys: Mapping[str, str], config: Mapping[str, Any], fixed: Mapping[str, Any], place: str,
-              rope_ratio: Any) -> "Dimensions":
+              rope_ratio: Any, problems: List[str]) -> "Dimensions":
         values = {key: config.get(name) for key, name in keys.items()}
         values["rope_ratio"] = rope_ratio
-        problems = [f"{name} is {config[name]!r}, expected {expected!r}" for name, expected in fixed.items()
-                    if config.get(name, expected) != expected]
+        problems = problems + [f"{name} is {config[name]!r}, expected {expected!r}" for name, expected in fixed.items()
+                               if config.get(name, expected) != expected]
         for field in fields(cls):
             value, name = values[field.name], keys.get(field.name, field.name)
-            whole = field.type is int
-            right = isinstance(value, bool) if field.type is bool else \
-                isinstance(value, (int,) if whole else (int, float)) and not isinstance(value, bool) and value > 0
+            if field.type is bool:
+                right, expected = isinstance(value, bool), "true or false"
+            elif field.type is int:
+                right, expected = _is_positive(value) and isinstance(value, int), "a whole number above 0"
+            else:
+                right, expected = _is_positive(value), "a number above 0"
             if not right:
-                expected = "true or false" if field.type is bool else f"a {'whole ' if whole else ''}number above 0"
                 problems.append(f"{name} is {value!r}, expected {expected}")
         raise_problems(place, problems)
         return cls(**values)
@@ -204,4 +225,5 @@ def with_prefix(name: str) -> str:
     >>> with_prefix("v_head0.weight")
     'v_head0.weight'
     """
-    return re.sub(r"^((?:adam_[mv]|accu_grads)\.)?(?=(embedding|encoder|output_layer)\.)", r"\1transformer.", name)
+    return re.sub(r"^((?:adam_[mv]|moment[12]|accu_grads)\.)?(?=(embedding|encoder|output_layer)\.)",
+                  r"\1transformer.", name)
