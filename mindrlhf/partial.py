@@ -47,7 +47,7 @@ def _process_runs(folder: Path) -> bool:
     """Whether the process that made a hidden folder, named in it, is still there."""
     try:
         os.kill(int(folder.name.split(".")[-3]), 0)
-    except (ValueError, IndexError, ProcessLookupError):
+    except (ValueError, IndexError, OverflowError, ProcessLookupError):
         return False
     except OSError:
         return True

@@ -55,6 +55,8 @@ def read_ckpt(path: Path) -> Dict[str, StoredTensor]:
                 name, part = _read_value(file, end, path)
                 if name in tensors:
                     known = tensors[name]
+                    if (known.dtype, known.shape) != (part.dtype, part.shape):
+                        raise _DamagedError(f"{name} has two types or shapes")
                     part = StoredTensor(known.dtype, known.shape, known.segments + part.segments)
                 tensors[name] = part
     except OSError as error:

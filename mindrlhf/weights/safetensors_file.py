@@ -7,6 +7,7 @@ NumPy; here a tensor is read in chunks, as bytes.
 import json
 import math
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
@@ -19,7 +20,7 @@ INDEX_NAME = "model.safetensors.index.json"
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _CODES = {name: code for code, name in _NAMES.items()}
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
-          "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+          "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8}
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -76,7 +77,7 @@ def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         right = all(type(value) is int and value >= 0 for value in (*shape, begin, end)) and \
-            end - begin == math.prod(shape) * _BYTES.get(code, 0)
+            end - begin == math.prod(shape) * _BYTES[code]
     except (KeyError, TypeError, ValueError):
         right = False
     if not right:
@@ -118,8 +119,8 @@ def _missing_shards(files: Sequence[Path]) -> List[str]:
         match = _SHARD.fullmatch(file.name)
         if match:
             numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    return [f"{stem}-{number:05d}-of-{total:05d}.safetensors is missing"
-            for (stem, total), found in numbers.items() for number in range(1, total + 1) if number not in found]
+    return [f"{stem}-{number:05d}-of-{total:05d}.safetensors is missing" for (stem, total), found in numbers.items()
+            for number in islice((number for number in range(1, total + 1) if number not in found), 4)]
 
 
 def _read_indexed(folder: Path, index_file: Path) -> Dict[str, StoredTensor]:

@@ -167,8 +167,8 @@ def test_mindspore_loads_what_we_write_in_any_type(tmp_path, outputs, source, ta
     assert len(calls) == len(arrays())
 
 
-@pytest.mark.parametrize("value_size", [1, 2, 3, 4, 7, 10, 16, 100, 2080])
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 64, 1 << 22])
+@pytest.mark.parametrize("value_size", [1, 3, 4, 10, 100, 2080])
+@pytest.mark.parametrize("chunk", [2, 3, 64, 1 << 22])
 def test_mindspore_loads_what_we_write_in_small_pieces(tmp_path, monkeypatch, outputs, value_size, chunk):
     monkeypatch.setattr(ckpt_file, "_VALUE_BYTES", value_size)
     monkeypatch.setattr(tensors, "_CHUNK", chunk)
@@ -259,6 +259,7 @@ DAMAGED = {
     "checksum alone": (b"crc_num" + bytes(10), "no value at byte 1"),
     "one byte": (b"\x0a", "the end at byte 1, in the middle of a value"),
     "length beyond the end": (b"\x0a\x7f\x0a\x01a", "127 bytes announced at byte 2, 3 are there"),
+    "number across the end of a value": (b"\x0a\x01\x8a\x01", "the end at byte 4, in the middle of a value"),
     "text behind a value": (value_bytes("a", [2], "Float32", bytes(8)) + b"rest", "no value at byte "),
     "no name": (value_bytes(None, [2], "Float32", bytes(8)), "a value without name or content before byte "),
     "no content": (value_bytes("a", [2], "Float32", None), "a tensor without content before byte "),
