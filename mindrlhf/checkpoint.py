@@ -4,19 +4,20 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Container, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-from mindrlhf.errors import UserError, raise_problems, some
+from mindrlhf.errors import UserError, some
 from mindrlhf.models.glm4.dimensions import with_prefix
 from mindrlhf.partial import partial_file
 from mindrlhf.weights.ckpt_file import read_ckpt
 
-__all__ = ["LoadReport", "checkpoint_files", "list_checkpoints", "load_strictly", "merge_slices", "read_checkpoint",
+__all__ = ["LoadReport", "checkpoint_files", "list_checkpoints", "load_strictly", "merge_slices", "raise_left_over",
+           "read_checkpoint",
            "read_data_settings", "resolve_load_path", "write_data_settings"]
 
 DATA_SETTINGS = "data_settings.json"
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.ckpt$")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.ckpt")
 
 # What a network may start without: the value head when training begins from a base model (it then has its documented
 # initialisation), and figures for the log that are no weights.
@@ -90,12 +91,18 @@ def _is_one_model(folder: Path, files: Sequence[Path]) -> bool:
     """Whether the files of a folder are the parts of one checkpoint: numbered shards, of which none may be missing, or
     files without a step that share no parameter.
     """
-    shards = [match for match in map(_SHARD.search, map(str, files)) if match]
+    shards = [match for match in (_SHARD.fullmatch(file.name) for file in files) if match]
     if shards:
-        total = max(int(match[2]) for match in shards)
-        numbers = {int(match[1]) for match in shards}
-        raise_problems(str(folder), [f"shard {number} of {total} is missing" for number in range(1, total + 1)
-                                     if number not in numbers])
+        stem, total = shards[0][1], int(shards[0][3])
+        others = [file.name for file in files if not file.name.startswith(f"{stem}-")
+                  or not file.name.endswith(f"-of-{total:05d}.ckpt")]
+        if others:
+            raise UserError(f"{folder}: {some(others)} beside {shards[0][0]}, expected the shards of one checkpoint "
+                            "alone")
+        numbers = {int(match[2]) for match in shards}
+        missing = [number for number in range(1, total + 1) if number not in numbers]
+        if missing:
+            raise UserError(f"{folder}: shard {some(missing)} of {total} is missing")
         return True
     if len(files) == 1 or step_of(files[0])[0] != float("inf"):
         return False
@@ -167,6 +174,7 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
     if different:
         raise UserError(f"{source}: {len(different)} parameters have another shape than the network's (is the YAML "
                         f"that of this checkpoint? is it sliced for another layout?): {some(different, '; ')}")
+    raise_left_over(source, parameters, wanted)
     ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
     left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
     return LoadReport(str(source), len(wanted) - len(missing),
@@ -209,6 +217,18 @@ def merge_slices(source: Path, strategy: str, folder: Path) -> Path:
         raise UserError(f"{source}: the slices of {len(ranks)} ranks could not be merged with the strategy {strategy}: "
                         f"{reason[0] if reason else error!r}") from None
     return folder / "whole" / "rank_0" / "whole0.ckpt"
+
+
+def raise_left_over(source: Union[str, Path], names: Iterable[str], wanted: Container[str]) -> None:
+    """Raise `UserError` if a checkpoint has more of a backbone than is wanted: more layers, or biases.
+
+    Leaving them out would give another model without a word.
+    """
+    left_over = [name for name in names if name.startswith("transformer.") and name not in wanted
+                 and not _KNOWN_EXTRA.match(name)]
+    if left_over:
+        raise UserError(f"{source}: {len(left_over)} weights in it have no place in the model (is the YAML that of "
+                        f"this checkpoint? num_layers, add_qkv_bias): {some(left_over)}")
 
 
 def write_data_settings(folder: Path, settings: Dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from tqdm import tqdm
 
-from mindrlhf.checkpoint import checkpoint_files, list_checkpoints, merge_slices, read_data_settings
+from mindrlhf.checkpoint import checkpoint_files, list_checkpoints, merge_slices, raise_left_over, read_data_settings
 from mindrlhf.config import get
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, RankTokenizer, check_same_tokenizer, open_tokenizer
@@ -104,8 +104,8 @@ def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, config: Op
     weights, dropped = _matching_weights(stored, size, layout, source, "config.json")
     tensors = [_joined(weight, [stored[name] for name, _ in weight.sources(layout)], dtype) for weight in weights]
     one_file = output.suffix == ".ckpt"
-    files = _write(output, [(output.name, tensors)] if one_file else _shards(tensors, ".ckpt", max_shard_bytes),
-                   write_ckpt)
+    shards = [(output.name, tensors)] if one_file else _shards(tensors, ".ckpt", max_shard_bytes)
+    files = _write(output, shards, write_ckpt, one_file=one_file)
     heads = _heads(weights)
     notes = [] if HEAD_NAME in {weight.name for weight in weights} else \
         ["no value head in it: training starts from one with random weights, normal with standard deviation 0.02"]
@@ -204,7 +204,9 @@ def ms_to_hf(source: str, config: Mapping[str, Any], output: Path, dtype: Option
     with ExitStack() as stack:
         checkpoint, stored = _read_source(source, weights, output, src_strategy, stack)
         _check_head(stored, language_model, checkpoint)
-        _raise_mismatches(stored, {weight.name: weight.shape for weight in weights}, checkpoint, "the YAML")
+        expected = {weight.name: weight.shape for weight in weights}
+        _raise_mismatches(stored, expected, checkpoint, "the YAML")
+        raise_left_over(checkpoint, stored, expected)
         tensors = [tensor for weight in weights for tensor in _split(weight, stored[weight.name], dtype)]
         main_dtype = max({tensor.dtype for tensor in tensors},
                          key=lambda name: sum(tensor.nbytes for tensor in tensors if tensor.dtype == name))
@@ -222,7 +224,7 @@ def ms_to_hf(source: str, config: Mapping[str, Any], output: Path, dtype: Option
                 "weight_map": {tensor.name: name for name, group in shards for tensor in group}})
         files = _write(output, shards, write_safetensors, texts)
         taken = [stored[weight.name] for weight in weights]
-        dropped = tuple(name for name in stored if name not in {weight.name for weight in weights})
+        dropped = tuple(name for name in stored if name not in expected)
     notes = [f"checkpoint: {checkpoint}",
              f"architecture: {'GlmForCausalLM' if language_model else 'GlmForSequenceClassification, one label'}"]
     if not tokenizer:
@@ -320,8 +322,8 @@ def _shards(tensors: Sequence[OutputTensor], suffix: str, limit: int) -> List[Tu
 
 
 def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], writer: Writer,
-           texts: Optional[Mapping[str, str]] = None) -> Tuple[str, ...]:
-    """Write a folder of shards and text files, or, without `texts` and with the output's own name, one file.
+           texts: Optional[Mapping[str, str]] = None, one_file: bool = False) -> Tuple[str, ...]:
+    """Write a folder of shards and text files, or the one shard as a file.
 
     The output appears under its name when all of it is there.
 
@@ -338,7 +340,7 @@ def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], w
                 raise UserError(f"--output: {output}: needs {_gigabytes(need)}, but {_gigabytes(free)} are free on "
                                 "the disk")
             whole = folder / output.name
-            if names == (output.name,):
+            if one_file:
                 writer(whole, shards[0][1], bar.update)
             else:
                 whole.mkdir()

@@ -138,7 +138,7 @@ def test_missing_backbone_parameters_are_an_error_and_nothing_is_loaded(network)
     before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
     values = {name.replace("transformer.", "model."): value for name, value in parameters_of(network).items()}
     with pytest.raises(UserError, match=r"a\.ckpt: \d+ of the network's \d+ parameters are not in this checkpoint: "
-                                        r"transformer\.embedding\.embedding_weight.*and \d+ more; it has model\.embedding"):
+                                        r"transformer\.embedding\.embedding_weight.* it has model\.embedding"):
         load_strictly(network, values, "a.ckpt", need_head=False)
     for parameter in network.get_parameters():
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
@@ -162,9 +162,17 @@ def test_another_shape_is_an_error_with_the_parameter_and_both_shapes(network):
 
 def test_what_is_left_over_is_reported_but_optimizer_state_is_expected(network):
     values = parameters_of(network)
-    for name in ("adam_m.v_head0.weight", "global_step", "epoch_num", "loss_scale", "transformer.extra.weight"):
+    for name in ("adam_m.v_head0.weight", "global_step", "epoch_num", "loss_scale", "lora.extra.weight"):
         values[name] = Parameter(Tensor([1.0]), name=name)
-    assert load_strictly(network, values, "a.ckpt", need_head=True).left_over == ("transformer.extra.weight",)
+    assert load_strictly(network, values, "a.ckpt", need_head=True).left_over == ("lora.extra.weight",)
+
+
+def test_more_layers_than_the_network_has_are_an_error(network):
+    """A model cut in two would score, and nobody would notice."""
+    values = parameters_of(network)
+    values["transformer.encoder.layers.2.mlp.dense_4h_to_h.weight"] = Parameter(Tensor([1.0]))
+    with pytest.raises(UserError, match=r"1 weights in it have no place in the model .*layers\.2\.mlp"):
+        load_strictly(network, values, "a.ckpt", need_head=True)
 
 
 def test_settings_of_the_training_data_are_found_from_folder_rank_folder_and_file(tmp_path):
@@ -183,3 +191,74 @@ def test_a_half_precision_checkpoint_is_widened_to_the_networks_type(network, dt
     for parameter in network.get_parameters():
         assert parameter.dtype == ms.float32
         assert (parameter.asnumpy() == 0.5).all()
+
+
+def save(path, *names):
+    """A checkpoint by MindSpore with parameters of these names, each full of its place in the list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ms.save_checkpoint([{"name": name, "data": Tensor(np.full(3, place, np.float32))}
+                        for place, name in enumerate(names)], str(path))
+    return path
+
+
+@pytest.mark.parametrize("folder", ["shards", "shards/rank_0"])
+def test_numbered_shards_are_one_checkpoint(tmp_path, folder):
+    """The folder stands for it: all of its files are read, and MindFormers is given the folder."""
+    place = tmp_path / folder
+    save(place / "model-00001-of-00002.ckpt", "a", "b")
+    save(place / "model-00002-of-00002.ckpt", "c", "d")
+    assert list_checkpoints(tmp_path / "shards", 0) == [place]
+    assert resolve_load_path(str(tmp_path / "shards"), 0, sliced=False) == str(place)
+    found = read_checkpoint(place)
+    assert {name: value.asnumpy().tolist() for name, value in found.items()} == {
+        "a": [0, 0, 0], "b": [1, 1, 1], "c": [0, 0, 0], "d": [1, 1, 1]}
+
+
+@pytest.mark.parametrize(("present", "absent"), [(1, 2), (2, 1)])
+def test_a_missing_shard_is_named(tmp_path, present, absent):
+    save(tmp_path / f"model-{present:05d}-of-00002.ckpt", "a")
+    for function in (list_checkpoints, lambda path, rank: resolve_load_path(str(path), rank, sliced=False)):
+        with pytest.raises(UserError) as caught:
+            function(tmp_path, 0)
+        assert str(caught.value) == f"{tmp_path}: shard {absent} of 2 is missing"
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    save(tmp_path / "model-00001-of-00002.ckpt", "a")
+    (tmp_path / "model-00002-of-00002.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.ckpt: not readable as a checkpoint"):
+        read_checkpoint(tmp_path)
+
+
+def test_files_without_steps_that_share_no_parameter_are_one_model(tmp_path):
+    save(tmp_path / "embedding.ckpt", "a")
+    save(tmp_path / "layers.ckpt", "b", "c")
+    assert list_checkpoints(tmp_path, 0) == [tmp_path]
+    assert resolve_load_path(str(tmp_path), 0, sliced=False) == str(tmp_path)
+    assert set(read_checkpoint(tmp_path)) == {"a", "b", "c"}
+
+
+def test_files_without_steps_that_share_parameters_are_separate_and_the_last_by_name_counts(tmp_path):
+    """A run leaves the second one beside an earlier run's."""
+    last = save(tmp_path / "rank_0" / "x_rank_0_1-network.ckpt", "a", "b")
+    first = save(tmp_path / "rank_0" / "x_rank_0-network.ckpt", "b", "a")
+    os.utime(last, (10_000, 10_000))
+    assert list_checkpoints(tmp_path, 0) == [first, last]
+    assert resolve_load_path(str(tmp_path), 0, sliced=False) == str(last)
+    assert read_checkpoint(last)["b"].asnumpy().tolist() == [1, 1, 1]
+
+
+def test_files_with_steps_are_separate_even_if_they_share_no_parameter(tmp_path):
+    save(tmp_path / "x-1_1.ckpt", "a")
+    save(tmp_path / "x-1_2.ckpt", "b")
+    assert names_of(list_checkpoints(tmp_path, 0)) == ["x-1_1.ckpt", "x-1_2.ckpt"]
+
+
+@pytest.mark.parametrize("names", [
+    ("model-00001-of-00002.ckpt", "model-00002-of-00002.ckpt", "other.ckpt"),
+    ("model-00001-of-00002.ckpt", "other-00002-of-00002.ckpt")], ids=["a file beside them", "shards of two models"])
+def test_shards_are_not_mixed_with_the_parameters_of_another_model(tmp_path, names):
+    for place, name in enumerate(names):
+        save(tmp_path / name, "a", *(["b"] if place else []))
+    with pytest.raises(UserError, match="other"):
+        read_checkpoint(list_checkpoints(tmp_path, 0)[-1])

@@ -16,7 +16,7 @@ __all__ = ["FLOAT_BYTES", "OutputTensor", "Part", "Segment", "StoredTensor", "ca
 
 # The types that weights have, and bytes of a value.
 FLOAT_BYTES: Dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-_CHUNK = 1 << 22  # values
+_CHUNK = 1 << 21  # values
 
 
 @dataclass(frozen=True)
