@@ -15,7 +15,8 @@ from mindrlhf.report import plot_training_curves
 
 __all__ = ["RewardMonitor", "TABLE_COLUMNS"]
 
-TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms")
+TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms", "pairs",
+                 "text_tokens", "computed_tokens")
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
@@ -25,7 +26,9 @@ class RewardMonitor(Callback):
     At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step (in sink mode, a row every
     sink_size steps): step, loss (mean over pairs), learning_rate, global_norm (of the gradients, before clipping),
     accuracy (share of pairs whose chosen end score is the larger one), margin (mean of chosen minus rejected), reward
-    (mean of all end scores), step_ms (milliseconds). `OUTPUT/curves.png` shows them.
+    (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of both texts of all pairs, without padding),
+    computed_tokens (of the rows; fewer than text_tokens where the texts of a pair share their prompt).
+    `OUTPUT/curves.png` shows the curves.
 
     Args:
         facts:           what the first log block says, name -> text (filled in by `mindrlhf.train`)
@@ -86,6 +89,7 @@ class RewardMonitor(Callback):
         if self._metrics is not None:
             figures = self._metrics.asnumpy().tolist()
             row.update(zip(("accuracy", "margin", "reward"), (float(f"{figure:.6g}") for figure in figures)))
+            row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, figures[3:])))
         if self.writes:
             self._rows.writerow(row)
         # The first step compiles the graph and says nothing about the time left.
@@ -99,9 +103,9 @@ class RewardMonitor(Callback):
             seconds = (self._total - row["step"]) * sum(self._recent) / len(self._recent) / 1000
             left = datetime.timedelta(seconds=round(seconds))
         figures = ", ".join(f"{name}: {row[name]:.4f}" for name in ("accuracy", "margin", "reward") if name in row)
-        logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, time left: %s",
+        logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, %stime left: %s",
                     row["step"], self._total, row["loss"], figures, row["learning_rate"] or 0,
-                    row["global_norm"], row["step_ms"], left)
+                    row["global_norm"], row["step_ms"], _rates(row), left)
 
     def on_train_end(self, run_context):
         del run_context
@@ -109,6 +113,15 @@ class RewardMonitor(Callback):
             self._file.close()
             plot_training_curves(self.table, self.curves)
             logger.info("the figures of all steps are in %s, their curves in %s", self.table, self.curves)
+
+
+def _rates(row) -> str:
+    """Pairs and text tokens a second, and how many of the tokens that were computed are text."""
+    if not row.get("pairs"):
+        return ""
+    seconds = max(row["step_ms"], 1e-3) / 1000
+    return (f"{row['pairs'] / seconds:.1f} pairs/s, {row['text_tokens'] / seconds:.0f} text tokens/s "
+            f"({row['text_tokens'] / row['computed_tokens']:.0%} of those computed), ")
 
 
 def _number(value) -> Optional[float]:

@@ -20,7 +20,7 @@ _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.ckpt")
 
 # What a network may start without: the value head when training begins from a base model (it then has its documented
-# initialisation), and figures for the log that are no weights.
+# initialisation). Figures for the log are no weights and are never loaded.
 _HEAD = re.compile(r"v_head0\.")
 _NO_WEIGHT = re.compile(r"step_metrics\.")
 # What a checkpoint may have beyond the network: the LM head of a base model, optimizer and loop state.
@@ -161,9 +161,10 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
     import mindspore as ms
     for name in [name for name in parameters if with_prefix(name) != name]:
         parameters[with_prefix(name)] = parameters.pop(name)
-    wanted = {parameter.name: parameter for parameter in network.get_parameters()}
+    wanted = {parameter.name: parameter for parameter in network.get_parameters()
+              if not _NO_WEIGHT.match(parameter.name)}
     missing = [name for name in wanted if name not in parameters]
-    fresh = [name for name in missing if _NO_WEIGHT.match(name) or (_HEAD.match(name) and not need_head)]
+    fresh = [name for name in missing if _HEAD.match(name) and not need_head]
     lacking = [name for name in missing if name not in fresh]
     if lacking:
         raise UserError(f"{source}: {len(lacking)} of the network's {len(wanted)} parameters are not in this "
@@ -177,8 +178,7 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
     raise_left_over(source, parameters, wanted)
     ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
     left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
-    return LoadReport(str(source), len(wanted) - len(missing),
-                      tuple(name for name in fresh if not _NO_WEIGHT.match(name)), tuple(left_over))
+    return LoadReport(str(source), len(wanted) - len(missing), tuple(fresh), tuple(left_over))
 
 
 def merge_slices(source: Path, strategy: str, folder: Path) -> Path:
@@ -206,12 +206,12 @@ def merge_slices(source: Path, strategy: str, folder: Path) -> Path:
         slices.mkdir(parents=True)
         last = list_checkpoints(source, rank, flag="input")[-1]
         (slices / f"rank_{rank}.ckpt").symlink_to(last.absolute())
+    strategy_file = strategy
     try:
         if os.path.isdir(strategy):
-            merged_strategy = str(folder / "strategy.ckpt")
-            ms.merge_pipeline_strategys(strategy, merged_strategy)
-            strategy = merged_strategy
-        ms.transform_checkpoints(str(folder / "slices"), str(folder / "whole"), "whole", strategy, None)
+            strategy_file = str(folder / "strategy.ckpt")
+            ms.merge_pipeline_strategys(strategy, strategy_file)
+        ms.transform_checkpoints(str(folder / "slices"), str(folder / "whole"), "whole", strategy_file, None)
     except (ValueError, RuntimeError, TypeError, KeyError, OSError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"{source}: the slices of {len(ranks)} ranks could not be merged with the strategy {strategy}: "

@@ -27,6 +27,7 @@ _POSITIVE = ("model.model_config.seq_length", "model.model_config.num_layers", "
              "model.model_config.ffn_hidden_size", "model.model_config.num_attention_heads",
              "model.model_config.multi_query_group_num", "model.model_config.kv_channels",
              "model.model_config.padded_vocab_size", "runner_config.batch_size", "runner_config.epochs")
+BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
 
 
@@ -115,6 +116,7 @@ def _problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"lr_schedule.learning_rate is {rate!r}, expected a number above 0"
     if get(config, "context.device_target") not in _DEVICES:
         yield f"context.device_target is {get(config, 'context.device_target')!r}, expected {' or '.join(_DEVICES)}"
+    yield from _batching_problems(config)
     yield from _model_problems(config)
     yield from _layout_problems(config)
     for position, callback in enumerate(config["callbacks"]):
@@ -123,6 +125,32 @@ def _problems(config: Mapping[str, Any]) -> Iterable[str]:
         elif callback["type"] == "CheckpointMonitor" and "-" in str(callback.get("prefix", "")):
             yield (f"callbacks[{position}].prefix is {callback['prefix']!r}, expected no dash: MindFormers reads the "
                    "rank out of the file name")
+
+
+def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """Whether rows without padding can be made for this run."""
+    batching = get(config, "train_dataset.batching", "padded")
+    if batching not in BATCHINGS:
+        yield f"train_dataset.batching is {batching!r}, expected {', '.join(BATCHINGS[:-1])} or {BATCHINGS[-1]}"
+    if batching == "padded":
+        return
+    if get(config, "train_dataset.pad_token_id") is None:
+        yield f"train_dataset.pad_token_id is missing, which train_dataset.batching {batching} fills up rows with"
+    if (get(config, "train_dataset.repeat") or 1) != 1:
+        yield f"train_dataset.repeat is {get(config, 'train_dataset.repeat')!r}, expected 1 with batching {batching}"
+    if batching == "buckets":
+        for key, expected in (("runner_config.sink_mode", False), ("runner_config.gradient_accumulation_steps", 1),
+                              ("parallel_config.pipeline_stage", 1)):
+            found = get(config, key)
+            if found not in (expected, None):
+                yield (f"{key} is {found!r}, expected {expected} with train_dataset.batching buckets, whose steps have "
+                       "several shapes; packing has one")
+    else:
+        seq_length, row_length = get(config, "model.model_config.seq_length"), get(config, "train_dataset.row_length")
+        if row_length is not None and isinstance(seq_length, int) and \
+                not (isinstance(row_length, int) and 0 < row_length <= 2 * seq_length):
+            yield (f"train_dataset.row_length is {row_length!r}, expected a whole number up to twice "
+                   f"model.model_config.seq_length ({2 * seq_length})")
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -197,6 +197,7 @@ def ms_to_hf(source: str, config: Mapping[str, Any], output: Path, dtype: Option
     size = Dimensions.from_yaml(get(config, "model.model_config"), "model.model_config")
     pad_token_id = get(config, "model.model_config.pad_token_id")
     settings_file, settings = read_data_settings(source)
+    size = replace(size, seq_length=settings.get("seq_length") or size.seq_length)  # --seq_length of the training run
     template = template or settings.get("prompt_template") or PROMPT_TEMPLATE
     tokenizer = _open_rank_file(tokenizer_path, pad_token_id, size, settings, settings_file)
     head = LM_HEAD_NAME if language_model else HEAD_NAME

@@ -12,7 +12,7 @@ import mindspore.common.dtype as mstype
 from mindspore import nn
 from mindspore.ops import operations as P
 
-__all__ = ["PairLoss"]
+__all__ = ["PackedPairLoss", "PairLoss"]
 
 
 class PairLoss(nn.Cell):
@@ -60,3 +60,37 @@ class PairLoss(nn.Cell):
         total = self.row_sum(self.mul(token_loss, mask), -1)                              # (B,)
         count = self.maximum(self.row_sum(mask, -1), 1.0)                                 # (B,)
         return self.mean(self.div(total, count))                                          # ()
+
+
+class PackedPairLoss(nn.Cell):
+    """The same loss of pairs in packed rows, where each comparison is named by the places of its two tokens.
+
+    Args:
+        parallel_config: `data_parallel` of it shards the rows.
+
+    Inputs:
+        token_scores    (R, L) float32
+        chosen_index, rejected_index (R, L) int32, where in the row the compared tokens are
+        weights         (R, L) float32, what a comparison counts; 0 where there is none. The mean over pairs is theirs:
+                        1 / (pairs * comparisons of the pair)
+
+    Output:
+        (), float32
+    """
+
+    def __init__(self, parallel_config):
+        super().__init__()
+        rows = (parallel_config.data_parallel, 1)
+        self.gather = P.GatherD().shard((rows, rows))
+        self.sub = P.Sub().shard((rows, rows))
+        self.ones_like = P.OnesLike().shard((rows,))
+        self.cross_entropy = P.SigmoidCrossEntropyWithLogits().shard((rows, rows))
+        self.mul = P.Mul().shard((rows, rows))
+        self.sum = P.ReduceSum().shard((rows,))
+
+    def construct(self, token_scores, chosen_index, rejected_index, weights):
+        chosen = self.gather(token_scores, 1, chosen_index)                               # (R, L)
+        rejected = self.gather(token_scores, 1, rejected_index)                           # (R, L)
+        margin = self.sub(chosen, rejected)                                               # (R, L)
+        token_loss = self.cross_entropy(margin, self.ones_like(margin))                   # (R, L)
+        return self.sum(self.mul(token_loss, weights))                                    # ()

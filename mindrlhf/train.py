@@ -67,6 +67,7 @@ def train(config: Dict[str, Any], task: str) -> None:
             load_strictly(network, parameters, run.load_checkpoint, need_head=bool(run.resume_training)).as_text()))
     run.train_dataset.data_loader.dataset_dir = files
     run.train_dataset.seq_length = run.model.model_config.seq_length
+    run.train_dataset.seed = run.seed or 0
     run.train_dataset.micro_batches = run.parallel_config.micro_batch_num if run.parallel_config.pipeline_stage > 1 \
         else run.runner_config.gradient_accumulation_steps or 1
     run.model.model_config.track_step_metrics = True

@@ -6,7 +6,8 @@ r"""GLM-4's weights between Hugging Face and MindSpore.
     python scripts/convert_weight.py ms_to_hf --input output/checkpoint_network --output glm4_9b_rm \
       --config model_configs/glm_config/run_glm4_9b_rm.yaml --tokenizer tokenizer.model
 
-Neither needs PyTorch, nor more memory than a few chunks of a tensor.
+Neither needs PyTorch. Weights are copied in chunks, so that memory does not grow with the model (unless slices of
+several ranks have to be merged first).
 """
 import argparse
 from pathlib import Path

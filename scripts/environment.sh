@@ -33,7 +33,9 @@ install_peers() {
   local peers=$root/.venv-torch wanted packages
   wanted="$root $(cksum <"$root/setup.py")"
   [ "$(cat "$peers/.installed" 2>/dev/null)" = "$wanted" ] && return
-  echo "== installing PyTorch, transformers and TRL into .venv-torch (once; some 2 GB on the disk)"
+  "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "error: PyTorch and TRL of these releases need Python 3.11: rm -r .venv, then PYTHON=python3.11" >&2; return 1; }
+  echo "== installing PyTorch, transformers and TRL into .venv-torch (once; some GB on the disk)"
   packages=$("$venv/bin/python" -c '
 from importlib.metadata import requires
 print("\n".join(line.split(";")[0] for line in requires("mindrlhf") if line.endswith("extra == \"peers\"")))')

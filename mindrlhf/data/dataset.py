@@ -12,6 +12,7 @@ import numpy as np
 from mindformers.dataset.base_dataset import BaseDataset
 from mindformers.tools.register import MindFormerConfig, MindFormerModuleType, MindFormerRegister
 
+from mindrlhf.data.compact import PackedDataset, PackedSteps, choose_shapes, read_pairs
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.record import find_record_files
 from mindrlhf.errors import UserError
@@ -58,14 +59,19 @@ class RewardModelDataset(BaseDataset):
                             a MindRecord file, a folder of shards, or a list of both
             input_columns:  the seven fields of a sample
             output_columns: the five columns of a batch
-            batch_size:     B, pairs
-            seq_length:     S; checked against the data if given
-            drop_remainder: leave out the last, smaller batch
+            batching:       "padded" (default): batches of B pairs, every row filled up to the data's length;
+                            "buckets": packed rows (`mindrlhf.data.packing`) of at most four lengths, about B pairs a
+                            step; "packing": B packed rows of `row_length` tokens a step
+            batch_size:     B
+            seq_length:     S of the model; checked against the data if given
+            row_length:     of "packing"; default S
+            pad_token_id:   fills up packed rows
+            drop_remainder: of "padded": leave out the last, smaller batch
             repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets
             micro_batches:  pieces that a step cuts the batch into (`batch_pairs`); default 1
 
     Returns:
-        a `mindspore.dataset.Dataset` with the columns of `batch_pairs`
+        a `mindspore.dataset.Dataset` with the columns of `batch_pairs`, or of `PackedSteps`
 
     Raises:
         UserError: no data, unreadable data, or data of another sequence length.
@@ -74,7 +80,7 @@ class RewardModelDataset(BaseDataset):
     def __new__(cls, dataset_config: Optional[dict] = None, **keys):
         config = copy.deepcopy(dataset_config) if dataset_config else MindFormerConfig(**keys)
         for key, default in (("seed", 0), ("prefetch_size", 1), ("numa_enable", False), ("batch_size", 8),
-                             ("drop_remainder", True), ("repeat", 1), ("micro_batches", 1)):
+                             ("drop_remainder", True), ("repeat", 1), ("micro_batches", 1), ("batching", "padded")):
             if config[key] is None if key in config else True:
                 config[key] = default
         cls.init_dataset_config(config)
@@ -86,6 +92,8 @@ class RewardModelDataset(BaseDataset):
             raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
         for file in files:
             _check_first_row(file, columns, config.seq_length)
+        if config.batching != "padded":
+            return _packed(config, files, columns, rank or 0, ranks or 1)
         dataset = _open(files, columns, bool(config.data_loader.shuffle), ranks, rank,
                         config.num_parallel_workers)
         pairs = dataset.get_dataset_size()
@@ -101,6 +109,22 @@ class RewardModelDataset(BaseDataset):
         dataset = dataset.map(lambda *fields: batch_pairs(*fields, micro_batches=config.micro_batches),
                               input_columns=list(FIELDS), output_columns=list(OUTPUT_COLUMNS))
         return dataset.project(list(config.output_columns or OUTPUT_COLUMNS)).repeat(config.repeat)
+
+
+def _packed(config, files, columns, rank, ranks) -> PackedDataset:
+    """The dataset of the two kinds of packed rows."""
+    try:
+        pairs = list(read_pairs(files, columns, show_progress=rank == 0))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _unreadable(", ".join(files), error) from None
+    lengths = [len(pair.as_group(config.pad_token_id)) for pair in pairs]
+    if config.batching == "packing":
+        shapes = [(config.batch_size, config.row_length or config.seq_length)]
+    else:
+        shapes = choose_shapes(lengths, config.batch_size * float(np.mean(lengths)))
+    return PackedDataset(PackedSteps(
+        pairs, lengths, shapes, config.pad_token_id, config.seed if config.data_loader.shuffle else None, rank, ranks,
+        config.micro_batches))
 
 
 def _open(files, columns, shuffle, ranks, rank, workers):

@@ -128,7 +128,8 @@ def test_loss_and_gradients_equal_pytorch(build_model, load_reference_weights, l
         assert difference < 1e-4, f"{weight.name}: {difference}"
 
     chosen, rejected = reference["end_scores"][:2], reference["end_scores"][2:]
-    accuracy, margin, reward = model.step_metrics.value.asnumpy()
+    accuracy, margin, reward, pairs, text_tokens, computed_tokens = model.step_metrics.value.asnumpy()
+    assert (pairs, text_tokens, computed_tokens) == (2, reference["end_ind"].sum(), 4 * SEQ)
     assert accuracy == np.mean(chosen > rejected)
     assert margin == pytest.approx(np.mean(chosen - rejected), abs=1e-4)
     assert reward == pytest.approx(reference["end_scores"].mean(), abs=1e-4)

@@ -15,8 +15,9 @@ from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
 from mindrlhf import compat
+from mindrlhf.data.packing import segment_stride
 
-__all__ = ["CausalMask", "Glm4Backbone"]
+__all__ = ["CausalMask", "Glm4Backbone", "SegmentMask"]
 
 
 class CausalMask(nn.Cell):
@@ -62,6 +63,50 @@ class CausalMask(nn.Cell):
         return self.cast(blocked, self.dtype)                                   # (N, 1, S, S)
 
 
+class SegmentMask(nn.Cell):
+    """Which keys a query of a packed row may not attend to: later ones, and those of other texts.
+
+    A token sees its own segment and the common beginning of its group, as `mindrlhf.data.packing` numbers them.
+
+    Args:
+        config: twice `seq_length`, two whole texts, bounds S; `use_flash_attention` decides the output's type.
+
+    Inputs:
+        segments (N, S) int32
+
+    Output:
+        (N, 1, S, S), 1 where attention is forbidden, else 0; uint8 with flash attention, otherwise float32
+    """
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        dp = config.parallel_config.data_parallel
+        rows, full, one = (dp, 1), (dp, 1, 1, 1), (1, 1, 1, 1)
+        self.positions = Tensor(np.arange(2 * config.seq_length), mstype.int32)
+        self.dtype = compat.attention_mask_dtype(config.use_flash_attention)
+        self.slice = P.StridedSlice().shard(((1,),))
+        self.later = P.Greater().shard((one, one))
+        self.floor_div = P.FloorDiv().shard((rows, ()))
+        self.mul = P.Mul().shard((rows, ()))
+        self.differs = P.NotEqual().shard((full, full))
+        self.logical_and = P.LogicalAnd().shard((full, full))
+        self.logical_or = P.LogicalOr().shard((full, one))
+        self.cast = P.Cast().shard((full,))
+        self.reshape = P.Reshape()
+
+    def construct(self, segments):
+        rows, seq_length = segments.shape
+        positions = self.slice(self.positions, (0,), (seq_length,), (1,))                   # (S,)
+        later = self.later(self.reshape(positions, (1, 1, 1, seq_length)),
+                           self.reshape(positions, (1, 1, seq_length, 1)))                  # (1, 1, S, S)
+        common = self.mul(self.floor_div(segments, segment_stride), segment_stride)         # (N, S)
+        key = self.reshape(segments, (rows, 1, 1, seq_length))                              # (N, 1, 1, S)
+        query = self.reshape(segments, (rows, 1, seq_length, 1))                            # (N, 1, S, 1)
+        common = self.reshape(common, (rows, 1, seq_length, 1))                             # (N, 1, S, 1)
+        unseen = self.logical_and(self.differs(key, query), self.differs(key, common))      # (N, 1, S, S)
+        return self.cast(self.logical_or(unseen, later), self.dtype)                        # (N, 1, S, S)
+
+
 class Glm4Backbone(GLM2PreTrainedModel):
     """Tokens to hidden states. Parameter names are those of `ChatGLM2Model`, less `output_layer`.
 
@@ -69,8 +114,10 @@ class Glm4Backbone(GLM2PreTrainedModel):
         config: the model's dimensions and layout.
 
     Inputs:
-        input_ids   (N, S) int32, S at most `config.seq_length`
-        first_token (N, 1) int32, see `CausalMask`
+        input_ids   (N, S) int32, S at most `config.seq_length`, or twice that in packed rows
+        first_token (N, 1) int32, see `CausalMask`; or, in packed rows, None
+        position_id (N, S) int32, positions in packed rows; None: each row counts from its start
+        segments    (N, S) int32, see `SegmentMask`; None: each row is one text
 
     Output:
         (N, S, hidden_size), `config.compute_dtype`
@@ -81,6 +128,7 @@ class Glm4Backbone(GLM2PreTrainedModel):
         layout = config.parallel_config
         last_stage = layout.pipeline_stage - 1
         self.causal_mask = CausalMask(config)
+        self.segment_mask = SegmentMask(config)
         self.embedding = LlamaEmbedding(vocab_table_size=config.vocab_size, embedding_size=config.hidden_size,
                                         param_init_type=config.param_init_type, parallel_optimizer=True)
         self.freqs_mgr = FreqsMgr(dim=(config.kv_channels or config.hidden_size // config.num_attention_heads) // 2,
@@ -88,6 +136,7 @@ class Glm4Backbone(GLM2PreTrainedModel):
                                   rope_ratio=config.rope_ratio)
         self.encoder = ChatGLM2Transformer(config)
         self.slice_cache = P.StridedSlice().shard(((1, 1, 1),))
+        self.gather_cache = P.Gather().shard(((1, 1, 1), (layout.data_parallel, 1)))
 
         self.embedding.pipeline_stage = 0
         if last_stage > 0:
@@ -97,11 +146,15 @@ class Glm4Backbone(GLM2PreTrainedModel):
             self.embedding.set_comm_fusion(layout.gradient_aggregation_group)
         self.embedding.shard(layout)
 
-    def construct(self, input_ids, first_token):
+    def construct(self, input_ids, first_token, position_id=None, segments=None):
         _, seq_length = input_ids.shape
-        mask = self.causal_mask(first_token, seq_length)                        # (N, 1, S, S)
         cos, sin, cache = self.freqs_mgr(seq_length)                            # cache (seq_length, kv/4, 2)
-        # The transformer reads the cache alone, and as long as its input: cut it to the row.
-        cache = self.slice_cache(cache, (0, 0, 0), (seq_length, cache.shape[1], 2), (1, 1, 1))
+        # The transformer reads the cache alone; it is as long as its input, or has a row of its own for each row.
+        if segments is None:
+            mask = self.causal_mask(first_token, seq_length)                    # (N, 1, S, S)
+            cache = self.slice_cache(cache, (0, 0, 0), (seq_length, cache.shape[1], 2), (1, 1, 1))
+        else:
+            mask = self.segment_mask(segments)                                  # (N, 1, S, S)
+            cache = self.gather_cache(cache, position_id, 0)                    # (N, S, kv/4, 2)
         embeddings = self.embedding(input_ids)                                  # (N, S, hidden)
         return self.encoder(embeddings, mask, (cos, sin, cache))                # (N, S, hidden)

@@ -15,7 +15,7 @@ from mindspore.common.initializer import Normal, initializer
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-from mindrlhf.loss import PairLoss
+from mindrlhf.loss import PackedPairLoss, PairLoss
 from mindrlhf.models.glm4.backbone import Glm4Backbone
 
 __all__ = ["VHead", "Glm4RewardModel"]
@@ -50,14 +50,14 @@ class VHead(nn.Cell):
 
 
 class EndScore(nn.Cell):
-    """Each row's score at its last token.
+    """The scores at the last tokens of a row's texts.
 
     Inputs:
         token_scores (N, S) float32
-        end_position (N, 1) int32, 0 <= end_position < S
+        end_position (N, P) int32, 0 <= end_position < S
 
     Output:
-        (N, 1), float32
+        (N, P), float32
     """
 
     def __init__(self, config: ChatGLM2Config):
@@ -66,39 +66,43 @@ class EndScore(nn.Cell):
         self.gather = P.GatherD().shard(((dp, 1), (dp, 1)))
 
     def construct(self, token_scores, end_position):
-        return self.gather(token_scores, 1, end_position)                       # (N, 1)
+        return self.gather(token_scores, 1, end_position)                       # (N, P)
 
 
 class StepMetrics(nn.Cell):
-    """Accuracy, mean margin and mean reward of the training step that ran last, for the log.
+    """Accuracy, mean margin and mean reward of the training step that ran last, and its size, for the log.
 
     The training step returns the loss alone (every step cell of MindFormers asks for a single output), so the figures
-    are left in `value`, (3,) float32, which takes no part in training: share of pairs whose chosen end score is the
-    larger one; mean of chosen minus rejected; mean of all end scores.
+    are left in `value`, (6,) float32, which takes no part in training: share of pairs whose chosen end score is the
+    larger one; mean of chosen minus rejected; mean of all end scores; pairs; tokens of their texts;
+    tokens of the rows.
 
     Inputs:
-        end_scores (2B, 1) float32, rows 0..B-1 chosen, rows B..2B-1 rejected
+        chosen, rejected (B, 1) float32, end scores
+        there            (B, 1) float32, 1 where there is a pair, 0 where a packed row has none
+        tokens           (), float32
+        computed         tokens of the rows, a Python int
 
     Output:
-        (3,), float32, the stored figures
+        (6,), float32, the stored figures
     """
 
     def __init__(self):
         super().__init__()
-        self.value = Parameter(initializer("zeros", (3,), mstype.float32), name="value", requires_grad=False,
+        self.value = Parameter(initializer("zeros", (6,), mstype.float32), name="value", requires_grad=False,
                                parallel_optimizer=False)
-        self.slice = P.StridedSlice().shard(((1, 1),))
-        self.mean = P.ReduceMean()
+        self.sum = P.ReduceSum()
         self.stack = P.Stack()
         self.assign = P.Assign()
 
-    def construct(self, end_scores):
-        rows = end_scores.shape[0]
-        end_scores = F.stop_gradient(end_scores)
-        margin = self.slice(end_scores, (0, 0), (rows // 2, 1), (1, 1)) - \
-            self.slice(end_scores, (rows // 2, 0), (rows, 1), (1, 1))                           # (B, 1)
+    def construct(self, chosen, rejected, there, tokens, computed):
+        margin = F.stop_gradient(chosen - rejected)                                             # (B, 1)
+        both = F.stop_gradient(chosen + rejected) / 2                                           # (B, 1)
         right = F.cast(margin > 0, mstype.float32)                                              # (B, 1)
-        figures = self.stack((self.mean(right), self.mean(margin), self.mean(end_scores)))      # (3,)
+        pairs = self.sum(there)                                                                 # ()
+        figures = self.stack((self.sum(right * there) / pairs, self.sum(margin * there) / pairs,
+                              self.sum(both * there) / pairs, pairs, tokens,
+                              F.ones_like(tokens) * computed))                                  # (6,)
         return self.assign(self.value, figures)
 
 
@@ -106,11 +110,14 @@ class StepMetrics(nn.Cell):
 class Glm4RewardModel(GLM2PreTrainedModel):
     """GLM-4 backbone, value head and pair loss.
 
+    Rows come in two kinds. A padded row is one text with padding on one side. A packed row has several texts, see
+    `mindrlhf.data.packing`; it is known by an `end_ind` of two dimensions. Scores, loss and gradients are the same.
+
     Args:
         config: the model's dimensions and layout. `track_step_metrics` (default False) keeps the figures of
             `StepMetrics` while training.
 
-    Inputs:
+    Inputs, padded rows:
         input_ids      (N, S) int32, S at most `config.seq_length`; in training N = 2B, chosen first, rejected after
         position_id    (N, S) accepted because the dataset yields it; rotary positions are relative and count from the
                        row's start, so it is not used
@@ -118,9 +125,17 @@ class Glm4RewardModel(GLM2PreTrainedModel):
         loss_mask      (B, S) any type, used in training only
         end_ind        (N,) int32, number of tokens of each row; None: counted from `attention_mask`
 
+    Inputs, packed rows:
+        input_ids, position_id (R, L) int32, L at most twice `config.seq_length`
+        attention_mask (R, L) int32, segments
+        loss_mask      (R, L) float32, the weights of `PackedPairLoss`, used in training only
+        end_ind        (R, P) int32, where each text's last token is, -1 where there is no text; in training a pair's
+                       chosen text comes before its rejected one
+        chosen_index, rejected_index (R, L) int32, see `PackedPairLoss`, used in training only
+
     Outputs:
         training:   the loss, shape (), float32
-        evaluation: the end scores, shape (N, 1), float32
+        evaluation: the end scores, shape (N, 1) or (R, P), float32
     """
 
     @lazy_inline
@@ -132,20 +147,42 @@ class Glm4RewardModel(GLM2PreTrainedModel):
         self.v_head0 = VHead(config)
         self.end_score = EndScore(config)
         self.loss = PairLoss(layout)
+        self.packed_loss = PackedPairLoss(layout)
         self.track_step_metrics = bool(getattr(config, "track_step_metrics", False))
         if self.track_step_metrics:
             self.step_metrics = StepMetrics()
         if layout.pipeline_stage > 1:
             self.v_head0.pipeline_stage = layout.pipeline_stage - 1
             self.loss.pipeline_stage = layout.pipeline_stage - 1
+            self.packed_loss.pipeline_stage = layout.pipeline_stage - 1
         self.row_sum = P.ReduceSum(keep_dims=True).shard(((dp, 1),))
         self.first_column = P.StridedSlice().shard(((dp, 1),))
         self.ones_like = P.OnesLike().shard(((dp, 1),))
+        self.whole_slice = P.StridedSlice().shard(((1, 1),))
+        self.maximum = P.Maximum().shard(((dp, 1), ()))
         self.cast = P.Cast()
         self.reshape = P.Reshape()
 
-    def construct(self, input_ids, position_id=None, attention_mask=None, loss_mask=None, end_ind=None):
+    def construct(self, input_ids, position_id=None, attention_mask=None, loss_mask=None, end_ind=None,
+                  chosen_index=None, rejected_index=None):
         rows, seq_length = input_ids.shape
+        if end_ind is not None and len(end_ind.shape) == 2:
+            hidden_states = self.transformer(input_ids, None, position_id, attention_mask)      # (R, L, hidden)
+            token_scores = self.v_head0(hidden_states)                                          # (R, L)
+            end_position = self.maximum(end_ind, 0)                                             # (R, P)
+            if not self.training:
+                return self.end_score(token_scores, end_position)                               # (R, P)
+            loss = self.packed_loss(token_scores, chosen_index, rejected_index, loss_mask)      # ()
+            if self.track_step_metrics:
+                ends = self.reshape(self.end_score(token_scores, end_position), (-1, 2))        # (R * P/2, 2)
+                there = self.cast(end_ind >= 0, mstype.float32)                                 # (R, P)
+                lengths = self.cast(self.end_score.gather(position_id, 1, end_position) + 1, mstype.float32)  # (R, P)
+                tokens = F.reduce_sum(lengths * there)                                          # ()
+                there = self._column(self.reshape(there, (-1, 2)), 0)                           # (R * P/2, 1)
+                loss = F.depend(loss, self.step_metrics(self._column(ends, 0), self._column(ends, 1), there, tokens,
+                                                        rows * seq_length))
+            return loss
+
         if attention_mask is None:
             attention_mask = self.ones_like(input_ids)                                          # (N, S)
         in_text = self.cast(attention_mask, mstype.float32)                                     # (N, S)
@@ -164,5 +201,12 @@ class Glm4RewardModel(GLM2PreTrainedModel):
         loss = self.loss(token_scores, loss_mask)                                               # ()
         if self.track_step_metrics:
             end_scores = self.end_score(token_scores, first_token + length - 1)                 # (N, 1)
-            loss = F.depend(loss, self.step_metrics(end_scores))
+            chosen = self.whole_slice(end_scores, (0, 0), (rows // 2, 1), (1, 1))               # (B, 1)
+            rejected = self.whole_slice(end_scores, (rows // 2, 0), (rows, 1), (1, 1))          # (B, 1)
+            tokens = F.reduce_sum(self.cast(length, mstype.float32))                            # ()
+            loss = F.depend(loss, self.step_metrics(chosen, rejected, F.ones_like(chosen), tokens,
+                                                    rows * seq_length))
         return loss
+
+    def _column(self, table, column):
+        return self.whole_slice(table, (0, column), (table.shape[0], column + 1), (1, 1))       # (rows, 1)

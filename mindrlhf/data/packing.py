@@ -1,0 +1,230 @@
+"""Rows without padding: texts that belong together share what they begin with, and several such groups share a row.
+
+A *group* is what is scored together: the two answers of a pair, or all answers of a question. Its texts begin with the
+same tokens (template and prompt), which stand in the row once; behind them come the texts' own ends, one after the
+other. What a token may attend to is said by its *segment*: 0 is padding, `segment_stride * group` the common beginning,
+and `segment_stride * group + 1 + text` a text's own end, which sees the common beginning of its group and itself.
+Positions count from the beginning of the text, so that a token's score is what it is when the text stands alone.
+
+Pure functions over NumPy; knows nothing of files, MindSpore or the model.
+"""
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+__all__ = ["Group", "PackedRows", "Step", "common_length", "pack_groups", "pair_group", "plan_steps", "segment_stride",
+           "text_group"]
+
+segment_stride = 256    # more than the texts of a group
+_ALONE = 1 << 12        # added to a group's number where a token sees nothing of the group; more than groups of a row
+
+
+@dataclass(frozen=True)
+class Group:
+    """Texts with a common beginning.
+
+    Attributes:
+        ids:       (T,) int32: the common beginning, then each text's own end
+        positions: (T,) int32: of each token in its text
+        sides:     (T,) int32: what is added to the segment of the common beginning
+        ends:      (texts,) int32: where in `ids` each text's last token is
+        chosen, rejected: (D,) int32: where in `ids` the tokens are whose scores the loss compares; empty for scoring
+        text_tokens: tokens of all texts, the common ones counted for each, padding not at all
+        padding:   tokens of `ids` that are padding
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    sides: np.ndarray
+    ends: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    text_tokens: int
+    padding: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def common_length(texts: Sequence[np.ndarray]) -> int:
+    """Number of tokens with which all `texts` begin."""
+    shortest = min(len(text) for text in texts)
+    first, *others = (text[:shortest] for text in texts)
+    differs = np.zeros(shortest, bool)
+    for other in others:
+        differs |= first != other
+    return int(np.argmax(differs)) if differs.any() else shortest
+
+
+def text_group(texts: Sequence[np.ndarray]) -> Group:
+    """The group of some texts to score; each has at least one token."""
+    begin = common_length(texts)
+    tails = [text[begin:] for text in texts]
+    after = begin + np.cumsum([0, *map(len, tails)])
+    return _group(texts[0][:begin], tails, [begin] * len(tails), range(1, len(tails) + 1),
+                  ends=[after[number + 1] - 1 if len(tail) else begin - 1 for number, tail in enumerate(tails)],
+                  chosen=(), rejected=(), text_tokens=sum(map(len, texts)), padding=0)
+
+
+def pair_group(chosen: np.ndarray, rejected: np.ndarray, compared: Tuple[int, int], padded_left_to: Optional[int],
+               pad_token_id: int) -> Group:
+    """The group of a preference pair, as a training sample says it.
+
+    The loss compares the scores of both sides at the same positions of their rows, up to the end of the longer text
+    (or, with padding in front, from the beginning of the longer text), so some of the padding is scored too: behind a
+    text it sees the text and the padding before it; in front of a text every padding token sees itself alone, so that
+    one stands for all of them.
+
+    Args:
+        chosen, rejected: (length,) int32, without padding
+        compared:         (first, end) of the positions that the loss compares
+        padded_left_to:   S, the length of the rows, if their padding stands in front; None if it stands behind
+        pad_token_id:     the padding
+    """
+    at = np.arange(*compared)
+    begin = common_length((chosen, rejected))
+    texts = (chosen, rejected)
+    if padded_left_to:
+        pad = [np.array([pad_token_id], np.int32)] if len(chosen) != len(rejected) else []
+        tails = [chosen[begin:], rejected[begin:], *pad]
+    else:
+        longest = compared[1]
+        tails = [np.concatenate([text[begin:], np.full(max(longest - len(text), 0), pad_token_id, np.int32)])
+                 for text in texts]
+    starts = [begin, begin, 0][:len(tails)]
+    after = begin + np.cumsum([0, *map(len, tails)])
+    places = []
+    for side, text in enumerate(texts):
+        token = at - (padded_left_to - len(text)) if padded_left_to else at
+        place = np.where(token < begin, token, after[side] + token - begin)
+        places.append(np.where(token < 0, after[2], place))
+    ends = [after[side] + len(text) - begin - 1 if len(text) > begin else begin - 1 for side, text in enumerate(texts)]
+    sides = [1, 2, segment_stride * _ALONE][:len(tails)]
+    return _group(chosen[:begin], tails, starts, sides, ends, *places, text_tokens=len(chosen) + len(rejected),
+                  padding=sum(map(len, tails)) - (len(chosen) + len(rejected) - 2 * begin))
+
+
+def _group(common, tails, starts, sides, ends, chosen, rejected, text_tokens, padding) -> Group:
+    lengths = list(map(len, tails))
+    positions = [np.arange(len(common)), *(start + np.arange(length) for start, length in zip(starts, lengths))]
+    sides = np.repeat([0, *sides], [len(common), *lengths])
+    return Group(*(np.asarray(part, np.int32) for part in (
+        np.concatenate([common, *tails]), np.concatenate(positions), sides, ends, chosen, rejected)),
+        text_tokens=text_tokens, padding=padding)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one step: which groups stand in which row.
+
+    Attributes:
+        length: L, tokens of a row
+        rows:   for each row the numbers of its groups; a row may be empty
+    """
+
+    length: int
+    rows: Tuple[Tuple[int, ...], ...]
+
+    @property
+    def groups(self) -> List[int]:
+        return [group for row in self.rows for group in row]
+
+
+def plan_steps(lengths: Sequence[int], shapes: Sequence[Tuple[int, int]], most: int,
+               random: Optional[np.random.Generator]) -> List[Step]:
+    """Distribute groups over rows, and rows over steps, so that little stays empty.
+
+    Groups are taken from the longest to the shortest. Each goes into the row in which it leaves least free; where
+    there is none, a new row of the shortest length that holds it is begun. The number of steps depends on the lengths
+    alone: `random` exchanges groups of the same length and the order of the steps.
+
+    Args:
+        lengths: tokens of each group
+        shapes:  (rows, L) of the steps that may be made, the shortest L first
+        most:    groups of a row, at most
+        random:  None: groups of the same length keep their order, and steps come from the longest rows to the shortest
+
+    Raises:
+        ValueError: a group is longer than every row.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    order = np.lexsort((random.permutation(len(lengths)) if random else np.arange(len(lengths)), -lengths))
+    sizes = np.array([length for _, length in shapes])
+    if len(lengths) and lengths.max() > sizes[-1]:
+        raise ValueError(f"a group of {lengths.max()} tokens, rows have at most {sizes[-1]}")
+    rows: Dict[int, List[List[int]]] = {int(size): [] for size in sizes}
+    open_rows: List[List[List[int]]] = [[] for _ in range(int(sizes[-1]) + 1)] if len(sizes) else []  # by free tokens
+    free_sizes = np.zeros(len(open_rows), bool)
+    for group in order:
+        length = int(lengths[group])
+        free = length + int(np.argmax(free_sizes[length:])) if free_sizes[length:].any() else -1
+        if free < 0:
+            size = int(sizes[np.searchsorted(sizes, length)])
+            row: List[int] = []
+            rows[size].append(row)
+            free = size
+        else:
+            row = open_rows[free].pop()
+            free_sizes[free] = bool(open_rows[free])
+        row.append(int(group))
+        if len(row) < most and free > length:
+            open_rows[free - length].append(row)
+            free_sizes[free - length] = True
+    steps = []
+    for count, size in reversed(shapes):
+        of_size = rows[int(size)]
+        if random:
+            of_size = [of_size[place] for place in random.permutation(len(of_size))]
+        for begin in range(0, len(of_size), count):
+            part = [tuple(row) for row in of_size[begin:begin + count]]
+            steps.append(Step(int(size), tuple(part + [()] * (count - len(part)))))
+    return [steps[place] for place in random.permutation(len(steps))] if random else steps
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows for the network; R rows of L tokens with at most P texts each.
+
+    Attributes:
+        input_ids, positions, segments: (R, L) int32
+        ends:     (R, P) int32, where in its row each text's last token is; 0 where there is no text
+        chosen, rejected: (R, L) int32, where in its row the tokens are whose scores the loss compares
+        weights:  (R, L) float32, what each comparison counts; 0 where there is none
+        texts:    (R, P) bool, where `ends` says something
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    ends: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    weights: np.ndarray
+    texts: np.ndarray
+
+
+def pack_groups(rows: Sequence[Sequence[Group]], length: int, most_texts: int, pad_token_id: int) -> PackedRows:
+    """Put groups into rows of `length` tokens.
+
+    Each comparison counts 1 / (comparisons of its pair), so that the sum over a pair is its mean.
+    """
+    shape = (len(rows), length)
+    out = PackedRows(np.full(shape, pad_token_id, np.int32), *(np.zeros(shape, np.int32) for _ in range(2)),
+                     np.zeros((len(rows), most_texts), np.int32), *(np.zeros(shape, np.int32) for _ in range(2)),
+                     np.zeros(shape, np.float32), np.zeros((len(rows), most_texts), bool))
+    for row, groups in enumerate(rows):
+        begin = compared = texts = 0
+        for number, group in enumerate(groups, start=1):
+            here = slice(begin, begin + len(group))
+            out.input_ids[row, here] = group.ids
+            out.positions[row, here] = group.positions
+            out.segments[row, here] = segment_stride * number + group.sides
+            out.ends[row, texts:texts + len(group.ends)] = group.ends + begin
+            out.texts[row, texts:texts + len(group.ends)] = True
+            there = slice(compared, compared + len(group.chosen))
+            out.chosen[row, there] = group.chosen + begin
+            out.rejected[row, there] = group.rejected + begin
+            out.weights[row, there] = 1 / max(len(group.chosen), 1)
+            begin, compared, texts = begin + len(group), compared + len(group.chosen), texts + len(group.ends)
+    return out
