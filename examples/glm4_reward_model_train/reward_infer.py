@@ -36,14 +36,13 @@ def main() -> int:
     """Check everything that needs no device, then score."""
     args = parse_args()
     from mindrlhf.runtime import output_path
-    from mindrlhf.score import check_output_file, infer, load_infer_config, read_questions
+    from mindrlhf.score import check_output_file, count_questions, infer, load_infer_config
     config, tokenizer, prompt_template = load_infer_config(args)
-    questions = list(read_questions(args.data_file))
-    if not questions:
+    if not count_questions(args.data_file):
         raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
     output_file = args.output_file or output_path(config) / "scores.jsonl"
     check_output_file(output_file)
-    infer(config, questions, tokenizer, prompt_template, args.distributed_ckpt_path, output_file)
+    infer(config, args.data_file, tokenizer, prompt_template, args.distributed_ckpt_path, output_file)
     return 0
 
 

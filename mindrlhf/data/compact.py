@@ -10,7 +10,8 @@ from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.packing import Group, Step, pack_groups, pair_group, plan_steps
 from mindrlhf.errors import UserError
 
-__all__ = ["PACKED_COLUMNS", "PackedDataset", "PackedSteps", "Pair", "choose_shapes", "read_pairs"]
+__all__ = ["PACKED_COLUMNS", "PackedDataset", "PackedSteps", "Pair", "check_first_row", "choose_shapes", "read_pairs",
+           "unreadable"]
 
 PACKED_COLUMNS = ("input_ids", "position_id", "attention_mask", "loss_mask", "end_ind", "chosen_index",
                   "rejected_index")
@@ -43,19 +44,20 @@ def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool
     """The pairs of MindRecord files, in their order.
 
     Raises:
-        UserError: a sample's loss mask has a hole in it, or a side has no token.
+        UserError: a file cannot be read, a sample's loss mask has a hole in it, or a side has no token.
     """
-    dataset = ds.MindDataset(list(files), columns_list=list(columns), shuffle=False)
-    total = dataset.get_dataset_size()
-    rows = dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True)
-    with tqdm(desc="read the pairs", total=total, unit=" pairs", mininterval=0.5, disable=not show_progress) as bar:
-        done = 0
-        for batch in rows:
-            fields = [batch[name] for name in FIELDS]
-            yield from (_strip(*row, place=f"{', '.join(files)}: pair {done + number}")
-                        for number, row in enumerate(zip(*fields)))
-            done += len(fields[0])
-            bar.update(len(fields[0]))
+    place, done = ", ".join(files), 0
+    try:
+        dataset = ds.MindDataset(list(files), columns_list=list(columns), shuffle=False)
+        with tqdm(desc="read the pairs", total=dataset.get_dataset_size(), unit=" pairs", mininterval=0.5,
+                  disable=not show_progress) as bar:
+            for batch in dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
+                for row in zip(*(batch[name] for name in FIELDS)):
+                    yield _strip(*row, place=f"{place}: pair {done}")
+                    done += 1
+                    bar.update()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise unreadable(place, error) from None
 
 
 def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, loss_mask, _end, place: str) -> Pair:
@@ -161,3 +163,30 @@ class PackedDataset(ds.GeneratorDataset):
     def set_init_step(self, init_step: int) -> None:
         super().set_init_step(init_step)
         self.steps.epoch = init_step // len(self.steps)
+
+
+def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> None:
+    """Read one row: that the file can be read at all, and that its sequence length is the expected one, or at most that
+    where padding is taken off.
+
+    Raises:
+        UserError: it is not so.
+    """
+    try:
+        rows = ds.MindDataset([file], columns_list=list(columns), shuffle=False)
+        row = next(rows.create_dict_iterator(num_epochs=1, output_numpy=True), None)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise unreadable(file, error) from None
+    if row is None:
+        raise UserError(f"{file}: no pairs in it, expected at least one")
+    found = row["chosen_input_ids"].shape[0]
+    if seq_length and (found > seq_length or (exact and found != seq_length)):
+        raise UserError(f"{file}: its sequence length is {found}, expected {'' if exact else 'at most '}{seq_length} "
+                        "(model.model_config.seq_length, or --seq_length)")
+
+
+def unreadable(place: str, error: Exception) -> UserError:
+    """MindRecord's error as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    reason = next((line for line in lines if line.startswith("[ERROR]")), lines[0])  # the first line names the pipeline
+    return UserError(f"{place}: not readable as MindRecord: {reason.replace('[ERROR] ', '')}")

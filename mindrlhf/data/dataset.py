@@ -12,7 +12,14 @@ import numpy as np
 from mindformers.dataset.base_dataset import BaseDataset
 from mindformers.tools.register import MindFormerConfig, MindFormerModuleType, MindFormerRegister
 
-from mindrlhf.data.compact import PackedDataset, PackedSteps, choose_shapes, read_pairs
+from mindrlhf.data.compact import (
+    PackedDataset,
+    PackedSteps,
+    check_first_row,
+    choose_shapes,
+    read_pairs,
+    unreadable,
+)
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.record import find_record_files
 from mindrlhf.errors import UserError
@@ -91,7 +98,7 @@ class RewardModelDataset(BaseDataset):
         if not files:
             raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
         for file in files:
-            _check_first_row(file, columns, config.seq_length)
+            check_first_row(file, columns, config.seq_length, exact=config.batching == "padded")
         if config.batching != "padded":
             return _packed(config, files, columns, rank or 0, ranks or 1)
         dataset = _open(files, columns, bool(config.data_loader.shuffle), ranks, rank,
@@ -113,10 +120,7 @@ class RewardModelDataset(BaseDataset):
 
 def _packed(config, files, columns, rank, ranks) -> PackedDataset:
     """The dataset of the two kinds of packed rows."""
-    try:
-        pairs = list(read_pairs(files, columns, show_progress=rank == 0))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise _unreadable(", ".join(files), error) from None
+    pairs = list(read_pairs(files, columns, show_progress=rank == 0))
     lengths = [len(pair.as_group(config.pad_token_id)) for pair in pairs]
     if config.batching == "packing":
         shapes = [(config.batch_size, config.row_length or config.seq_length)]
@@ -132,25 +136,4 @@ def _open(files, columns, shuffle, ranks, rank, workers):
         return ds.MindDataset(files, columns_list=columns, shuffle=shuffle, num_shards=ranks, shard_id=rank,
                               num_parallel_workers=workers)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise _unreadable(", ".join(files), error) from None
-
-
-def _check_first_row(file, columns, seq_length) -> None:
-    """Read one row: that the file can be read at all, and that its sequence length is the expected one."""
-    try:
-        rows = ds.MindDataset([file], columns_list=columns, shuffle=False)
-        row = next(rows.create_dict_iterator(num_epochs=1, output_numpy=True), None)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise _unreadable(file, error) from None
-    if row is None:
-        raise UserError(f"{file}: no pairs in it, expected at least one")
-    found = row["chosen_input_ids"].shape[0]
-    if seq_length and found != seq_length:
-        raise UserError(f"{file}: its sequence length is {found}, expected {seq_length} "
-                        "(model.model_config.seq_length, or --seq_length)")
-
-
-def _unreadable(place, error) -> UserError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    reason = next((line for line in lines if line.startswith("[ERROR]")), lines[0])  # the first line names the pipeline
-    return UserError(f"{place}: not readable as MindRecord: {reason.replace('[ERROR] ', '')}")
+        raise unreadable(", ".join(files), error) from None
