@@ -116,6 +116,10 @@ def _problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"lr_schedule.learning_rate is {rate!r}, expected a number above 0"
     if get(config, "context.device_target") not in _DEVICES:
         yield f"context.device_target is {get(config, 'context.device_target')!r}, expected {' or '.join(_DEVICES)}"
+    if get(config, "runner_wrapper.type") == "RewardTrainOneStepCell" and \
+            get(config, "optimizer.type") != "SkippingAdamWeightDecay":
+        yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
+               "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
     yield from _batching_problems(config)
     yield from _model_problems(config)
     yield from _layout_problems(config)

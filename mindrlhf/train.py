@@ -84,8 +84,11 @@ def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:
     """What the first log block says, so that the model that trains can be seen to be the one that was asked for."""
     model, layout = run.model.model_config, run.parallel_config
     semi_auto = is_semi_auto(run)
-    pairs = run.runner_config.batch_size * (layout.data_parallel if semi_auto else ranks) * \
+    size = run.runner_config.batch_size * (layout.data_parallel if semi_auto else ranks) * \
         (run.runner_config.gradient_accumulation_steps or 1)
+    step = {"padded": f"{size} pairs, {2 * size * model.seq_length:,} tokens with padding",
+            "buckets": f"about {size} pairs in packed rows of a few lengths",
+            "packing": f"{size} packed rows of {run.train_dataset.row_length or model.seq_length} tokens"}
     return {
         "model": f"{run.model.arch.type}, {model.num_layers} layers, hidden size {model.hidden_size}, "
                  f"{model.num_attention_heads} heads, {model.multi_query_group_num} key-value groups, "
@@ -94,7 +97,7 @@ def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:
                         else "random initialisation (--load_checkpoint names trained ones)",
         "data": ", ".join(files),
         "sequence length": f"{model.seq_length} tokens",
-        "a step": f"{pairs} pairs, {2 * pairs * model.seq_length:,} tokens with padding",
+        "a step": step[run.train_dataset.batching or "padded"],
         "device": f"{run.context.device_target}, {ranks} process{'es' if ranks > 1 else ''}"
                   + (f", data x model x pipeline = {layout.data_parallel} x {layout.model_parallel} x "
                      f"{layout.pipeline_stage}" if semi_auto else ""),
