@@ -30,10 +30,9 @@ __all__ = ["EvalResult", "Scorer", "check_output_file", "count_questions", "eval
 
 
 _WINDOW = 2048            # groups of texts that are sorted by length together; bounds the memory of a run
-_SHORTEST_ROW = 128        # tokens
-_ROW_GROWTH = 4            # from one row length to the next
+_SHORTEST_ROW = 256        # tokens
 _MOST_LENGTHS = 4          # so many graphs are compiled, at most
-_TOKENS = 8192             # of a batch, at most; larger ones are no faster
+_TOKENS = 4096             # of a batch, at most; larger ones are no faster
 _SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
 
 
@@ -119,12 +118,15 @@ class Scorer:
 def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]]:
     """(rows, length) of the batches: lengths up to two whole texts, about so many tokens each.
 
-    >>> row_shapes(1024, 8192, 1)
-    [(64, 128), (16, 512), (4, 2048)]
+    >>> row_shapes(1024, 4096, 1)
+    [(16, 256), (8, 512), (4, 1024), (2, 2048)]
+    >>> row_shapes(100, 4096, 2)
+    [(20, 200)]
     """
-    lengths = [2 * seq_length]
-    while lengths[0] >= _SHORTEST_ROW * _ROW_GROWTH and len(lengths) < _MOST_LENGTHS:
-        lengths.insert(0, -(-lengths[0] // _ROW_GROWTH))
+    longest = 2 * seq_length
+    growth = max(longest / _SHORTEST_ROW, 1) ** (1 / (_MOST_LENGTHS - 1))
+    lengths = [round(_SHORTEST_ROW * growth ** number) for number in range(_MOST_LENGTHS - 1)]
+    lengths = sorted({length for length in lengths if length < longest} | {longest})
     return [(-(-max(tokens // length, 1) // split) * split, length) for length in lengths]
 
 

@@ -99,6 +99,9 @@ class RewardModelDataset(BaseDataset):
             raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
         for file in files:
             check_first_row(file, columns, config.seq_length, exact=config.batching == "padded")
+        if config.batch_size % config.micro_batches:
+            raise UserError(f"batch_size is {config.batch_size}, expected a multiple of {config.micro_batches} "
+                            "(micro-batches)")
         if config.batching != "padded":
             return _packed(config, files, columns, rank or 0, ranks or 1)
         dataset = _open(files, columns, bool(config.data_loader.shuffle), ranks, rank,
@@ -107,10 +110,6 @@ class RewardModelDataset(BaseDataset):
         if config.drop_remainder and pairs < config.batch_size:
             raise UserError(f"{', '.join(files)}: {pairs} pairs for this process, expected at least one batch of "
                             f"{config.batch_size}")
-
-        if config.batch_size % config.micro_batches:
-            raise UserError(f"batch_size is {config.batch_size}, expected a multiple of {config.micro_batches} "
-                            "(micro-batches)")
         # A batch is one tuple of columns; in a process of its own MindSpore would cost more than the work it takes.
         dataset = dataset.batch(config.batch_size, drop_remainder=bool(config.drop_remainder))
         dataset = dataset.map(lambda *fields: batch_pairs(*fields, micro_batches=config.micro_batches),
