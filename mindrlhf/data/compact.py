@@ -73,21 +73,19 @@ def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, los
 
 
 def choose_shapes(lengths: Sequence[int], tokens: int) -> List[Tuple[int, int]]:
-    """(rows, L) for steps of about so many tokens: at most four lengths, from one that holds two common groups up to
-    one that holds the longest. Attention costs the square of L, so that groups stand in rows as short as can be filled.
+    """(rows, L) for steps of about so many tokens: at most four lengths, from one that holds a common group and a short
+    one up to one that holds the longest, each by the same factor longer than the one before. Attention costs the
+    square of L, so that groups stand in rows as short as can be filled.
 
     Args:
         lengths: tokens of each group
         tokens:  of a step
     """
     longest = _round_up(max(lengths))
-    length = min(_round_up(2 * float(np.mean(lengths))), longest)
-    growth = max(2.0, (longest / length) ** (1 / (MOST_LENGTHS - 1)))
-    sizes = []
-    while length < longest and len(sizes) < MOST_LENGTHS - 1:
-        sizes.append(length)
-        length = _round_up(length * growth)
-    return [(max(round(tokens / size), 1), size) for size in [*sizes, longest]]
+    shortest = min(_round_up(1.5 * float(np.mean(lengths))), longest)
+    growth = (longest / shortest) ** (1 / (MOST_LENGTHS - 1))
+    sizes = sorted({_round_up(shortest * growth ** number) for number in range(MOST_LENGTHS - 1)} | {longest})
+    return [(max(round(tokens / size), 1), size) for size in sizes if size <= longest]
 
 
 def _round_up(length: float) -> int:
