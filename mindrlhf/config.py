@@ -152,7 +152,7 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
     else:
         seq_length, row_length = get(config, "model.model_config.seq_length"), get(config, "train_dataset.row_length")
         if row_length is not None and isinstance(seq_length, int) and \
-                not (isinstance(row_length, int) and 0 < row_length <= 2 * seq_length):
+                not (type(row_length) is int and 0 < row_length <= 2 * seq_length):
             yield (f"train_dataset.row_length is {row_length!r}, expected a whole number up to twice "
                    f"model.model_config.seq_length ({2 * seq_length})")
 

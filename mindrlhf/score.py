@@ -62,6 +62,7 @@ class Scorer:
         self.pad_token_id = run.model.model_config.pad_token_id
         self.shapes = row_shapes(self.seq_length, min(texts * self.seq_length, _TOKENS),
                                  run.parallel_config.data_parallel)
+        self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
         build_parallel_config(run)
         with compat.no_init_parameters():
             self.network = build_network(run.model, default_args={"parallel_config": run.parallel_config,
@@ -84,7 +85,7 @@ class Scorer:
     def _tensors(self, rows: Sequence[Sequence[Group]], length: int):
         """(the network's inputs, where there is a text)."""
         import mindspore as ms
-        packed = pack_groups(rows, length, length // _SHORTEST_GROUP * 2, self.pad_token_id)
+        packed = pack_groups(rows, length, 2 * self.most, self.pad_token_id)
         ends = np.where(packed.texts, packed.ends, -1).astype(np.int32)
         return [ms.Tensor(packed.input_ids), ms.Tensor(packed.positions), ms.Tensor(packed.segments),
                 ms.Tensor(packed.weights), ms.Tensor(ends)], packed.texts
@@ -106,8 +107,7 @@ class Scorer:
 
     def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
         scores: List[List[float]] = [[] for _ in groups]
-        for step in plan_steps([len(group) for group in groups], self.shapes,
-                               self.shapes[-1][1] // _SHORTEST_GROUP, None):
+        for step in plan_steps([len(group) for group in groups], self.shapes, self.most, None):
             inputs, texts = self._tensors([[groups[number] for number in row] for row in step.rows], step.length)
             found = iter(self._model.predict(*inputs).asnumpy()[texts].tolist())
             for number in step.groups:

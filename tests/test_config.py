@@ -5,6 +5,8 @@
 | test_both_yamls_have_the_same_keys        | the laptop's YAML is the production one in small                        |
 | test_production_dimensions_are_glm4_9b    | against the published config.json of glm-4-9b                           |
 | test_problem_is_named ...                 | each fault: key, value found, value expected                            |
+| test_rows_that_cannot_be_packed ...       | the same of packed rows                                                 |
+| test_data_of_another_sequence_length      | what shorter and longer samples are good for                            |
 """
 import copy
 import json
@@ -225,3 +227,98 @@ def test_files_of_one_set_that_were_made_differently_are_refused(data):
     paths = [data("a.mindrecord"), data("b.mindrecord", prompt_template="Q {prompt}")]
     with pytest.raises(UserError, match=r"b\.mindrecord\.json: prompt_template is 'Q {prompt}', but .*a\.mindrecord"):
         checked_data_settings(paths)
+
+
+# --- packed rows ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"batching": "bucket"}, "train_dataset.batching is 'bucket', expected padded, buckets or packing"),
+    ({"batching": "buckets", "runner_config.sink_mode": True},
+     "runner_config.sink_mode is True, expected False with train_dataset.batching buckets, whose steps have several "
+     "shapes; packing has one"),
+    ({"batching": "buckets", "parallel_config.pipeline_stage": 2},
+     "parallel_config.pipeline_stage is 2, expected 1 with train_dataset.batching buckets"),
+    ({"batching": "buckets", "runner_config.gradient_accumulation_steps": 4},
+     "runner_config.gradient_accumulation_steps is 4, expected 1 with train_dataset.batching buckets"),
+    ({"batching": "packing", "row_length": 0},
+     "train_dataset.row_length is 0, expected a whole number up to twice model.model_config.seq_length (256)"),
+    ({"batching": "packing", "row_length": "long"}, "train_dataset.row_length is 'long', expected a whole number up"),
+    ({"batching": "packing", "row_length": 64.5}, "train_dataset.row_length is 64.5, expected a whole number up"),
+    ({"batching": "packing", "row_length": True}, "train_dataset.row_length is True, expected a whole number up"),
+    ({"batching": "packing", "row_length": 257}, "train_dataset.row_length is 257, expected a whole number up to"),
+    ({"batching": "buckets", "repeat": 2}, "train_dataset.repeat is 2, expected 1 with batching buckets"),
+    ({"batching": "packing", "repeat": 2}, "train_dataset.repeat is 2, expected 1 with batching packing"),
+    ({"batching": "buckets", "pad_token_id": None},
+     "train_dataset.pad_token_id is missing, which train_dataset.batching buckets fills up rows with"),
+    ({"batching": "packing", "pad_token_id": None},
+     "train_dataset.pad_token_id is missing, which train_dataset.batching packing fills up rows with"),
+], ids=lambda value: "-".join(f"{key.split('.')[-1]}={found}" for key, found in value.items())
+                     if isinstance(value, dict) else "")
+def test_rows_that_cannot_be_packed_are_refused(write_yaml, tiny, changes, message):
+    changes = {key if "." in key else f"train_dataset.{key}": value for key, value in changes.items()}
+    with pytest.raises(UserError) as error:
+        load_config(write_yaml(tiny, changes))
+    assert message in str(error.value)
+    assert str(error.value).count(" expected ") <= 1  # this is the only problem
+
+
+@pytest.mark.parametrize("changes", [
+    {"batching": "buckets"},
+    {"batching": "buckets", "row_length": 1000},  # says nothing there
+    {"batching": "packing", "row_length": 1},
+    {"batching": "packing", "row_length": 256},
+    {"batching": "packing", "row_length": None},
+    {"batching": "packing", "runner_config.sink_mode": True},
+    {"batching": "packing", "runner_config.gradient_accumulation_steps": 4},
+    {"batching": "padded", "repeat": 2, "row_length": 0, "pad_token_id": None},
+], ids=lambda value: "-".join(f"{key.split('.')[-1]}={found}" for key, found in value.items()))
+def test_rows_that_can_be_made_are_accepted(write_yaml, tiny, changes):
+    load_config(write_yaml(tiny, {key if "." in key else f"train_dataset.{key}": value
+                                  for key, value in changes.items()}))
+
+
+def test_a_yaml_without_batching_trains_padded_rows(write_yaml, tiny):
+    config = copy.deepcopy(tiny)
+    for key in ("batching", "row_length", "pad_token_id"):
+        config["train_dataset"].pop(key, None)
+    assert get(load_config(write_yaml(config, {"train_dataset.repeat": 2})), "train_dataset.batching") is None
+
+
+def test_the_step_of_a_cpu_needs_its_optimizer(write_yaml, tiny):
+    changes = {"runner_wrapper.type": "RewardTrainOneStepCell", "optimizer.type": "FP32StateAdamWeightDecay"}
+    with pytest.raises(UserError, match="optimizer.type is 'FP32StateAdamWeightDecay', expected "
+                                        "SkippingAdamWeightDecay with runner_wrapper.type RewardTrainOneStepCell"):
+        load_config(write_yaml(tiny, changes))
+    load_config(write_yaml(tiny, {**changes, "runner_wrapper.type": "MFTrainOneStepCell"}))
+
+
+@pytest.mark.parametrize(("batching", "block", "found", "problem"), [
+    ("padded", "train_dataset", 128, None),
+    ("padded", "train_dataset", 64, "they must be equal"),
+    ("padded", "train_dataset", 256, "they must be equal"),
+    ("buckets", "train_dataset", 64, None),
+    ("packing", "train_dataset", 64, None),
+    ("buckets", "train_dataset", 129, "it must not be larger"),
+    ("packing", "train_dataset", 129, "it must not be larger"),
+    ("padded", "eval_dataset", 64, None),
+    ("padded", "eval_dataset", 129, "it must not be larger"),
+])
+def test_data_of_another_sequence_length(data, batching, block, found, problem):
+    """Padding is taken off before rows are packed, so that shorter samples fit; a padded row has one length."""
+    config = load_config(TINY_YAML, {f"{block}.data_loader.dataset_dir": [data(seq_length=found)],
+                                     "train_dataset.batching": batching})
+    if problem is None:
+        assert check_dataset(config, block, block)
+        return
+    with pytest.raises(UserError) as error:
+        check_dataset(config, block, block)
+    assert str(error.value).endswith(f"the data's seq_length is {found}, model.model_config.seq_length "
+                                     f"(or --seq_length) is 128; {problem}")
+
+
+@pytest.mark.parametrize("batching", ["padded", "buckets", "packing"])
+def test_the_pad_ids_of_data_and_model_must_be_equal_in_any_rows(data, batching):
+    config = load_config(TINY_YAML, {"train_dataset.data_loader.dataset_dir": [data(pad_token_id=2)],
+                                     "train_dataset.batching": batching})
+    with pytest.raises(UserError, match="pad_token_id is 2, model.model_config.pad_token_id is 996; they must be"):
+        check_dataset(config, "train_dataset", "train_dataset")

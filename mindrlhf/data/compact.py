@@ -72,7 +72,7 @@ def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, los
     return Pair(*sides, (first, end), len(loss_mask) if left else None)
 
 
-def choose_shapes(lengths: Sequence[int], tokens: int) -> List[Tuple[int, int]]:
+def choose_shapes(lengths: Sequence[int], tokens: float, limit: Optional[int] = None) -> List[Tuple[int, int]]:
     """(rows, L) for steps of about so many tokens: at most four lengths, from one that holds a common group and a short
     one up to one that holds the longest, each by the same factor longer than the one before. Attention costs the
     square of L, so that groups stand in rows as short as can be filled.
@@ -80,8 +80,9 @@ def choose_shapes(lengths: Sequence[int], tokens: int) -> List[Tuple[int, int]]:
     Args:
         lengths: tokens of each group
         tokens:  of a step
+        limit:   of a row
     """
-    longest = _round_up(max(lengths))
+    longest = min(_round_up(max(lengths)), limit or _round_up(max(lengths)))
     shortest = min(_round_up(1.5 * float(np.mean(lengths))), longest)
     growth = (longest / shortest) ** (1 / (MOST_LENGTHS - 1))
     sizes = sorted({_round_up(shortest * growth ** number) for number in range(MOST_LENGTHS - 1)} | {longest})
@@ -120,6 +121,7 @@ class PackedSteps:
         self.pairs, self.lengths, self.pad_token_id, self.seed = pairs, lengths, pad_token_id, seed
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
         self.shapes = [(rows * ranks, length) for rows, length in shapes]
+        self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
         self.epoch = 0
         if max(self.lengths) > self.shapes[-1][1]:
             raise UserError(f"train_dataset.row_length is {self.shapes[-1][1]}, expected at least {max(self.lengths)}: "
@@ -129,21 +131,22 @@ class PackedSteps:
 
     def _plan(self, epoch: int) -> List[Step]:
         random = None if self.seed is None else np.random.default_rng((self.seed, epoch))
-        return plan_steps(self.lengths, self.shapes, self.shapes[-1][1] // _SHORTEST_GROUP, random)
+        return plan_steps(self.lengths, self.shapes, self.most, random)
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self):
-        plan = self._plan(self.epoch)
-        self.epoch += 1
-        return (self._columns(step) for step in plan)
+        for number, step in enumerate(self._plan(self.epoch), start=1):
+            if number == len(self):  # not before its last step: MindSpore begins epochs only to see what it gets
+                self.epoch += 1
+            yield self._columns(step)
 
     def _columns(self, step: Step) -> Tuple[np.ndarray, ...]:
         count = len(step.rows) // self.ranks
         mine = step.rows[self.rank * count:(self.rank + 1) * count]
         groups = [[self.pairs[number].as_group(self.pad_token_id) for number in row] for row in mine]
-        rows = pack_groups(groups, step.length, 2 * (step.length // _SHORTEST_GROUP), self.pad_token_id)
+        rows = pack_groups(groups, step.length, 2 * self.most, self.pad_token_id)
         # The mean over pairs; ranks and micro-batches are averaged, so that each counts as often as there are of them.
         scale = self.ranks * self.micro_batches / len(step.groups)
         return (rows.input_ids, rows.positions, rows.segments, (rows.weights * scale).astype(np.float32),
@@ -156,7 +159,6 @@ class PackedDataset(ds.GeneratorDataset):
     def __init__(self, steps: PackedSteps):
         super().__init__(steps, list(PACKED_COLUMNS), shuffle=False, python_multiprocessing=False)
         self.steps = steps
-        steps.epoch = 0  # MindSpore has begun an epoch, only to see what it gets
 
     def set_init_step(self, init_step: int) -> None:
         super().set_init_step(init_step)

@@ -124,7 +124,8 @@ def _packed(config, files, columns, rank, ranks) -> PackedDataset:
     if config.batching == "packing":
         shapes = [(config.batch_size, config.row_length or config.seq_length)]
     else:
-        shapes = choose_shapes(lengths, config.batch_size * float(np.mean(lengths)))
+        shapes = choose_shapes(lengths, config.batch_size * float(np.mean(lengths)),
+                               2 * config.seq_length if config.seq_length else None)
     return PackedDataset(PackedSteps(
         pairs, lengths, shapes, config.pad_token_id, config.seed if config.data_loader.shuffle else None, rank, ranks,
         config.micro_batches))
