@@ -234,16 +234,20 @@ def iterate(dataset, epochs, all_epochs):
     return [numbers(columns) for _ in range(epochs) for columns in iterator]
 
 
-@pytest.fixture(scope="module")
-def make_dataset():
-    pairs, lengths = in_memory(150)
-    return lambda seed=7: PackedDataset(PackedSteps(pairs, lengths, [(4, 32), (2, 64)], PAD, seed))
+@pytest.fixture(scope="module", params=[20, 150], ids=["short epochs", "long epochs"])
+def make_steps(request):
+    """A function that makes steps; an epoch is shorter or longer than what MindSpore reads ahead."""
+    pairs, lengths = in_memory(request.param)
+    return lambda: PackedSteps(pairs, lengths, [(4, 32), (2, 64)], PAD, 7)
 
 
-def test_epochs_of_the_dataset_are_those_of_the_steps(make_dataset):
-    dataset = make_dataset()
-    pairs, lengths = in_memory(150)
-    steps = PackedSteps(pairs, lengths, [(4, 32), (2, 64)], PAD, 7)
+@pytest.fixture
+def make_dataset(make_steps):
+    return lambda: PackedDataset(make_steps())
+
+
+def test_epochs_of_the_dataset_are_those_of_the_steps(make_dataset, make_steps):
+    dataset, steps = make_dataset(), make_steps()
     assert dataset.get_dataset_size() == len(steps)
     assert iterate(dataset, 3, 3) == order(steps) + order(steps) + order(steps)
 
@@ -253,7 +257,7 @@ def test_a_resumed_run_goes_on_at_its_step(make_dataset, at):
     """MindFormers sets the step, then reads the epochs that are left of all of them."""
     whole = iterate(make_dataset(), 3, 3)
     size = len(whole) // 3
-    init = {"second step": 1, "last step of an epoch": size - 1, "epoch": size, "in an epoch": size + 3,
+    init = {"second step": 1, "last step of an epoch": size - 1, "epoch": size, "in an epoch": size + 2,
             "last epoch": 2 * size, "end": 3 * size - 1}[at]
     dataset = make_dataset()
     dataset.set_init_step(init)
