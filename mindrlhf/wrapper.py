@@ -78,7 +78,7 @@ class SkippingAdamWeightDecay(FP32StateAdamWeightDecay):
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class RewardTrainOneStepCell(MFTrainOneStepCell):
-    """`MFTrainOneStepCell` for a CPU and `SkippingAdamWeightDecay`: same arguments, same results.
+    """`MFTrainOneStepCell` for a CPU and `SkippingAdamWeightDecay`, with the same results; it has no `local_norm`.
 
     Args:
         network, optimizer, use_clip_grad, max_grad_norm, scale_sense: as there

@@ -100,8 +100,8 @@ class StepMetrics(nn.Cell):
         both = F.stop_gradient(chosen + rejected) / 2                                           # (B, 1)
         right = F.cast(margin > 0, mstype.float32)                                              # (B, 1)
         pairs = self.sum(there)                                                                 # ()
-        figures = self.stack((self.sum(right * there) / pairs, self.sum(margin * there) / pairs,
-                              self.sum(both * there) / pairs, pairs, tokens,
+        share = there / F.maximum(pairs, 1.0)                                                   # (B, 1)
+        figures = self.stack((self.sum(right * share), self.sum(margin * share), self.sum(both * share), pairs, tokens,
                               F.ones_like(tokens) * computed))                                  # (6,)
         return self.assign(self.value, figures)
 
