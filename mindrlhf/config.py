@@ -143,8 +143,8 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if (get(config, "train_dataset.repeat") or 1) != 1:
         yield f"train_dataset.repeat is {get(config, 'train_dataset.repeat')!r}, expected 1 with batching {batching}"
     if batching == "buckets" and is_semi_auto(config):
-        yield ("train_dataset.batching is 'buckets', expected packing in semi-auto parallel: the rows of a bucket cannot "
-               "always be divided among the processes")
+        yield ("train_dataset.batching is 'buckets', expected packing in semi-auto parallel: the rows of a bucket "
+               "cannot always be divided among the processes")
     if batching == "buckets":
         for key, expected in (("runner_config.sink_mode", False), ("runner_config.gradient_accumulation_steps", 1),
                               ("parallel_config.pipeline_stage", 1)):
