@@ -23,15 +23,28 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="GLM-4's tokenizer.model (rank file), or a SentencePiece model (ChatGLM2, ChatGLM3)")
     parser.add_argument("--src_file", required=True, type=Path, help="preference pairs, .jsonl (or a .json array)")
     parser.add_argument("--dst_file", required=True, type=Path, help="the MindRecord file, NAME.mindrecord")
-    parser.add_argument("--seq_length", required=True, type=positive_int,
-                        help="tokens a sample, the model's seq_length; longer texts are cut")
+    parser.add_argument("--seq_length", required=True, type=_seq_length,
+                        help="tokens a sample, the model's seq_length; longer texts are cut. auto: the smallest "
+                             "multiple of 64 that cuts nothing, for which the texts are encoded twice")
     parser.add_argument("--padding_side", choices=("right", "left"), default="right", help="default: right")
     parser.add_argument("--pad_token_id", type=int, help="default: the tokenizer's (151329 for GLM-4)")
     parser.add_argument("--prompt_template", type=template, default=PROMPT_TEMPLATE,
                         help="text with {prompt} and {response}, \\n for line breaks; the same in reward_infer.py")
     parser.add_argument("--skip_invalid", action="store_true",
                         help="leave out invalid lines and write them, with the reason, to DST_FILE.rejected.jsonl")
+    parser.add_argument("--num_workers", type=positive_int, default=1,
+                        help="processes that encode, beside the one that writes; default: 1")
+    parser.add_argument("--shard_num", type=positive_int, default=1,
+                        help="more than 1: pairs are spread over so many files DST_FILE0, DST_FILE1, ...; default: 1")
     return parser.parse_args(argv)
+
+
+def _seq_length(text: str) -> Optional[int]:
+    """A number of tokens; None for auto."""
+    try:
+        return None if text == "auto" else positive_int(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
 def main() -> int:
@@ -43,7 +56,8 @@ def main() -> int:
     if args.pad_token_id is not None and not 0 <= args.pad_token_id < tokenizer.vocab_size:
         raise UserError(f"--pad_token_id: found {args.pad_token_id}, expected 0 to {tokenizer.vocab_size - 1}")
     report = convert_preferences(args.src_file, args.dst_file, tokenizer, args.seq_length, args.prompt_template,
-                                 args.padding_side, args.pad_token_id, args.skip_invalid)
+                                 args.padding_side, args.pad_token_id, args.skip_invalid, args.num_workers,
+                                 args.shard_num)
     sys.stdout.write(report.as_text() + "\n")
     return 0
 

@@ -33,7 +33,8 @@ def encode_pair(chosen: Sequence[int], rejected: Sequence[int], seq_length: int,
     """The seven fields of one pair, or None if both sides are the same after the cut.
 
     Args:
-        chosen, rejected: ids of the two texts, prompt included; what is beyond `seq_length` is cut
+        chosen, rejected: ids of the two texts, prompt included (int32 arrays are the fastest); what is beyond
+                          `seq_length` is cut
         seq_length:       N
         pad_token_id:     fills up the shorter texts
         padding_side:     "right" or "left"
@@ -48,11 +49,11 @@ def encode_pair(chosen: Sequence[int], rejected: Sequence[int], seq_length: int,
     >>> fields["loss_mask"].tolist(), int(fields["end_ind"])
     ([0.0, 1.0, 1.0, 0.0, 0.0], 3)
     """
-    chosen, rejected = list(chosen[:seq_length]), list(rejected[:seq_length])
-    if chosen == rejected:
+    chosen, rejected = (np.asarray(side[:seq_length], np.int32) for side in (chosen, rejected))
+    if np.array_equal(chosen, rejected):
         return None
     ids = [pad_row(side, seq_length, pad_token_id, padding_side) for side in (chosen, rejected)]
-    masks = [pad_row([1] * len(side), seq_length, 0, padding_side) for side in (chosen, rejected)]
+    masks = [pad_row(np.ones(len(side), np.int32), seq_length, 0, padding_side) for side in (chosen, rejected)]
     # A text may contain the pad id (a user's own --pad_token_id): the masks count as a difference too.
     first = int(np.argmax((ids[0] != ids[1]) | (masks[0] != masks[1])))
     end = max(len(chosen), len(rejected)) if padding_side == "right" else seq_length

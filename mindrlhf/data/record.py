@@ -22,6 +22,11 @@ __all__ = ["LengthStatistics", "RecordWriter", "find_record_files", "read_sideca
 
 _RECORD_NAME = re.compile(r"\.mindrecord\d*$")
 _BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
+_MAX_SHARDS = 1000  # MindRecord's own limit
+# MindRecord makes the index of a page in 1.9 kB of memory for each of its up to 58,000 entries a MB: with its own pages
+# of 32 MB memory grows with the data. A header must hold 195 bytes a page; the rest of it is a hole on the disk.
+_PAGE_BYTES, _MAX_PAGE_BYTES, _HEADER_BYTES = 512 << 10, 256 << 20, 64 << 20
+_PAGE_ROWS = 5  # that a page must hold at least: what is left of it after the last one is lost
 
 
 @dataclass
@@ -56,16 +61,24 @@ class RecordWriter:
     """Writes `OUT.mindrecord`, its index `OUT.mindrecord.db` and the sidecar, which appear under their names only
     when `finish` has been called; leaving the context without it leaves everything as it was.
 
-    Files grow in a hidden folder beside the output (MindRecord stores its own file name, so a file cannot be renamed,
-    only moved).
+    With more than one shard the rows are spread evenly over `OUT.mindrecord0`, `OUT.mindrecord1` and so on (as many
+    digits as the last one needs), each with its index, and one sidecar. Files grow in a hidden folder beside the
+    output (MindRecord stores its own file name, so a file cannot be renamed, only moved).
     """
 
-    def __init__(self, path: Union[str, Path]):
+    def __init__(self, path: Union[str, Path], shard_num: int = 1):
         self.path = Path(path)
         if not self.path.name.endswith(".mindrecord"):
             raise UserError(f"--dst_file: found {self.path.name!r}, expected a name that ends in .mindrecord")
         if self.path.is_dir():
             raise UserError(f"--dst_file: {self.path} is a folder, expected a file name that ends in .mindrecord")
+        if not 1 <= shard_num <= _MAX_SHARDS:
+            raise UserError(f"--shard_num: found {shard_num}, expected 1 to {_MAX_SHARDS}")
+        digits = len(str(shard_num - 1))
+        self._records = [self.path] if shard_num == 1 else [
+            self.path.with_name(f"{self.path.name}{shard:0{digits}}") for shard in range(shard_num)]
+        self._batch = max(_BATCH, shard_num)  # a batch with fewer rows leaves shards out
+        self._count = 0
         self._rows: List[Dict[str, Any]] = []
         self._folder: Optional[Path] = None
         self._stack = contextlib.ExitStack()
@@ -76,16 +89,22 @@ class RecordWriter:
         except OSError as error:
             raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
         from mindspore.mindrecord import FileWriter
-        self._writer = FileWriter(str(self._folder / self.path.name), shard_num=1, overwrite=True)
+        self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
         self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
                                  else {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()},
                                 "preference pairs")
+        self._writer.set_header_size(_HEADER_BYTES)
+        _remember_schema(self._writer)
         return self
 
     def write(self, sample: Dict[str, np.ndarray]) -> None:
         """Add a sample with the fields of `FIELDS`."""
+        if not self._count:
+            wanted = _PAGE_ROWS * sum(value.nbytes for value in sample.values())
+            self._writer.set_page_size(min(max(wanted // 4096 * 4096 + 4096, _PAGE_BYTES), _MAX_PAGE_BYTES))
         self._rows.append({**sample, "end_ind": int(sample["end_ind"])})
-        if len(self._rows) >= _BATCH:
+        self._count += 1
+        if len(self._rows) >= self._batch:
             self._flush()
 
     def _flush(self) -> None:
@@ -94,15 +113,26 @@ class RecordWriter:
             self._rows = []
 
     def finish(self, sidecar: Dict[str, Any]) -> None:
-        """Close the files and move them to their names."""
+        """Close the files and move them to their names; what an earlier run with other shards left there goes.
+
+        Raises:
+            UserError: there are fewer rows than shards, or MindRecord cannot write.
+        """
+        if self._count < len(self._records):
+            raise UserError(f"--shard_num: found {len(self._records)}, expected at most {self._count}, the number of "
+                            "pairs")
         self._flush()
         self._call(self._writer.commit)
         name = self.path.name
         with open(self._folder / f"{name}.json", "w", encoding="utf-8") as file:
             json.dump(sidecar, file, ensure_ascii=False, indent=2)
             file.write("\n")
-        for suffix in (".db", "", ".json"):
-            os.replace(self._folder / f"{name}{suffix}", self.path.with_name(f"{name}{suffix}"))
+        files = [f"{record.name}{suffix}" for suffix in (".db", "") for record in self._records]
+        for file in (*files, f"{name}.json"):
+            os.replace(self._folder / file, self.path.with_name(file))
+        for file in self.path.parent.iterdir():
+            if re.fullmatch(re.escape(name) + r"\d*(\.db)?", file.name) and file.name not in files and file.is_file():
+                file.unlink()
 
     def _call(self, function, *args) -> None:
         try:
@@ -115,6 +145,18 @@ class RecordWriter:
     def __exit__(self, *_) -> None:
         self._writer = None
         self._stack.close()
+
+
+def _remember_schema(writer: Any) -> None:
+    """Let a `FileWriter` whose schema is complete keep it.
+
+    It asks its C++ side for the schema again for each field of each row, which is 40 % of its time at sequence length
+    1024. The attributes are private to it: a release that has others writes as before, only slower.
+    """
+    with contextlib.suppress(AttributeError, TypeError):
+        header = writer._header
+        kept = {"schema": header.schema, "blob_fields": header.blob_fields}
+        header.__class__ = type(type(header).__name__, (type(header),), kept)
 
 
 def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> List[str]:

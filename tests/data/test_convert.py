@@ -7,14 +7,24 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_seven_fields_read_back_by_hand    | what MindRecord gives back, both sides of padding   | literal arrays    |
 | test_fields_are_those_of_tiktoken      | template, tokenizer and encoding fit together       | tiktoken, by hand |
 | test_counts_and_lengths_by_hand        | cut, empty, identical, invalid; maxima and averages | literal numbers   |
+| test_number_of_processes_changes_...   | every file is the same, byte by byte                | one process       |
+| test_shards_hold_the_pairs_of_...      | every pair once, the same sidecar                   | one file          |
+| test_auto_...                          | the length that cuts nothing, printed and noted     | literal numbers   |
+| test_memory_does_not_grow_...          | rows are not collected                              | VmHWM, 32 MB      |
 | test_invalid_lines_go_to_a_file_of_... | --skip_invalid keeps line, reason and text          | literal rows      |
 | test_script_...                        | exit codes, one line on stderr, nothing half done   | a process         |
 """
 import base64
+import contextlib
 import hashlib
 import json
+import multiprocessing
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +33,7 @@ import tiktoken
 from mindrlhf import __version__
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
-from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer
+from mindrlhf.data.tokenizer import GLM4_PATTERN, Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "glm4_reward_model_train"
@@ -56,7 +66,8 @@ def convert(folder, rows, tokenizer, seq_length=8, template=TEMPLATE, **options)
 
 def read_record(path):
     import mindspore.dataset as ds
-    rows = ds.MindDataset(str(path), shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)
+    data = ds.MindDataset(path if isinstance(path, list) else str(path), shuffle=False)
+    rows = data.create_dict_iterator(num_epochs=1, output_numpy=True)
     return [{name: row[name].tolist() for name in FIELDS} for row in rows]
 
 
@@ -141,6 +152,74 @@ def test_sidecar_says_how_the_data_was_made(tmp_path, tokenizer):
         "reject_avg": 4.0, "cut": 0, "empty_answers": 0, "identical": 1, "invalid": 1}
 
 
+MANY = [row for index in range(100) for row in (
+    pair("a", "b" * (index % 5), "d" * (index % 7 + 1)), pair("d", "bd" * (index + 1), "b"), b"{}",
+    pair("a", "b", "b"))]
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_number_of_processes_changes_nothing(tmp_path, tokenizer, num_workers):
+    """400 lines: more than a process encodes at once, or two processes do."""
+    reports, files = [], []
+    for number in (1, num_workers):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        reports.append(convert(folder, MANY, tokenizer, skip_invalid=True, num_workers=number))
+        files.append(contents(folder))
+    assert (reports[0].lengths.count, reports[0].identical, reports[0].invalid) == (200, 100, 100)
+    assert reports[0].lengths == reports[1].lengths
+    assert len(files[0]) == 4
+    assert files[0] == files[1]
+
+
+def test_shards_hold_the_pairs_of_the_single_file(tmp_path, tokenizer):
+    """A second conversion with another number of shards takes the place of the first one."""
+    convert(tmp_path, MANY, tokenizer, skip_invalid=True)
+    single, noted = read_record(tmp_path / "out.mindrecord"), sidecar(tmp_path)
+    report = convert(tmp_path, MANY, tokenizer, skip_invalid=True, num_workers=2, shard_num=3)
+    assert sorted(contents(tmp_path)) == sorted(
+        ["out.mindrecord.json", "out.mindrecord.rejected.jsonl",
+         *(f"out.mindrecord{shard}{end}" for shard in "012" for end in ("", ".db"))])
+    rows = [row for shard in "012" for row in read_record([str(tmp_path / f"out.mindrecord{shard}")])]
+    assert sorted(map(str, rows)) == sorted(map(str, single))
+    assert sidecar(tmp_path) == noted
+    assert report.as_text().splitlines()[-1] == f"wrote 200 pairs to 3 shards of {tmp_path / 'out.mindrecord'}"
+
+
+@pytest.mark.parametrize(("answer", "length", "longest"), [
+    ("bd", 64, 4), ("bd" * 31, 64, 64), ("bd" * 31 + "b", 128, 65)], ids=["short", "64 tokens", "65 tokens"])
+@pytest.mark.parametrize("chosen_is_longer", [True, False])
+def test_auto_is_the_smallest_multiple_of_64_that_cuts_nothing(tmp_path, tokenizer, capsys, answer, length, longest,
+                                                               chosen_is_longer):
+    """a: and the answer, a token each; a pair that is left out does not count."""
+    answers = (answer, "b") if chosen_is_longer else ("b", answer)
+    report = convert(tmp_path, [pair("a", "b", "c"), pair("a", *answers), pair("a", "b" * 200, "b" * 200)], tokenizer,
+                     seq_length=None)
+    assert capsys.readouterr().out == f"--seq_length auto: {length} (the longest text has {longest} tokens)\n"
+    assert (report.cut, report.lengths.count) == (0, 2)
+    assert sidecar(tmp_path)["seq_length"] == length
+    assert {len(row["loss_mask"]) for row in read_record(tmp_path / "out.mindrecord")} == {length}
+
+
+def test_auto_passes_invalid_lines_by_or_ends_at_the_first(tmp_path, tokenizer):
+    rows = [pair("a", "b", "c"), b"[]", pair("a", "b" * 70, "c")]
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path, rows, tokenizer, seq_length=None)
+    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}:2: found an array, expected an object"
+    assert contents(tmp_path) == {}
+    report = convert(tmp_path, rows, tokenizer, seq_length=None, skip_invalid=True)
+    assert (report.invalid, sidecar(tmp_path)["seq_length"]) == (1, 128)
+    assert len(report.rejected_file.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_auto_without_a_usable_pair_is_the_same_error(tmp_path, tokenizer, capsys):
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path, [pair("a", "b", "b")], tokenizer, seq_length=None)
+    assert str(caught.value) == (f"{tmp_path / 'pairs.jsonl'}: no usable pair (0 invalid lines, 1 with two equal "
+                                 "answers), expected at least one")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(("given", "used"), [(None, 996), (0, 0), (1009, 1009)])
 def test_pad_id_is_the_tokenizers_unless_given(tmp_path, tokenizer, given, used):
     convert(tmp_path, [pair("a", "b", "c")], tokenizer, seq_length=4, pad_token_id=given)
@@ -208,11 +287,59 @@ def test_file_without_a_usable_pair_is_an_error(tmp_path, tokenizer, rows, found
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.json"])
-def test_missing_source_is_an_error_and_nothing_is_left(tmp_path, tokenizer, name):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_missing_source_is_an_error_and_nothing_is_left(tmp_path, tokenizer, name, num_workers):
     with pytest.raises(UserError) as caught:
-        convert_preferences(tmp_path / name, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE)
+        convert_preferences(tmp_path / name, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE,
+                            num_workers=num_workers)
     assert str(caught.value) == f"{tmp_path / name}: cannot be read: No such file or directory"
     assert contents(tmp_path) == {}
+    assert multiprocessing.active_children() == []
+
+
+class KilledTokenizer(Tokenizer):
+    """Ends its process as the kernel does when memory runs out."""
+
+    def __init__(self):
+        super().__init__(TOKENIZER, b"")
+
+    def encode_batch(self, texts):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, num_workers):
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path, [pair("a", "b", "c")], KilledTokenizer(), num_workers=num_workers)
+    assert str(caught.value) == (f"{tmp_path / 'pairs.jsonl'}: a process that encodes it ended with exit code -9 "
+                                 "before the end of the file (-9: killed, mostly for want of memory)")
+    assert contents(tmp_path) == {}
+    assert multiprocessing.active_children() == []
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.tokenizer import open_tokenizer
+folder = Path(sys.argv[1])
+convert_preferences(folder / "pairs.jsonl", folder / "out.mindrecord", open_tokenizer(sys.argv[2]), 1024, sys.argv[3])
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc, which tells the peak of memory")
+def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path):
+    """4,500 pairs more are 110 MB as rows; MindRecord's index takes 2 kB of memory for each of the first 29,000."""
+    peaks = []
+    for count in (500, 5000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        write_rows(folder, [pair("a", "b" * 300, "c")] * count)
+        command = [sys.executable, "-c", MEASURED, str(folder), str(TOKENIZER), TEMPLATE]
+        done = subprocess.run(command, capture_output=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < 32 << 10
 
 
 def run_script(folder, *flags, rows=None):
@@ -223,6 +350,41 @@ def run_script(folder, *flags, rows=None):
     done = subprocess.run(command, capture_output=True, check=False)  # text=True would turn \r into a line break
     done.stdout, done.stderr = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
     return done
+
+
+def live_processes(session):
+    """Processes of a session that are no zombies: state and session are fields 3 and 6 of /proc's stat."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[3] == str(session) and fields[0] != "Z":
+                found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="needs /proc, which tells what runs")
+@pytest.mark.parametrize("flags", [["--num_workers", "2"], ["--seq_length", "auto"]], ids=["two processes", "auto"])
+def test_script_answers_ctrl_c_with_one_line_and_leaves_nothing(tmp_path, flags):
+    """Ctrl-C goes to every process of a terminal, here of a session; it is pressed while pairs are encoded."""
+    source = write_rows(tmp_path, [pair("a", "b" * 50, "c")] * 30000)
+    command = [sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer", str(TOKENIZER), "--src_file",
+               str(source), "--dst_file", str(tmp_path / "out.mindrecord"), "--seq_length", "64", *flags]
+    with open(tmp_path / "stderr", "wb+") as errors:
+        process = subprocess.Popen(command, start_new_session=True, stderr=errors, stdout=subprocess.DEVNULL)
+        while not re.search(rb" [1-9]\d*/30000 ", (tmp_path / "stderr").read_bytes()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    lines = [line for line in (tmp_path / "stderr").read_bytes().decode().replace("\r", "\n").split("\n") if line]
+    assert [line for line in lines if "pairs/s]" not in line] == ["cvalues_comparison.py: error: interrupted"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "stderr"]
+    for _ in range(100):  # the resource tracker of `multiprocessing` follows a moment later
+        if not live_processes(process.pid):
+            break
+        time.sleep(0.05)
+    assert live_processes(process.pid) == []
 
 
 def test_script_prints_the_table_and_ends_with_0(tmp_path):
@@ -248,15 +410,18 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     (["--static", "True"], "unrecognized arguments: --static True"),
     (["--skip"], "unrecognized arguments: --skip"),
     (["--seq_len", "8"], "unrecognized arguments: --seq_len 8"),
-    (["--seq_length", "0"], "argument --seq_length: found '0', expected a whole number above 0"),
-    (["--seq_length", "8.5"], "argument --seq_length: found '8.5', expected a whole number above 0"),
-    (["--seq_length", "-8"], "argument --seq_length: found '-8', expected a whole number above 0"),
+    (["--seq_length", "0"], "argument --seq_length: found '0', expected a whole number above 0, or auto"),
+    (["--seq_length", "8.5"], "argument --seq_length: found '8.5', expected a whole number above 0, or auto"),
+    (["--seq_length", "-8"], "argument --seq_length: found '-8', expected a whole number above 0, or auto"),
+    (["--seq_length", "Auto"], "argument --seq_length: found 'Auto', expected a whole number above 0, or auto"),
+    (["--num_workers", "0"], "argument --num_workers: found '0', expected a whole number above 0"),
+    (["--shard_num", "two"], "argument --shard_num: found 'two', expected a whole number above 0"),
     (["--padding_side", "middle"], "argument --padding_side: invalid choice: 'middle' (choose from"),
     (["--pad_token_id", "x"], "argument --pad_token_id: invalid int value: 'x'"),
     (["--prompt_template", "{prompt}"],
      "argument --prompt_template: {response} occurs 0 times, expected once: '{prompt}'"),
-], ids=["unknown", "abbreviated switch", "abbreviated flag", "no length", "half a token", "negative length", "side",
-        "pad id is no number", "template"])
+], ids=["unknown", "abbreviated switch", "abbreviated flag", "no length", "half a token", "negative length",
+        "auto with a capital", "no process", "number in words", "side", "pad id is no number", "template"])
 def test_script_refuses_a_bad_command_line_with_2(tmp_path, flags, message):
     done = run_script(tmp_path, *flags)
     assert done.returncode == 2

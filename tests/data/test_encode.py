@@ -121,6 +121,14 @@ def test_pair_without_a_difference_is_none(chosen, rejected, length, side):
     assert encode_pair(chosen, rejected, length, 9, side) is None
 
 
+def test_arrays_are_encoded_as_lists_are():
+    of_lists, of_arrays = (encode_pair(kind([5, 6, 7, 8]), kind([5, 4]), 3, 9)
+                           for kind in (list, lambda ids: np.array(ids, np.int32)))
+    assert {name: value.tolist() for name, value in of_arrays.items()} == {
+        name: value.tolist() for name, value in of_lists.items()}
+    assert [value.dtype for value in of_arrays.values()] == [value.dtype for value in of_lists.values()]
+
+
 def test_arguments_stay_as_they_are():
     chosen, rejected = [5, 6, 7, 8], (5, 4)
     encode_pair(chosen, rejected, 2, 9)

@@ -5,6 +5,8 @@
 | test_failed_run_leaves_earlier_output_alone | record, index and sidecar keep every byte   | bytes before      |
 | test_folder_of_a_dead_process_is_removed    | what killed runs leave behind goes          | the folder        |
 | test_find_...                               | file, folder, shards, list; what is no data | names, messages   |
+| test_shards_...                             | names, every row once, none of other runs   | the folder, rows  |
+| test_pages_are_small_...                    | what bounds the memory that the index takes | the file's header |
 | test_sidecar_...                            | read, absent, broken, one for all shards    | content, messages |
 | test_length_statistics_by_hand              | maxima and averages                         | literal numbers   |
 """
@@ -16,6 +18,7 @@ import sys
 import numpy as np
 import pytest
 
+from mindrlhf.data import record
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import (
     LengthStatistics,
@@ -34,8 +37,8 @@ def sample(first=1):
     return encode_pair([first, 2, 3], [first, 4], seq_length=4, pad_token_id=9)
 
 
-def write_record(path, count=1, sidecar=None):
-    with RecordWriter(path) as writer:
+def write_record(path, count=1, sidecar=None, shard_num=1):
+    with RecordWriter(path, shard_num) as writer:
         for index in range(count):
             writer.write(sample(index))
         writer.finish({"count": count} if sidecar is None else sidecar)
@@ -43,7 +46,8 @@ def write_record(path, count=1, sidecar=None):
 
 def read_record(path):
     import mindspore.dataset as ds
-    rows = ds.MindDataset(str(path), shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)
+    data = ds.MindDataset(path if isinstance(path, list) else str(path), shuffle=False)
+    rows = data.create_dict_iterator(num_epochs=1, output_numpy=True)
     return [{name: value.tolist() for name, value in row.items()} for row in rows]
 
 
@@ -101,6 +105,80 @@ def test_second_run_replaces_all_three_files(tmp_path):
     assert names(tmp_path) == NAMES
     assert len(read_record(tmp_path / "out.mindrecord")) == 3
     assert read_sidecar(tmp_path / "out.mindrecord") == {"count": 3}
+
+
+def shard_names(*shards):
+    return sorted(["out.mindrecord.json", *(f"out.mindrecord{shard}{end}" for shard in shards for end in ("", ".db"))])
+
+
+def test_shards_hold_every_row_once(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=300, shard_num=3)
+    assert names(tmp_path) == shard_names("0", "1", "2")
+    shards = find_record_files(tmp_path)
+    assert sorted(row["chosen_input_ids"][0] for row in read_record(shards)) == list(range(300))
+    assert [90 < len(read_record([shard])) < 110 for shard in shards] == [True] * 3
+    assert {path.name for path, _ in read_sidecars(shards)} == {"out.mindrecord.json"}
+
+
+def test_shards_are_numbered_with_as_many_digits_as_the_last_one(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=11, shard_num=11)
+    assert names(tmp_path) == shard_names(*(f"{shard:02d}" for shard in range(11)))
+
+
+def test_shards_are_never_empty(tmp_path):
+    """130 shards: more than the rows that MindRecord is handed at once otherwise."""
+    import mindspore.dataset as ds
+    write_record(tmp_path / "out.mindrecord", count=260, shard_num=130)
+    sizes = [ds.MindDataset([shard]).get_dataset_size() for shard in find_record_files(tmp_path)]
+    assert sizes == [2] * 130
+
+
+def test_shards_of_another_number_do_not_stay(tmp_path):
+    others = ["a_out.mindrecord0", "out.mindrecord0.jsonl", "out.mindrecordX", "outXmindrecord0"]
+    touch(tmp_path, *others)
+    (tmp_path / "out.mindrecord77").mkdir()
+    for shard_num, shards in [(11, [f"{shard:02d}" for shard in range(11)]), (3, "012"), (2, "01"), (1, [""]),
+                              (2, "01")]:
+        write_record(tmp_path / "out.mindrecord", count=11, shard_num=shard_num)
+        assert set(names(tmp_path)) - {*others, "out.mindrecord77"} == set(shard_names(*shards))
+    assert {*others, "out.mindrecord77"} < set(names(tmp_path))
+
+
+def test_shards_of_an_earlier_run_stay_when_a_run_fails(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=3, shard_num=3)
+    before = contents(tmp_path)
+    assert message_of(write_record, tmp_path / "out.mindrecord", 1, None, 2) == (
+        "--shard_num: found 2, expected at most 1, the number of pairs")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("shard_num", [0, -1, 1001])
+def test_number_of_shards_is_mindrecords(tmp_path, shard_num):
+    assert message_of(RecordWriter, tmp_path / "out.mindrecord", shard_num) == (
+        f"--shard_num: found {shard_num}, expected 1 to 1000")
+
+
+@pytest.mark.parametrize(("length", "page"), [(64, 512 << 10), (1024, 512 << 10), (8192, 964 << 10)])
+def test_pages_are_small_and_hold_five_rows(tmp_path, length, page):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        for index in range(8):
+            ids = np.random.default_rng(index).integers(0, 2 ** 31, (2, length), dtype=np.int32)  # not compressible
+            writer.write(encode_pair(*ids, length, 0))
+        writer.finish({})
+    with open(tmp_path / "out.mindrecord", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert header["page_size"] == page
+    assert header["page"][0]["end_row_id"] >= 5
+    assert len(read_record(tmp_path / "out.mindrecord")) == 8
+
+
+def test_writer_that_keeps_its_schema_elsewhere_is_left_alone():
+    class Other:
+        _header = object()
+
+    for writer in (object(), Other()):
+        record._remember_schema(writer)
+    assert type(Other._header) is object
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

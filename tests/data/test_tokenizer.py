@@ -10,12 +10,13 @@
 import base64
 import hashlib
 import io
-import json
 import os
 from pathlib import Path
 
 import pytest
 
+from mindrlhf.data.preference import read_preferences
+from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
 
@@ -26,7 +27,9 @@ BYTES = [bytes([value]) for value in range(256)]
 TEXTS = ("我不会提供任何帮助。", "What's the answer? I'll tell you: it's 42.", "émigré naïve Ünïcödé",
          "\N{GRINNING FACE}\N{FAMILY}\N{ZERO WIDTH JOINER}\N{HEAVY BLACK HEART}", "0 12 345 6789 ３４", "", " ",
          "a\n\n\r\n\tb  \n ",
-         "中文 mixed 英文，100%！", "\u0000\u007f\ufeff\uffff", "<|endoftext|>[gMASK]<sop>")
+         "中文 mixed 英文，100%！", "\r\n\r\n第一行\r\n\n  第二行\n\n\n", "1234567890 12345, 3.14159; 二〇二四年",
+         "好的\N{THUMBS UP SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-4}\N{REGIONAL INDICATOR SYMBOL LETTER C}",
+         "\u0000\u007f\ufeff\uffff", "<|endoftext|>[gMASK]<sop>")
 needs_shared = pytest.mark.skipif(not (SHARED / "tokenizer.model").is_file(),
                                   reason="needs ../shared/data/tokenizer.model, a rank file of GLM-4's size")
 
@@ -219,14 +222,17 @@ def test_full_size_file_has_glm4s_special_tokens(full_tokenizer):
 
 @needs_shared
 def test_ids_equal_those_of_mindformers(full_tokenizer):
-    """Texts without control tokens, which MindFormers' class makes ids of on purpose and this one does not."""
+    """400 pairs as they are converted, and texts without control tokens: MindFormers' class makes ids of these on
+    purpose, and this one does not.
+    """
     from mindformers.models.glm2.glm4_tokenizer import ChatGLM4Tokenizer
     theirs = ChatGLM4Tokenizer(str(SHARED / "tokenizer.model"))
-    rows = [json.loads(line) for name in ("zh_preference.jsonl", "hh_harmless_test.jsonl")
-            for line in (SHARED / name).read_text(encoding="utf-8").splitlines()[:12]]
-    texts = [row[key] for row in rows for key in ("prompt", "pos_resp", "neg_resp")] + [
+    names = ("zh_preference.jsonl", "hh_harmless_test.jsonl")
+    rows = [row for name in names for row in read_preferences(SHARED / name)]
+    texts = [text for _, prompt, *answers in rows
+             for text in (prompt, *(render(PROMPT_TEMPLATE, prompt, answer) for answer in answers))] + [
         text for text in TEXTS if "<|" not in text]
-    assert len(texts) > 70
+    assert len(texts) > 1200
     for text, ids in zip(texts, full_tokenizer.encode_batch(texts)):
         assert ids == theirs(text, add_special_tokens=False)["input_ids"], text
 
