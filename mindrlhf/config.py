@@ -190,6 +190,10 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if mode not in (*DATA_PARALLEL, *SEMI_AUTO):
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) or 1 (semi-auto parallel)"
     semi_auto = is_semi_auto(config)
+    accumulation = get(config, "runner_config.gradient_accumulation_steps") or 1
+    if accumulation != 1 and not semi_auto:
+        yield (f"runner_config.gradient_accumulation_steps is {accumulation!r}, expected 1 outside semi-auto parallel: "
+               "MindFormers would take it back to 1 without a word")
     if semi_auto and get(config, "context.device_target") == "CPU":
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) on device_target CPU"
     if semi_auto and not get(config, "parallel.full_batch"):

@@ -24,7 +24,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="MindFormers' name for the trainer: text_generation, nothing else")
     parser.add_argument("--train_dataset", nargs="+", metavar="PATH",
                         help="MindRecord files, or folders of them")
-    parser.add_argument("--seq_length", type=positive_int, help="tokens a sample; must be the data's")
+    parser.add_argument("--seq_length", type=positive_int,
+                        help="tokens of the longest text; the data's may be smaller unless rows are padded")
     parser.add_argument("--use_parallel", type=boolean, metavar="BOOL", help="several processes")
     parser.add_argument("--load_checkpoint", help="weights to start from: a .ckpt file, or a folder with rank_0, ...")
     parser.add_argument("--src_strategy", help="strategy files of a sliced --load_checkpoint")
