@@ -146,8 +146,7 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield ("train_dataset.batching is 'buckets', expected packing in semi-auto parallel: the rows of a bucket "
                "cannot always be divided among the processes")
     if batching == "buckets":
-        for key, expected in (("runner_config.sink_mode", False), ("runner_config.gradient_accumulation_steps", 1),
-                              ("parallel_config.pipeline_stage", 1)):
+        for key, expected in (("runner_config.sink_mode", False), ("parallel_config.pipeline_stage", 1)):
             found = get(config, key)
             if found not in (expected, None):
                 yield (f"{key} is {found!r}, expected {expected} with train_dataset.batching buckets, whose steps have "

@@ -239,7 +239,7 @@ def test_files_of_one_set_that_were_made_differently_are_refused(data):
     ({"batching": "buckets", "parallel_config.pipeline_stage": 2},
      "parallel_config.pipeline_stage is 2, expected 1 with train_dataset.batching buckets"),
     ({"batching": "buckets", "runner_config.gradient_accumulation_steps": 4},
-     "runner_config.gradient_accumulation_steps is 4, expected 1 with train_dataset.batching buckets"),
+     "runner_config.gradient_accumulation_steps is 4, expected 1 outside semi-auto parallel"),
     ({"batching": "packing", "row_length": 0},
      "train_dataset.row_length is 0, expected a whole number up to twice model.model_config.seq_length (256)"),
     ({"batching": "packing", "row_length": "long"}, "train_dataset.row_length is 'long', expected a whole number up"),
@@ -269,7 +269,6 @@ def test_rows_that_cannot_be_packed_are_refused(write_yaml, tiny, changes, messa
     {"batching": "packing", "row_length": 256},
     {"batching": "packing", "row_length": None},
     {"batching": "packing", "runner_config.sink_mode": True},
-    {"batching": "packing", "runner_config.gradient_accumulation_steps": 4},
     {"batching": "padded", "repeat": 2, "row_length": 0, "pad_token_id": None},
 ], ids=lambda value: "-".join(f"{key.split('.')[-1]}={found}" for key, found in value.items()))
 def test_rows_that_can_be_made_are_accepted(write_yaml, tiny, changes):

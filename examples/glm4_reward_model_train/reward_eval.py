@@ -20,7 +20,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--config", required=True, help="the run's YAML")
     parser.add_argument("--eval_dataset", nargs="+", metavar="PATH", help="MindRecord files, or folders of them")
-    parser.add_argument("--batch_size", type=positive_int, help="bounds what is scored at once; does not change the result")
+    parser.add_argument("--batch_size", type=positive_int,
+                        help="bounds what is scored at once; does not change the result")
     parser.add_argument("--seq_length", type=positive_int, help="tokens of the longest text; the data's may be smaller")
     parser.add_argument("--distributed_ckpt_path", required=True,
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
