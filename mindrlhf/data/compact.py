@@ -102,10 +102,10 @@ class PackedSteps:
     Args:
         pairs:         all pairs of the data set, the same on every rank
         lengths:       tokens that each takes in a packed row
-        shapes:        (rows, L) of this rank's steps, the shortest L first
+        shapes:        (rows, L) of the steps, over all ranks, the shortest L first
         pad_token_id:  fills up rows
         seed:          of the order; None: the order of the plan
-        rank, ranks:   this process takes its part of each step's rows
+        rank, ranks:   this process takes its part of each step's rows; empty rows make the parts equally large
         micro_batches: pieces that a step's rows are cut into, whose losses are averaged
 
     Yields:
@@ -119,8 +119,7 @@ class PackedSteps:
     def __init__(self, pairs: Sequence[Pair], lengths: Sequence[int], shapes: Sequence[Tuple[int, int]],
                  pad_token_id: int, seed: Optional[int] = None, rank: int = 0, ranks: int = 1, micro_batches: int = 1):
         self.pairs, self.lengths, self.pad_token_id, self.seed = pairs, lengths, pad_token_id, seed
-        self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
-        self.shapes = [(rows * ranks, length) for rows, length in shapes]
+        self.shapes, self.rank, self.ranks, self.micro_batches = shapes, rank, ranks, micro_batches
         self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
         self.epoch = 0
         if max(self.lengths) > self.shapes[-1][1]:
@@ -143,9 +142,10 @@ class PackedSteps:
             yield self._columns(step)
 
     def _columns(self, step: Step) -> Tuple[np.ndarray, ...]:
-        count = len(step.rows) // self.ranks
+        count = -(-len(step.rows) // self.ranks)
         mine = step.rows[self.rank * count:(self.rank + 1) * count]
         groups = [[self.pairs[number].as_group(self.pad_token_id) for number in row] for row in mine]
+        groups += [[]] * (count - len(mine))
         rows = pack_groups(groups, step.length, 2 * self.most, self.pad_token_id)
         # The mean over pairs; ranks and micro-batches are averaged, so that each counts as often as there are of them.
         scale = self.ranks * self.micro_batches / len(step.groups)

@@ -69,11 +69,12 @@ class RewardModelDataset(BaseDataset):
             batching:       "padded" (default): batches of B pairs, every row filled up to the data's length;
                             "buckets": packed rows (`mindrlhf.data.packing`) of at most four lengths, about B pairs a
                             step; "packing": B packed rows of `row_length` tokens a step
-            batch_size:     B
+            batch_size:     B, for each of the processes that train data-parallel. A step of all of them has the pairs
+                            of one process's step with the sum as its batch_size
             seq_length:     S of the model; checked against the data if given
             row_length:     of "packing"; default S
             pad_token_id:   fills up packed rows
-            drop_remainder: of "padded": leave out the last, smaller batch
+            drop_remainder: of "padded": leave out the last, smaller batch; several processes must
             repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets
             micro_batches:  pieces that a step cuts the batch into (`batch_pairs`); default 1
 
@@ -81,7 +82,7 @@ class RewardModelDataset(BaseDataset):
         a `mindspore.dataset.Dataset` with the columns of `batch_pairs`, or of `PackedSteps`
 
     Raises:
-        UserError: no data, unreadable data, or data of another sequence length.
+        UserError: no data, unreadable data, data of another sequence length, or a last batch that cannot be divided.
     """
 
     def __new__(cls, dataset_config: Optional[dict] = None, **keys):
@@ -91,7 +92,8 @@ class RewardModelDataset(BaseDataset):
             if config[key] is None if key in config else True:
                 config[key] = default
         cls.init_dataset_config(config)
-        rank, ranks = cls._generate_shard_info()
+        rank, ranks = cls._generate_shard_info()  # None, None in semi-auto parallel, where all read the whole batch
+        rank, ranks = rank or 0, ranks or 1
         columns = list(config.input_columns or FIELDS)
 
         files = find_record_files(config.data_loader.dataset_dir or config.data_loader.dataset_files or [])
@@ -103,16 +105,23 @@ class RewardModelDataset(BaseDataset):
             raise UserError(f"batch_size is {config.batch_size}, expected a multiple of {config.micro_batches} "
                             "(micro-batches)")
         if config.batching != "padded":
-            return _packed(config, files, columns, rank or 0, ranks or 1)
-        dataset = _open(files, columns, bool(config.data_loader.shuffle), ranks, rank,
-                        config.num_parallel_workers)
+            return _packed(config, files, columns, rank, ranks)
+        if ranks > 1 and not config.drop_remainder:
+            raise UserError(f"train_dataset.drop_remainder is {config.drop_remainder}, expected True with several "
+                            "processes and batching padded: the last, smaller batch cannot be divided among them; "
+                            "buckets and packing leave no pair out")
+        dataset = _open(files, columns, bool(config.data_loader.shuffle), config.num_parallel_workers)
         pairs = dataset.get_dataset_size()
-        if config.drop_remainder and pairs < config.batch_size:
-            raise UserError(f"{', '.join(files)}: {pairs} pairs for this process, expected at least one batch of "
-                            f"{config.batch_size}")
+        if config.drop_remainder and pairs < config.batch_size * ranks:
+            raise UserError(f"{', '.join(files)}: {pairs} pairs, expected at least one step of "
+                            f"{config.batch_size * ranks}")
+        # Every process reads all and keeps its part of each step. MindDataset's own shards are consecutive parts of the
+        # whole epoch, so that a step would have other pairs than one process's, and the last ones would come twice.
+        dataset = dataset.batch(config.batch_size * ranks, drop_remainder=bool(config.drop_remainder))
+        mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)
         # A batch is one tuple of columns; in a process of its own MindSpore would cost more than the work it takes.
-        dataset = dataset.batch(config.batch_size, drop_remainder=bool(config.drop_remainder))
-        dataset = dataset.map(lambda *fields: batch_pairs(*fields, micro_batches=config.micro_batches),
+        dataset = dataset.map(lambda *fields: batch_pairs(*(field[mine] for field in fields),
+                                                          micro_batches=config.micro_batches),
                               input_columns=list(FIELDS), output_columns=list(OUTPUT_COLUMNS))
         return dataset.project(list(config.output_columns or OUTPUT_COLUMNS)).repeat(config.repeat)
 
@@ -122,18 +131,17 @@ def _packed(config, files, columns, rank, ranks) -> PackedDataset:
     pairs = list(read_pairs(files, columns, show_progress=rank == 0))
     lengths = [len(pair.as_group(config.pad_token_id)) for pair in pairs]
     if config.batching == "packing":
-        shapes = [(config.batch_size, config.row_length or config.seq_length)]
+        shapes = [(config.batch_size * ranks, config.row_length or config.seq_length)]
     else:
-        shapes = choose_shapes(lengths, config.batch_size * float(np.mean(lengths)),
+        shapes = choose_shapes(lengths, config.batch_size * ranks * float(np.mean(lengths)),
                                2 * config.seq_length if config.seq_length else None)
     return PackedDataset(PackedSteps(
         pairs, lengths, shapes, config.pad_token_id, config.seed if config.data_loader.shuffle else None, rank, ranks,
         config.micro_batches))
 
 
-def _open(files, columns, shuffle, ranks, rank, workers):
+def _open(files, columns, shuffle, workers):
     try:
-        return ds.MindDataset(files, columns_list=columns, shuffle=shuffle, num_shards=ranks, shard_id=rank,
-                              num_parallel_workers=workers)
+        return ds.MindDataset(files, columns_list=columns, shuffle=shuffle, num_parallel_workers=workers)
     except (RuntimeError, ValueError, TypeError) as error:
         raise unreadable(", ".join(files), error) from None

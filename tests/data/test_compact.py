@@ -168,20 +168,26 @@ def test_each_epoch_has_every_pair_once(shapes, seed):
             assert sorted(number for part in steps for columns in part for number in numbers(columns)) == list(
                 range(150))
             for together in zip(*steps):
+                assert {columns[0].shape for columns in together} <= {(-(-rows // ranks), length)
+                                                                      for rows, length in shapes}
                 assert len({columns[0].shape for columns in together}) == 1
-                assert together[0][0].shape in shapes
                 weights = sum(columns[3].sum(dtype=np.float64) for columns in together) / ranks
                 assert weights == pytest.approx(1, rel=1e-5)
 
 
-def test_ranks_take_their_parts_of_the_same_rows():
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_take_their_parts_of_one_process_steps(ranks):
+    """Three rows cannot be divided: the last parts are filled up with empty ones, or are nothing else."""
     pairs, lengths = in_memory(150)
-    whole = PackedSteps(pairs, lengths, [(4, 64)], PAD, 5)
-    halves = [PackedSteps(pairs, lengths, [(2, 64)], PAD, 5, rank, 2) for rank in range(2)]
+    whole = PackedSteps(pairs, lengths, [(5, 32), (3, 64)], PAD, 5)
+    parts = [PackedSteps(pairs, lengths, [(5, 32), (3, 64)], PAD, 5, rank, ranks) for rank in range(ranks)]
     for _ in range(2):
-        for one, *parts in zip(whole, *halves):
-            for column, *pieces in zip(one[:3], *(part[:3] for part in parts)):
-                np.testing.assert_array_equal(column, np.concatenate(pieces))
+        for one, *together in zip(whole, *parts):
+            rows = len(one[0])
+            for column, *pieces in zip(one[:3], *(columns[:3] for columns in together)):
+                np.testing.assert_array_equal(column, np.concatenate(pieces)[:rows])
+            assert (np.concatenate([columns[2] for columns in together])[rows:] == 0).all()
+            assert (np.concatenate([columns[4] for columns in together])[rows:] == -1).all()
 
 
 def test_seed_and_epoch_decide_the_order():

@@ -233,8 +233,7 @@ def test_second_file_of_another_sequence_length_is_refused(tmp_path):
 
 def test_fewer_pairs_than_a_batch_are_refused(records):
     path = str(records / "a.mindrecord")
-    assert message_of(path, batch_size=4) == (
-        f"{path}: 3 pairs for this process, expected at least one batch of 4")
+    assert message_of(path, batch_size=4) == f"{path}: 3 pairs, expected at least one step of 4"
 
 
 def test_fewer_pairs_than_a_batch_are_a_batch_where_the_rest_is_kept(records):

@@ -124,7 +124,7 @@ def test_ranks_and_micro_batches_average_to_the_loss_of_all_pairs(train, split):
     if "ranks" in split:
         parts = []
         for rank in range(2):
-            columns, = PackedSteps(compact, lengths, [(2, LENGTH)], PAD, rank=rank, **split)
+            columns, = PackedSteps(compact, lengths, [(4, LENGTH)], PAD, rank=rank, **split)
             parts.append(columns)
     else:
         columns, = PackedSteps(compact, lengths, [(4, LENGTH)], PAD, **split)
