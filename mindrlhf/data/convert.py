@@ -24,7 +24,7 @@ from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.preference import Rejected, read_preferences
 from mindrlhf.data.record import LengthStatistics, RecordWriter
 from mindrlhf.data.template import render
-from mindrlhf.data.tokenizer import Tokenizer
+from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.report import format_table
 
@@ -68,7 +68,7 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
     Args:
         source:       .jsonl (or .json array) with prompt, pos_resp, neg_resp
         output:       OUT.mindrecord
-        tokenizer:    text to ids
+        tokenizer:    text to ids; the processes that encode open its file again
         seq_length:   N, tokens a sample; longer texts are cut. None: the smallest multiple of 64 that cuts nothing,
                       found by encoding the source twice and printed
         template:     see `mindrlhf.data.template`
@@ -158,7 +158,7 @@ def _encoded(source: Path, tokenizer: Tokenizer, template: str,
             receiver, sender = context.Pipe()  # both ways means a socket, which holds three times what a pipe does
             receivers.append(receiver)
             process = context.Process(target=_encode_chunks, daemon=True,
-                                      args=(sender, source, tokenizer, template, index, num_workers))
+                                      args=(sender, source, tokenizer.path, template, index, num_workers))
             with sender, _no_interrupt():  # only the process keeps its end: its death is the end of what it sends
                 process.start()
             processes.append(process)
@@ -200,12 +200,14 @@ def _in_turn(source: Path, processes: Sequence, receivers: Sequence) -> Iterator
         yield from chunk
 
 
-def _encode_chunks(sender, source: Path, tokenizer: Tokenizer, template: str, index: int, step: int) -> None:
+def _encode_chunks(sender, source: Path, tokenizer_path: Path, template: str, index: int, step: int) -> None:
     """An encoding process: send chunks `index`, `index + step`, ... of the source, then an empty one.
 
-    A `UserError` is sent too, in the place of a chunk.
+    A `UserError` is sent too, in the place of a chunk. The tokenizer's file is opened again: the first process would
+    have to wait until this one has taken over the tokenizer itself, for ever if this one ends while it starts.
     """
     try:
+        tokenizer = open_tokenizer(tokenizer_path)
         rows = read_preferences(source)
         chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
         for chunk in itertools.islice(chunks, index, None, step):

@@ -31,9 +31,10 @@ import pytest
 import tiktoken
 
 from mindrlhf import __version__
+from mindrlhf.data import convert as convert_module
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
-from mindrlhf.data.tokenizer import GLM4_PATTERN, Tokenizer, open_tokenizer
+from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "glm4_reward_model_train"
@@ -297,24 +298,42 @@ def test_missing_source_is_an_error_and_nothing_is_left(tmp_path, tokenizer, nam
     assert multiprocessing.active_children() == []
 
 
-class KilledTokenizer(Tokenizer):
-    """Ends its process as the kernel does when memory runs out."""
-
-    def __init__(self):
-        super().__init__(TOKENIZER, b"")
-
-    def encode_batch(self, texts):
-        os.kill(os.getpid(), signal.SIGKILL)
+def killed(*_):
+    """In the place of an encoding process: ends as when the kernel has no memory left."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, num_workers):
+def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, tokenizer, monkeypatch, num_workers):
+    monkeypatch.setattr(convert_module, "_encode_chunks", killed)
     with pytest.raises(UserError) as caught:
-        convert(tmp_path, [pair("a", "b", "c")], KilledTokenizer(), num_workers=num_workers)
+        convert(tmp_path, [pair("a", "b", "c")], tokenizer, num_workers=num_workers)
     assert str(caught.value) == (f"{tmp_path / 'pairs.jsonl'}: a process that encodes it ended with exit code -9 "
                                  "before the end of the file (-9: killed, mostly for want of memory)")
     assert contents(tmp_path) == {}
     assert multiprocessing.active_children() == []
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.tokenizer import open_tokenizer
+folder = Path(sys.argv[1])
+convert_preferences(folder / "pairs.jsonl", folder / "out.mindrecord", open_tokenizer(sys.argv[2]), 64, sys.argv[3])
+"""
+
+
+def test_process_that_ends_while_it_starts_is_an_error(tmp_path):
+    """It runs the script again, which has no `if __name__ == "__main__"`. The tokenizer is larger than a pipe."""
+    tokens = [bytes([value]) for value in range(256)] + [b"%06d" % value for value in range(20000)]
+    write_rank_file(tmp_path / "tokenizer.model", tokens)
+    (tmp_path / "unguarded.py").write_text(UNGUARDED)
+    write_rows(tmp_path, [pair("a", "b", "c")])
+    command = [sys.executable, str(tmp_path / "unguarded.py"), str(tmp_path), str(tmp_path / "tokenizer.model"),
+               TEMPLATE]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert b"a process that encodes it ended with exit code 1 before the end" in done.stderr.splitlines()[-1]
 
 
 MEASURED = """
