@@ -107,7 +107,9 @@ def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, Rejected]:
         value = row.values[field]
         if not isinstance(value, str):
             return Rejected(row.place, f"key {field!r} is {_name(value)}, expected a string", _dump(row))
-        if any("\ud800" <= char <= "\udfff" for char in value):
+        try:
+            value.encode("utf-8")  # a look at each character takes as long as their tokens
+        except UnicodeEncodeError:
             return Rejected(row.place, f"key {field!r} has half of a surrogate pair, which is no text", _dump(row))
     if "prompt" in fields and not row.values["prompt"].strip():
         return Rejected(row.place, "key 'prompt' is empty, expected text", _dump(row))
