@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Unio
 
 import numpy as np
 
+from mindrlhf.compat_record import spare_writer
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.errors import UserError
 from mindrlhf.partial import partial_folder
@@ -94,7 +95,7 @@ class RecordWriter:
                                  else {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()},
                                 "preference pairs")
         self._writer.set_header_size(_HEADER_BYTES)
-        _remember_schema(self._writer)
+        spare_writer(self._writer)
         return self
 
     def write(self, sample: Dict[str, np.ndarray]) -> None:
@@ -145,18 +146,6 @@ class RecordWriter:
     def __exit__(self, *_) -> None:
         self._writer = None
         self._stack.close()
-
-
-def _remember_schema(writer: Any) -> None:
-    """Let a `FileWriter` whose schema is complete keep it.
-
-    It asks its C++ side for the schema again for each field of each row, which is 40 % of its time at sequence length
-    1024. The attributes are private to it: a release that has others writes as before, only slower.
-    """
-    with contextlib.suppress(AttributeError, TypeError):
-        header = writer._header
-        kept = {"schema": header.schema, "blob_fields": header.blob_fields}
-        header.__class__ = type(type(header).__name__, (type(header),), kept)
 
 
 def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> List[str]:

@@ -18,7 +18,6 @@ import sys
 import numpy as np
 import pytest
 
-from mindrlhf.data import record
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import (
     LengthStatistics,
@@ -170,15 +169,6 @@ def test_pages_are_small_and_hold_five_rows(tmp_path, length, page):
     assert header["page_size"] == page
     assert header["page"][0]["end_row_id"] >= 5
     assert len(read_record(tmp_path / "out.mindrecord")) == 8
-
-
-def test_writer_that_keeps_its_schema_elsewhere_is_left_alone():
-    class Other:
-        _header = object()
-
-    for writer in (object(), Other()):
-        record._remember_schema(writer)
-    assert type(Other._header) is object
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
