@@ -3,7 +3,7 @@ from typing import Dict, Optional, Sequence
 
 import numpy as np
 
-__all__ = ["FIELDS", "encode_pair", "pad_row"]
+__all__ = ["FIELDS", "encode_pair"]
 
 # name -> type of a sample's fields, as the original MindRLHF converter writes them; all but end_ind have length N
 FIELDS = {
@@ -15,17 +15,6 @@ FIELDS = {
     "loss_mask": np.float32,
     "end_ind": np.int64,
 }
-
-
-def pad_row(ids: Sequence[int], seq_length: int, pad_token_id: int, padding_side: str = "right") -> np.ndarray:
-    """`ids`, cut at `seq_length`, filled up with `pad_token_id` on one side; (seq_length,) int32."""
-    ids = ids[:seq_length]
-    row = np.full(seq_length, pad_token_id, np.int32)
-    if padding_side == "right":
-        row[:len(ids)] = ids
-    else:
-        row[seq_length - len(ids):] = ids
-    return row
 
 
 def encode_pair(chosen: Sequence[int], rejected: Sequence[int], seq_length: int, pad_token_id: int,
@@ -49,21 +38,24 @@ def encode_pair(chosen: Sequence[int], rejected: Sequence[int], seq_length: int,
     >>> fields["loss_mask"].tolist(), int(fields["end_ind"])
     ([0.0, 1.0, 1.0, 0.0, 0.0], 3)
     """
-    chosen, rejected = (np.asarray(side[:seq_length], np.int32) for side in (chosen, rejected))
-    if np.array_equal(chosen, rejected):
+    sides = [np.asarray(side[:seq_length], np.int32) for side in (chosen, rejected)]
+    if np.array_equal(*sides):
         return None
-    ids = [pad_row(side, seq_length, pad_token_id, padding_side) for side in (chosen, rejected)]
-    masks = [pad_row(np.ones(len(side), np.int32), seq_length, 0, padding_side) for side in (chosen, rejected)]
+    (chosen_ids, chosen_mask), (rejected_ids, rejected_mask) = rows = np.zeros((2, 2, seq_length), np.int32)
+    rows[:, 0] = pad_token_id
+    for (ids, mask), side in zip(rows, sides):
+        text = slice(len(side)) if padding_side == "right" else slice(seq_length - len(side), None)
+        ids[text], mask[text] = side, 1
     # A text may contain the pad id (a user's own --pad_token_id): the masks count as a difference too.
-    first = int(np.argmax((ids[0] != ids[1]) | (masks[0] != masks[1])))
-    end = max(len(chosen), len(rejected)) if padding_side == "right" else seq_length
+    first = int(np.argmax((chosen_ids != rejected_ids) | (chosen_mask != rejected_mask)))
+    end = max(map(len, sides)) if padding_side == "right" else seq_length
     loss_mask = np.zeros(seq_length, np.float32)
     loss_mask[first:end] = 1
     return {
-        "chosen_input_ids": ids[0],
-        "chosen_attention_mask": masks[0],
-        "rejected_input_ids": ids[1],
-        "rejected_attention_mask": masks[1],
+        "chosen_input_ids": chosen_ids,
+        "chosen_attention_mask": chosen_mask,
+        "rejected_input_ids": rejected_ids,
+        "rejected_attention_mask": rejected_mask,
         "position_id": np.arange(seq_length, dtype=np.int32),
         "loss_mask": loss_mask,
         "end_ind": np.int64(end),

@@ -4,12 +4,11 @@
 | test_seven_fields_by_hand              | ids, masks, positions, loss mask and end, each case | literal arrays |
 | test_types_and_shapes                  | names, order, types and lengths of the fields       | literal types  |
 | test_pair_without_a_difference_is_none | equal texts make no sample, also after the cut      | None           |
-| test_pad_row_by_hand                   | one row: cut, and filled up on the right side       | literal arrays |
 """
 import numpy as np
 import pytest
 
-from mindrlhf.data.encode import FIELDS, encode_pair, pad_row
+from mindrlhf.data.encode import FIELDS, encode_pair
 
 # chosen, rejected, N, side -> chosen row and mask, rejected row and mask, loss mask, end
 CASES = {
@@ -133,16 +132,3 @@ def test_arguments_stay_as_they_are():
     chosen, rejected = [5, 6, 7, 8], (5, 4)
     encode_pair(chosen, rejected, 2, 9)
     assert (chosen, rejected) == ([5, 6, 7, 8], (5, 4))
-
-
-@pytest.mark.parametrize(("ids", "side", "expected"), [
-    ([1, 2], "right", [1, 2, 9, 9]),
-    ([1, 2], "left", [9, 9, 1, 2]),
-    ([1, 2, 3, 4, 5], "right", [1, 2, 3, 4]),
-    ([1, 2, 3, 4, 5], "left", [1, 2, 3, 4]),
-    ([], "left", [9, 9, 9, 9]),
-])
-def test_pad_row_by_hand(ids, side, expected):
-    row = pad_row(ids, 4, 9, side)
-    assert row.tolist() == expected
-    assert row.dtype == np.int32
