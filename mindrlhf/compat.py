@@ -14,13 +14,18 @@ from mindspore.ops import composite as C
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["attention_mask_dtype", "no_init_parameters", "on_ascend", "use_portable_overflow_check",
+__all__ = ["attention_mask_dtype", "no_init_parameters", "on_ascend", "on_whole_cpu", "use_portable_overflow_check",
            "use_strict_loading"]
 
 
 def on_ascend() -> bool:
     """Whether graphs are compiled for an Ascend NPU. Whatever is not Ascend is treated like the CPU."""
     return ms.get_context("device_target") == "Ascend"
+
+
+def on_whole_cpu() -> bool:
+    """Whether graphs are compiled for a CPU that holds the model as a whole, so that cells need no parallel layout."""
+    return not on_ascend() and ms.get_auto_parallel_context("parallel_mode") in ("stand_alone", "data_parallel")
 
 
 def attention_mask_dtype(use_flash_attention: bool):

@@ -155,7 +155,7 @@ def test_hidden_states_equal_chatglm2_model_with_a_float_mask(scoring_model, ref
 def test_mask_by_hand(flash_attention, dtype):
     """Rows of 4: text from the start, and two tokens of padding in front of two of text."""
     mask = CausalMask(ChatGLM2Config(seq_length=6, use_flash_attention=flash_attention))
-    value = mask(Tensor([[0], [2]], ms.int32), 4)
+    value = mask(Tensor([[0], [2]], ms.int32), 0, 4)
     assert value.dtype == dtype
     assert value.asnumpy().astype(int).tolist() == [
         [[[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]],

@@ -242,7 +242,7 @@ def test_segment_mask_by_hand(flash_attention, dtype):
     """A question of two tokens with two answers, one text of another, padding; and padding that is compared."""
     mask = SegmentMask(ChatGLM2Config(seq_length=3, use_flash_attention=flash_attention))
     alone = 256 * 4097
-    value = mask(Tensor([[256, 256, 257, 258, 513, 0], [256, 257, 258, 258, alone, 0]], ms.int32))
+    value = mask(Tensor([[256, 256, 257, 258, 513, 0], [256, 257, 258, 258, alone, 0]], ms.int32), 0, 6)
     assert value.dtype == dtype
     assert value.asnumpy().astype(int).tolist() == [
         [[[0, 1, 1, 1, 1, 1],

@@ -16,6 +16,7 @@ from mindspore.ops import operations as P
 
 from mindrlhf import compat
 from mindrlhf.data.packing import segment_stride
+from mindrlhf.models.glm4.cpu import query_pieces, use_cpu_cells
 
 __all__ = ["CausalMask", "Glm4Backbone", "SegmentMask"]
 
@@ -31,10 +32,10 @@ class CausalMask(nn.Cell):
 
     Inputs:
         first_token (N, 1) int32, position of each row's first token that is not padding
-        seq_length  S, a Python int
+        first, end  Python ints: the queries first..end-1 (Q of them), of the keys 0..end-1
 
     Output:
-        (N, 1, S, S), 1 where attention is forbidden, else 0; uint8 with flash attention, otherwise float32
+        (N, 1, Q, end), 1 where attention is forbidden, else 0; uint8 with flash attention, otherwise float32
     """
 
     def __init__(self, config: ChatGLM2Config):
@@ -52,15 +53,16 @@ class CausalMask(nn.Cell):
         self.cast = P.Cast().shard((full,))
         self.reshape = P.Reshape()
 
-    def construct(self, first_token, seq_length):
-        positions = self.slice(self.positions, (0,), (seq_length,), (1,))       # (S,)
-        query = self.reshape(positions, (1, 1, seq_length, 1))                  # (1, 1, S, 1)
-        key = self.reshape(positions, (1, 1, 1, seq_length))                    # (1, 1, 1, S)
+    def construct(self, first_token, first, end):
+        query = self.slice(self.positions, (first,), (end,), (1,))              # (Q,)
+        query = self.reshape(query, (1, 1, end - first, 1))                     # (1, 1, Q, 1)
+        key = self.slice(self.positions, (0,), (end,), (1,))                    # (end,)
+        key = self.reshape(key, (1, 1, 1, end))                                 # (1, 1, 1, end)
         first_token = self.reshape(first_token, (-1, 1, 1, 1))                  # (N, 1, 1, 1)
-        in_front = self.in_front(key, first_token)                              # (N, 1, 1, S)
-        in_front = self.logical_and(in_front, self.itself(query, key))          # (N, 1, S, S)
-        blocked = self.logical_or(in_front, self.later(key, query))             # (N, 1, S, S)
-        return self.cast(blocked, self.dtype)                                   # (N, 1, S, S)
+        in_front = self.in_front(key, first_token)                              # (N, 1, 1, end)
+        in_front = self.logical_and(in_front, self.itself(query, key))          # (N, 1, Q, end)
+        blocked = self.logical_or(in_front, self.later(key, query))             # (N, 1, Q, end)
+        return self.cast(blocked, self.dtype)                                   # (N, 1, Q, end)
 
 
 class SegmentMask(nn.Cell):
@@ -72,10 +74,11 @@ class SegmentMask(nn.Cell):
         config: twice `seq_length`, two whole texts, bounds S; `use_flash_attention` decides the output's type.
 
     Inputs:
-        segments (N, S) int32
+        segments   (N, S) int32
+        first, end Python ints: the queries first..end-1 (Q of them), of the keys 0..end-1
 
     Output:
-        (N, 1, S, S), 1 where attention is forbidden, else 0; uint8 with flash attention, otherwise float32
+        (N, 1, Q, end), 1 where attention is forbidden, else 0; uint8 with flash attention, otherwise float32
     """
 
     def __init__(self, config: ChatGLM2Config):
@@ -85,6 +88,7 @@ class SegmentMask(nn.Cell):
         self.positions = Tensor(np.arange(2 * config.seq_length), mstype.int32)
         self.dtype = compat.attention_mask_dtype(config.use_flash_attention)
         self.slice = P.StridedSlice().shard(((1,),))
+        self.cut = P.StridedSlice().shard((rows,))
         self.later = P.Greater().shard((one, one))
         self.floor_div = P.FloorDiv().shard((rows, ()))
         self.mul = P.Mul().shard((rows, ()))
@@ -94,17 +98,20 @@ class SegmentMask(nn.Cell):
         self.cast = P.Cast().shard((full,))
         self.reshape = P.Reshape()
 
-    def construct(self, segments):
-        rows, seq_length = segments.shape
-        positions = self.slice(self.positions, (0,), (seq_length,), (1,))                   # (S,)
-        later = self.later(self.reshape(positions, (1, 1, 1, seq_length)),
-                           self.reshape(positions, (1, 1, seq_length, 1)))                  # (1, 1, S, S)
-        common = self.mul(self.floor_div(segments, segment_stride), segment_stride)         # (N, S)
-        key = self.reshape(segments, (rows, 1, 1, seq_length))                              # (N, 1, 1, S)
-        query = self.reshape(segments, (rows, 1, seq_length, 1))                            # (N, 1, S, 1)
-        common = self.reshape(common, (rows, 1, seq_length, 1))                             # (N, 1, S, 1)
-        unseen = self.logical_and(self.differs(key, query), self.differs(key, common))      # (N, 1, S, S)
-        return self.cast(self.logical_or(unseen, later), self.dtype)                        # (N, 1, S, S)
+    def construct(self, segments, first, end):
+        rows = segments.shape[0]
+        query = self.slice(self.positions, (first,), (end,), (1,))                          # (Q,)
+        key = self.slice(self.positions, (0,), (end,), (1,))                                # (end,)
+        later = self.later(self.reshape(key, (1, 1, 1, end)),
+                           self.reshape(query, (1, 1, end - first, 1)))                     # (1, 1, Q, end)
+        key = self.cut(segments, (0, 0), (rows, end), (1, 1))                               # (N, end)
+        key = self.reshape(key, (rows, 1, 1, end))                                          # (N, 1, 1, end)
+        query = self.cut(segments, (0, first), (rows, end), (1, 1))                         # (N, Q)
+        common = self.mul(self.floor_div(query, segment_stride), segment_stride)            # (N, Q)
+        query = self.reshape(query, (rows, 1, end - first, 1))                              # (N, 1, Q, 1)
+        common = self.reshape(common, (rows, 1, end - first, 1))                            # (N, 1, Q, 1)
+        unseen = self.logical_and(self.differs(key, query), self.differs(key, common))      # (N, 1, Q, end)
+        return self.cast(self.logical_or(unseen, later), self.dtype)                        # (N, 1, Q, end)
 
 
 class Glm4Backbone(GLM2PreTrainedModel):
@@ -135,6 +142,7 @@ class Glm4Backbone(GLM2PreTrainedModel):
                                   seq_length=config.seq_length, rotary_dtype=config.rotary_dtype, base=10000,
                                   rope_ratio=config.rope_ratio)
         self.encoder = ChatGLM2Transformer(config)
+        self.in_pieces = compat.on_whole_cpu() and use_cpu_cells(self.encoder, config)
         self.slice_cache = P.StridedSlice().shard(((1, 1, 1),))
         self.gather_cache = P.Gather().shard(((1, 1, 1), (layout.data_parallel, 1)))
 
@@ -151,10 +159,20 @@ class Glm4Backbone(GLM2PreTrainedModel):
         cos, sin, cache = self.freqs_mgr(seq_length)                            # cache (seq_length, kv/4, 2)
         # The transformer reads the cache alone; it is as long as its input, or has a row of its own for each row.
         if segments is None:
-            mask = self.causal_mask(first_token, seq_length)                    # (N, 1, S, S)
             cache = self.slice_cache(cache, (0, 0, 0), (seq_length, cache.shape[1], 2), (1, 1, 1))
         else:
-            mask = self.segment_mask(segments)                                  # (N, 1, S, S)
             cache = self.gather_cache(cache, position_id, 0)                    # (N, S, kv/4, 2)
+        if self.in_pieces:
+            mask = ()
+            for first, end in query_pieces(seq_length):
+                mask += (self._mask(first_token, segments, first, end),)        # (N, 1, end - first, end) each
+        else:
+            mask = self._mask(first_token, segments, 0, seq_length)             # (N, 1, S, S)
         embeddings = self.embedding(input_ids)                                  # (N, S, hidden)
         return self.encoder(embeddings, mask, (cos, sin, cache))                # (N, S, hidden)
+
+    def _mask(self, first_token, segments, first, end):
+        """(N, 1, end - first, end), of either kind."""
+        if segments is None:
+            return self.causal_mask(first_token, first, end)
+        return self.segment_mask(segments, first, end)

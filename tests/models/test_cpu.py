@@ -1,0 +1,140 @@
+"""The cells for a CPU against the MindFormers cells that they replace.
+
+| test | what must agree | with |
+| --- | --- | --- |
+| test_pieces_* | the pieces of the queries | literal values |
+| test_attention_* | output, gradients of query, key, value | mindformers' CoreAttention |
+| test_norm_* | output, gradients of input and weight | mindformers' ChatGLM2RMSNorm |
+| test_masks_in_pieces_* | each piece of a mask | the whole mask |
+| test_mindformers_cells_stay_* | which attention a model has | the conditions, one by one |
+"""
+import mindspore as ms
+import numpy as np
+import pytest
+from mindformers.models.glm2.glm2_config import ChatGLM2Config
+from mindformers.models.glm2.glm2_modules import ChatGLM2RMSNorm
+from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer, CoreAttention
+from mindspore import Tensor, nn, ops
+
+from mindrlhf.models.glm4.backbone import CausalMask, Glm4Backbone, SegmentMask
+from mindrlhf.models.glm4.cpu import PiecewiseAttention, query_pieces, use_cpu_cells
+
+SIZE = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 4, "multi_query_group_num": 2,
+        "multi_query_attention": True, "kv_channels": 4, "ffn_hidden_size": 24, "padded_vocab_size": 32,
+        "seq_length": 8, "compute_dtype": "float32", "param_init_type": "float32", "use_flash_attention": False,
+        "apply_query_key_layer_scaling": True, "attention_dropout": 0.0, "hidden_dropout": 0.0}
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+class Gradients(nn.Cell):
+    """A cell's output, and the gradients of its inputs for a gradient of the output."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+        self.gradients = ops.GradOperation(get_all=True, sens_param=True)
+
+    def construct(self, *inputs):
+        return self.cell(*inputs[:-1]), self.gradients(self.cell)(*inputs)
+
+
+def as_arrays(values):
+    return [value.asnumpy() for value in values]
+
+
+@pytest.mark.parametrize(("seq_length", "pieces"), [
+    (1, [(0, 1)]), (127, [(0, 127)]), (128, [(0, 64), (64, 128)]), (200, [(0, 100), (100, 200)]), (211, [(0, 211)]),
+    (192, [(0, 64), (64, 128), (128, 192)]), (1024, [(0, 256), (256, 512), (512, 768), (768, 1024)])])
+def test_pieces_are_of_one_length_and_not_too_short(seq_length, pieces):
+    assert query_pieces(seq_length) == pieces
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("seq_length", [5, 128, 192])
+def test_attention_is_that_of_mindformers(random, groups, seq_length):
+    config = ChatGLM2Config(**{**SIZE, "multi_query_group_num": groups})
+    rows, heads, width = 2, 4, 4
+    query = Tensor(random.normal(0, 3, (rows, heads, seq_length, width)).astype(np.float32))
+    key, value = (random.normal(0, 3, (rows, groups, seq_length, width)).astype(np.float32) for _ in range(2))
+    gradient = Tensor(random.normal(0, 1, (rows, seq_length, heads * width)).astype(np.float32))
+    positions, texts = np.arange(seq_length), np.sort(random.integers(0, 3, (rows, 1, seq_length)))
+    mask = (texts[..., None] != texts[:, :, None]) | (positions > positions[:, None])
+    mask = mask.astype(np.float32)
+
+    class Whole(nn.Cell):
+        """MindFormers' attention with key and value repeated, as `ChatGLM2SelfAttention` does it."""
+
+        def __init__(self):
+            super().__init__()
+            self.attention = CoreAttention(config, 1)
+
+        def construct(self, query, key, value, mask):
+            repeats = heads // groups
+            return self.attention(query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), mask)
+
+    class Pieces(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.attention = PiecewiseAttention(config)
+
+        def construct(self, query, key, value, mask):
+            pieces = ()
+            for first, end in query_pieces(seq_length):
+                pieces += (mask[:, :, first:end, :end],)
+            return self.attention(query, key, value, pieces)
+
+    inputs = query, Tensor(key), Tensor(value), Tensor(mask), gradient
+    output, gradients = Gradients(Pieces())(*inputs)
+    expected, expected_gradients = Gradients(Whole())(*inputs)
+    np.testing.assert_allclose(output.asnumpy(), expected.asnumpy(), atol=1e-5)
+    for found, wanted in zip(as_arrays(gradients[:3]), as_arrays(expected_gradients[:3])):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_norm_is_that_of_mindformers(random):
+    config = ChatGLM2Config(**SIZE)
+    transformer = ChatGLM2Transformer(config)
+    use_cpu_cells(transformer, config)
+    x, gradient = (Tensor(random.normal(0, 3, (2, 7, 16)).astype(np.float32)) for _ in range(2))
+    weight = Tensor(random.normal(1, 1, 16).astype(np.float32))
+    results = []
+    for norm in (transformer.layers[0].input_layernorm, ChatGLM2RMSNorm(16, eps=config.layernorm_epsilon)):
+        norm.weight.set_data(weight)
+        of_input = Gradients(norm)(x, gradient)
+        of_weight = ops.GradOperation(get_by_list=True, sens_param=True)(norm, ms.ParameterTuple([norm.weight]))
+        results.append(as_arrays([of_input[0], of_input[1][0], of_weight(x, gradient)[0]]))
+    assert transformer.layers[0].input_layernorm.mean is not transformer.final_layernorm.mean
+    for found, wanted in zip(*results):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 6), (0, 2), (2, 4), (4, 6)])
+def test_masks_in_pieces_are_cut_from_the_whole_mask(first, end):
+    config = ChatGLM2Config(**SIZE)
+    for mask, argument in ((CausalMask(config), [[0], [3]]),
+                           (SegmentMask(config), [[256, 256, 257, 258, 513, 0], [256, 257, 258, 258, 512, 0]])):
+        argument = Tensor(argument, ms.int32)
+        whole = mask(argument, 0, 6).asnumpy()
+        np.testing.assert_array_equal(mask(argument, first, end).asnumpy(), whole[:, :, first:end, :end])
+
+
+@pytest.mark.parametrize("change", [{"use_flash_attention": True}, {"compute_dtype": "float16"},
+                                    {"attention_dropout": 0.1}])
+def test_mindformers_cells_stay_where_the_others_do_not_fit(change):
+    backbone = Glm4Backbone(ChatGLM2Config(**{**SIZE, **change}))
+    assert isinstance(backbone.encoder.layers[0].self_attention.core_attention, CoreAttention)
+    assert not backbone.in_pieces
+
+
+def test_mindformers_cells_stay_in_a_sliced_layout():
+    ms.set_auto_parallel_context(parallel_mode="semi_auto_parallel")
+    try:
+        backbone = Glm4Backbone(ChatGLM2Config(**SIZE))
+    finally:
+        ms.reset_auto_parallel_context()
+    assert isinstance(backbone.encoder.layers[0].self_attention.core_attention, CoreAttention)
+    assert isinstance(backbone.encoder.layers[0].input_layernorm.mean, ops.Primitive)
