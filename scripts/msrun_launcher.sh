@@ -22,6 +22,10 @@ Usage, with 1, 2, 6 or 9 arguments:
 
   --dry-run         print msrun's command line and do nothing
 
+  The first process that fails ends the job: worker, exit code or signal and the end of its log are printed with JOIN
+  True, and are in LOG_DIR/msrun.log in any case (msrun_1.log, ... on further nodes). The last line there says how the
+  job has ended.
+
 On one node:
   bash msrun_launcher.sh "reward_train.py --config run_glm4_9b_rm.yaml --train_dataset train.mindrecord" \
     8 9123 output/msrun_log False 600
@@ -66,8 +70,12 @@ whole_number LOCAL_WORKER "$local_workers" 1
 whole_number MASTER_PORT "$port" 1
 whole_number NODE_RANK "$node" 0
 whole_number CLUSTER_TIME_OUT "$time_out" 1
+# Bash takes 08 for an octal number.
+workers=$((10#$workers)) local_workers=$((10#$local_workers)) port=$((10#$port)) node=$((10#$node))
 [ "$port" -le 65535 ] || fail "MASTER_PORT: found '$port', expected at most 65535"
 [ "$local_workers" -le "$workers" ] || fail "LOCAL_WORKER: found '$local_workers', expected at most WORKER_NUM ($workers)"
+[ "$((node * local_workers))" -lt "$workers" ] || [ "$local_workers" -eq "$workers" ] ||
+  fail "NODE_RANK: found '$node', expected at most $(((workers - 1) / local_workers)) with WORKER_NUM $workers and LOCAL_WORKER $local_workers"
 case $join in
   True | true) join=True ;;
   False | false) join=False ;;
@@ -85,11 +93,14 @@ while IFS= read -r -d '' word; do words+=("$word"); done < <(xargs printf '%s\0'
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 command -v msrun >/dev/null || PATH=$root/.venv/bin:$PATH
-command -v msrun >/dev/null || fail "msrun not found: activate the environment that MindSpore is installed in"
+for program in msrun python; do
+  command -v $program >/dev/null || fail "$program not found: activate the environment that MindSpore is installed in"
+done
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
+# The supervisor waits for the processes, not msrun; see there why.
 line=(msrun "--worker_num=$workers" "--local_worker_num=$local_workers" "--master_addr=$address"
-  "--master_port=$port" "--node_rank=$node" "--log_dir=$log_dir" "--join=$join" "--cluster_time_out=$time_out"
+  "--master_port=$port" "--node_rank=$node" "--log_dir=$log_dir" --join=False "--cluster_time_out=$time_out"
   "${words[@]}")
 if [ -n "$dry_run" ]; then
   printf '%q ' "${line[@]}"
@@ -97,14 +108,17 @@ if [ -n "$dry_run" ]; then
   exit 0
 fi
 mkdir -p "$log_dir" 2>/dev/null && [ -w "$log_dir" ] || fail "LOG_DIR: $log_dir cannot be written"
-rm -f "$log_dir"/worker_*.log "$log_dir/scheduler.log" "$log_dir/msrun.log"  # of an earlier job
+# Logs of an earlier job go; those of other nodes, whose folder may be the same, stay.
+log=$log_dir/msrun.log
+if [ "$local_workers" -eq "$workers" ]; then
+  rm -f "$log_dir"/worker_*.log "$log_dir"/msrun_*.log "$log_dir/scheduler.log"
+else
+  for ((rank = node * local_workers; rank < (node + 1) * local_workers; rank++)); do
+    rm -f "$log_dir/worker_$rank.log"
+  done
+  [ "$node" -eq 0 ] && rm -f "$log_dir/scheduler.log" || log=$log_dir/msrun_$node.log
+fi
 
 echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_0.log)"
-status=0
-"${line[@]}" >"$log_dir/msrun.log" 2>&1 || status=$?
-if [ "$status" != 0 ]; then
-  # One line a cause: what the workers said last; failing that, what msrun said.
-  grep -hs ': error: ' "$log_dir"/worker_*.log | sort -u >&2 || tail -n 3 "$log_dir/msrun.log" >&2
-  echo "msrun_launcher.sh: error: the job failed with exit code $status; see $log_dir/worker_*.log and msrun.log" >&2
-fi
-exit "$status"
+exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
+  "$port" "$node" "${line[@]}"

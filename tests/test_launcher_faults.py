@@ -1,0 +1,206 @@
+"""scripts/msrun_launcher.sh with jobs that run, fail, hang or are stopped; msrun is the real one.
+
+| test | proves | judged against |
+| --- | --- | --- |
+| test_the_first_process_to_fail_... | exit code, rank, reason, end of the log; nothing is left | what the worker did |
+| test_a_signal_to_the_launcher_... | Ctrl-C and SIGTERM end the job; nothing is left | /proc |
+| test_join_false_... | the launcher returns while the job runs; msrun.log tells its end | what the worker did |
+| test_two_nodes_... | two launches make one job; its ranks; names are not evaluated | arguments as received |
+| test_a_stopped_worker_... | a hanging worker ends the job; only the loopback address listens | /proc/net |
+
+The workers ignore SIGTERM and have a child in a session of its own, except where MindSpore itself is started.
+"""
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
+
+WORKER = """
+import os, signal, subprocess, sys, time
+me = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else os.environ["RANK_ID"]
+open(me + ".started", "w").close()
+print(sys.argv[1:], flush=True)
+fault, culprit = sys.argv[1:3]
+if fault == "none":
+    sys.exit()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+if me == culprit:
+    while not os.path.exists("go"):
+        time.sleep(0.05)
+    print(*(f"line {i}" for i in range(20)), sep=chr(10), flush=True)
+    if fault.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, fault))
+    sys.exit(int(fault))
+time.sleep(600)
+"""
+
+COLLECTIVE = """
+import os, time
+import numpy as np
+import mindspore as ms
+from mindspore.communication import get_rank, init
+ms.set_context(device_target="CPU", mode=ms.PYNATIVE_MODE)
+init()
+add = ms.ops.AllReduce()
+for i in range(10000):
+    add(ms.Tensor(np.ones(3, np.float32))).asnumpy()
+    open(f"{get_rank()}.started", "w").write(str(os.getpid()))
+    time.sleep(0.2)
+"""
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+class Jobs:
+    """Starts launchers in a folder; knows the processes of their jobs by a variable in their environment."""
+
+    def __init__(self, folder):
+        self.folder, self.mark = folder, f"LAUNCHER_TEST={folder}"
+        (folder / "worker.py").write_text(WORKER, encoding="utf-8")
+
+    def start(self, command, *args, **environment):
+        name, value = self.mark.split("=")
+        return subprocess.Popen(
+            ["bash", str(LAUNCHER), command, *args], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+            env={**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                 name: value, **environment})
+
+    def processes(self):
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark in (path / "environ").read_bytes().decode(errors="replace").split("\0"):
+                    found.append(int(path.name))
+            except OSError:
+                pass
+        return found
+
+    def started(self, *names):
+        wait_for(lambda: all((self.folder / f"{name}.started").exists() for name in names))
+
+    def log(self, name):
+        return (self.folder / "logs" / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    jobs = Jobs(tmp_path)
+    yield jobs
+    for pid in jobs.processes():
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("fault", "culprit", "code", "message"), [
+    ("3", "1", 3, "worker 1 ended with exit code 3, and the job with it; the last lines of logs/worker_1.log:"),
+    ("SIGSEGV", "0", 139, "worker 0 ended with signal SIGSEGV, and the job with it; the last lines of "
+                          "logs/worker_0.log:"),
+    ("SIGKILL", "scheduler", 137, "the scheduler ended with signal SIGKILL, mostly for want of memory, and the job "
+                                  "with it; the last lines of logs/scheduler.log:"),
+])
+def test_the_first_process_to_fail_ends_the_job_and_is_named(fault, culprit, code, message, jobs):
+    launcher = jobs.start(f"worker.py {fault} {culprit}", "2", free_port(), "logs", "True", "60")
+    jobs.started("0", "1", "scheduler")
+    assert len(jobs.processes()) >= 6  # these three and the supervisor; the children of two at least
+    (jobs.folder / "go").touch()
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == code
+    assert errors.splitlines() == [f"msrun_launcher.sh: error: {message}", *(f"  line {i}" for i in range(10, 20))]
+    assert jobs.log("msrun.log").endswith(f"{errors}msrun_launcher.sh: the job has ended with exit code {code}\n")
+    assert jobs.processes() == []
+
+
+@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)],
+                         ids=("Ctrl-C", "SIGTERM"))
+def test_a_signal_to_the_launcher_ends_the_job(number, to_group, jobs):
+    launcher = jobs.start("worker.py 3 none", "2", free_port(), "logs", "True", "60")
+    jobs.started("0", "1", "scheduler")
+    (os.killpg if to_group else os.kill)(launcher.pid, number)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 128 + number
+    assert errors == f"msrun_launcher.sh: error: stopped by {number.name}, and the job with it\n"
+    assert jobs.processes() == []
+
+
+def test_join_false_returns_at_once_and_the_log_says_how_the_job_ended(jobs):
+    launcher = jobs.start("worker.py 3 0", "1", free_port(), "logs", "False", "60")
+    output, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0
+    assert "the last line of logs/msrun.log will say how the job has ended" in output
+    assert errors == ""
+    assert jobs.processes() != []
+    (jobs.folder / "go").touch()
+    wait_for(lambda: not jobs.processes())
+    assert "error: worker 0 ended with exit code 3, and the job with it" in jobs.log("msrun.log")
+    assert jobs.log("msrun.log").endswith("  line 19\nmsrun_launcher.sh: the job has ended with exit code 3\n")
+
+
+def test_two_nodes_are_two_launches_and_names_are_data(jobs):
+    script = jobs.folder / "it's a $(touch evil); `touch evil`" / 'wor"ker.py'
+    script.parent.mkdir()
+    script.write_text(WORKER, encoding="utf-8")
+    argument = "a'b \"c\"; touch evil"
+    command = f"{shlex.quote(str(script))} none {shlex.quote(argument)}"
+    port = free_port()
+    folders = ["logs; touch evil", "logs 1"]
+    launchers = [jobs.start(command, "4", "2", "127.0.0.1", port, str(node), folder, "True", "60")
+                 for node, folder in enumerate(folders)]
+    for launcher in launchers:
+        output, errors = launcher.communicate(timeout=120)
+        assert (launcher.returncode, errors) == (0, ""), output
+    for rank in range(4):
+        log = jobs.folder / folders[rank // 2] / f"worker_{rank}.log"
+        assert log.read_text(encoding="utf-8") == f"{['none', argument]}\n"
+    assert (jobs.folder / folders[0] / "scheduler.log").read_text(encoding="utf-8") == f"{['none', argument]}\n"
+    for folder, name in zip(folders, ("msrun.log", "msrun_1.log")):
+        assert (jobs.folder / folder / name).read_text(encoding="utf-8").endswith("ended with exit code 0\n")
+    assert list(jobs.folder.rglob("evil")) == []
+    assert jobs.processes() == []
+
+
+def listening(pids):
+    """The local addresses, in /proc's hexadecimal notation, that processes listen on."""
+    sockets = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            sockets.add(os.readlink(entry))
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # 0A: listens
+                addresses.add(fields[1].split(":")[0])
+    return addresses
+
+
+def test_a_stopped_worker_ends_the_job_and_only_the_loopback_address_listens(jobs):
+    (jobs.folder / "collective.py").write_text(COLLECTIVE, encoding="utf-8")
+    launcher = jobs.start("collective.py", "2", free_port(), "logs", "True", "60", MS_NODE_TIMEOUT="8")
+    jobs.started("0", "1")
+    assert listening(jobs.processes()) == {"0100007F"}  # 127.0.0.1
+    os.kill(int((jobs.folder / "1.started").read_text(encoding="utf-8")), signal.SIGSTOP)
+    _, errors = launcher.communicate(timeout=180)
+    assert launcher.returncode == 1
+    assert "(scheduler.log: The node: 1 is timed out." in errors
+    assert jobs.processes() == []
