@@ -109,16 +109,17 @@ if [ -n "$dry_run" ]; then
 fi
 mkdir -p "$log_dir" 2>/dev/null && [ -w "$log_dir" ] || fail "LOG_DIR: $log_dir cannot be written"
 # Logs of an earlier job go; those of other nodes, whose folder may be the same, stay.
-log=$log_dir/msrun.log
+log=$log_dir/msrun.log first=0
 if [ "$local_workers" -eq "$workers" ]; then
   rm -f "$log_dir"/worker_*.log "$log_dir"/msrun_*.log "$log_dir/scheduler.log"
 else
-  for ((rank = node * local_workers; rank < (node + 1) * local_workers; rank++)); do
+  first=$((node * local_workers))
+  for ((rank = first; rank < first + local_workers; rank++)); do
     rm -f "$log_dir/worker_$rank.log"
   done
   [ "$node" -eq 0 ] && rm -f "$log_dir/scheduler.log" || log=$log_dir/msrun_$node.log
 fi
 
-echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_0.log)"
+echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)"
 exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
   "$port" "$node" "${line[@]}"
