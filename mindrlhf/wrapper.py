@@ -34,23 +34,24 @@ def _times_or_zero(factor, gradient):
     return P.MulNoNan()(gradient, F.cast(factor, F.dtype(gradient)))
 
 
-@_update.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
-                  "Bool", "Bool")
-def _adam_weight_decay_update(kernel, beta1, beta2, eps, rate, decay, parameter, moment1, moment2, gradient, decays,
-                              updates):
+@_update.register(*["Tensor"] * 9, "Bool", "Bool")
+def _adam_weight_decay_update(beta1, beta2, eps, rate, decay, parameter, moment1, moment2, gradient, decays, updates):
     """Update one parameter and its moments in place."""
     if updates:
-        gradient = F.cast(gradient, F.dtype(parameter))
         if decays:
-            kernel(parameter, moment1, moment2, rate, beta1, beta2, eps, decay, gradient)
-        else:
-            kernel(parameter, moment1, moment2, rate, beta1, beta2, eps, 0.0, gradient)
+            P.ApplyGradientDescent()(parameter, rate * decay, parameter)
+        power = F.zeros_like(rate)  # (): of the betas, for the correction of the first steps; 0 is none
+        P.Adam()(parameter, moment1, moment2, power, power, rate, beta1, beta2, eps,
+                 F.cast(gradient, F.dtype(parameter)))
     return True
 
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
 class SkippingAdamWeightDecay(FP32StateAdamWeightDecay):
     """`FP32StateAdamWeightDecay` with a step that can be told to change nothing, without a branch.
+
+    The kernel of AdamWeightDecay takes 90 ms for an embedding of 151552 x 256 on two cores; shrinking the parameter
+    first and the kernel of Adam, which come to the same, take 40 ms.
 
     Inputs:
         gradients tuple of tensors, one a parameter
@@ -68,10 +69,10 @@ class SkippingAdamWeightDecay(FP32StateAdamWeightDecay):
         beta2 = 1 - (1 - self.beta2) * enabled                                          # ()
         self.assignadd(self.global_step, self.global_step_increase_tensor * F.cast(enabled, mstype.int32))
         if self.is_group:
-            return self.hyper_map(F.partial(_update, self.fused_opt, beta1, beta2, self.eps, rate), decay,
+            return self.hyper_map(F.partial(_update, beta1, beta2, self.eps, rate), decay,
                                   self._parameters, self.moments1, self.moments2, gradients, self.decay_flags,
                                   self.optim_filter)
-        return self.hyper_map(F.partial(_update, self.fused_opt, beta1, beta2, self.eps, rate, decay),
+        return self.hyper_map(F.partial(_update, beta1, beta2, self.eps, rate, decay),
                               self._parameters, self.moments1, self.moments2, gradients, self.decay_flags,
                               self.optim_filter)
 
