@@ -4,16 +4,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Container, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mindrlhf.errors import UserError, some
 from mindrlhf.models.glm4.dimensions import with_prefix
 from mindrlhf.partial import partial_file
 from mindrlhf.weights.ckpt_file import read_ckpt
 
-__all__ = ["LoadReport", "checkpoint_files", "list_checkpoints", "load_strictly", "merge_slices", "raise_left_over",
-           "read_checkpoint",
-           "read_data_settings", "resolve_load_path", "write_data_settings"]
+__all__ = ["LoadReport", "check_weights", "checkpoint_files", "list_checkpoints", "load_strictly", "merge_slices",
+           "raise_left_over", "read_checkpoint", "read_data_settings", "resolve_load_path", "write_data_settings"]
 
 DATA_SETTINGS = "data_settings.json"
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
@@ -163,22 +162,39 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
         parameters[with_prefix(name)] = parameters.pop(name)
     wanted = {parameter.name: parameter for parameter in network.get_parameters()
               if not _NO_WEIGHT.match(parameter.name)}
-    missing = [name for name in wanted if name not in parameters]
+    fresh = check_weights(source, {name: parameter.shape for name, parameter in parameters.items()},
+                          {name: parameter.shape for name, parameter in wanted.items()}, need_head)
+    ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
+    left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
+    return LoadReport(str(source), len(wanted) - len(fresh), tuple(fresh), tuple(left_over))
+
+
+def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]],
+                  need_head: bool) -> List[str]:
+    """Names of the weights that a network has to start without: the value head, or none.
+
+    Args:
+        source:    for messages: the file or folder they come from
+        found:     name -> shape of a checkpoint's parameters, under MindFormers' names
+        wanted:    name -> shape of the network's weights
+        need_head: see `load_strictly`
+
+    Raises:
+        UserError: weights are missing or superfluous, or shapes differ.
+    """
+    missing = [name for name in wanted if name not in found]
     fresh = [name for name in missing if _HEAD.match(name) and not need_head]
     lacking = [name for name in missing if name not in fresh]
     if lacking:
         raise UserError(f"{source}: {len(lacking)} of the network's {len(wanted)} parameters are not in this "
-                        f"checkpoint: {some(lacking)}; it has {some(list(parameters))}")
-    different = [f"{name}: checkpoint {tuple(parameters[name].shape)}, network {tuple(parameter.shape)}"
-                 for name, parameter in wanted.items()
-                 if name in parameters and tuple(parameters[name].shape) != tuple(parameter.shape)]
+                        f"checkpoint: {some(lacking)}; it has {some(list(found))}")
+    different = [f"{name}: checkpoint {tuple(found[name])}, network {tuple(shape)}" for name, shape in wanted.items()
+                 if name in found and tuple(found[name]) != tuple(shape)]
     if different:
         raise UserError(f"{source}: {len(different)} parameters have another shape than the network's (is the YAML "
                         f"that of this checkpoint? is it sliced for another layout?): {some(different, '; ')}")
-    raise_left_over(source, parameters, wanted)
-    ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
-    left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
-    return LoadReport(str(source), len(wanted) - len(missing), tuple(fresh), tuple(left_over))
+    raise_left_over(source, found, wanted)
+    return fresh
 
 
 def merge_slices(source: Path, strategy: str, folder: Path) -> Path:

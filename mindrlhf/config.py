@@ -11,10 +11,11 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 import yaml
 
 from mindrlhf.data.record import find_record_files, read_sidecars
-from mindrlhf.errors import UserError, raise_problems
+from mindrlhf.errors import UserError, raise_each
+from mindrlhf.yaml_keys import unknown_keys
 
-__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "get", "is_semi_auto", "load_config",
-           "put"]
+__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "config_problems", "get",
+           "is_semi_auto", "load_config", "process_count", "put", "read_config"]
 
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
 # MindFormers' number and name for each mode, and the name that it turns them into.
@@ -29,6 +30,8 @@ _POSITIVE = ("model.model_config.seq_length", "model.model_config.num_layers", "
              "model.model_config.padded_vocab_size", "runner_config.batch_size", "runner_config.epochs")
 BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
+_LAYOUT = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
+_FLOATS = ("float32", "float16", "bfloat16")
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,15 +65,44 @@ def is_semi_auto(config: Mapping[str, Any]) -> bool:
     return bool(get(config, "use_parallel")) and get(config, "parallel.parallel_mode") in SEMI_AUTO
 
 
+def process_count(config: Mapping[str, Any]) -> int:
+    """Processes of the run: what msrun says, or else, before the run is started, what the YAML's layout needs."""
+    if not get(config, "use_parallel"):
+        return 1
+    started = os.environ.get("MS_WORKER_NUM", "")
+    return int(started) if started.isdigit() else _layout_size(config)
+
+
+def _layout_size(config: Mapping[str, Any]) -> int:
+    size = 1
+    for key in _LAYOUT:
+        size *= get(config, f"parallel_config.{key}") or 1
+    return size
+
+
 def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
     """Read a YAML, put the flags in the place of its values, and check the result.
+
+    Args:
+        path, overrides: see `read_config`
+
+    Raises:
+        UserError: the file cannot be read or parsed, or everything that is wrong in it.
+    """
+    config = read_config(path, overrides)
+    raise_each(str(path), config_problems(config))
+    return config
+
+
+def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
+    """Read a YAML and put the flags in the place of its values.
 
     Args:
         path:      the YAML
         overrides: dotted key -> value of a flag; None means that the flag was not given and the YAML's value stays
 
     Raises:
-        UserError: the file cannot be read or parsed, or, all in one message, what is wrong in it.
+        UserError: the file cannot be read or parsed, or sections are missing.
     """
     try:
         config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
@@ -83,11 +115,10 @@ def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
         raise UserError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: found {type(config).__name__}, expected sections (key: value)")
-    raise_problems(str(path), _missing_sections(config))
+    raise_each(str(path), _missing_sections(config))
     for key, value in (overrides or {}).items():
         if value is not None:
             put(config, key, value)
-    raise_problems(str(path), _problems(config))
     return config
 
 
@@ -101,8 +132,10 @@ def _missing_sections(config: Mapping[str, Any]) -> Iterable[str]:
             yield f"section {key} is {value!r}, expected {'a list' if expected is list else 'keys and values'}"
 
 
-def _problems(config: Mapping[str, Any]) -> Iterable[str]:
+def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """Every problem of a configuration, found without a device, data or checkpoint."""
+    for found, known in unknown_keys(config):
+        yield f"{found} is an unknown key, which nothing reads; did you mean {known}?"
     for key, expected in (("train_dataset_task.type", DATASET_TYPE), ("eval_dataset_task.type", DATASET_TYPE),
                           ("model.arch.type", MODEL_TYPE), ("model.model_config.type", MODEL_CONFIG_TYPE)):
         if get(config, key) != expected:
@@ -161,6 +194,9 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
 
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
     model = get(config, "model.model_config")
+    for key in ("param_init_type", "compute_dtype"):
+        if model.get(key) not in _FLOATS:
+            yield f"model.model_config.{key} is {model.get(key)!r}, expected {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}"
     vocab, pad = model.get("padded_vocab_size"), model.get("pad_token_id")
     if not isinstance(pad, int) or isinstance(pad, bool) or pad < 0 or (isinstance(vocab, int) and pad >= vocab):
         yield f"model.model_config.pad_token_id is {pad!r}, expected an id below padded_vocab_size ({vocab})"
@@ -201,12 +237,44 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield ("micro_batch_interleave_num is above 1, expected 1: it would cut a batch between the chosen and the "
                "rejected rows")
     if semi_auto:
-        model = get(config, "model.model_config")
-        split = get(config, "parallel_config.model_parallel") or 1
-        groups = model.get("multi_query_group_num")
-        if model.get("use_flash_attention") and isinstance(groups, int) and groups % split:
-            yield (f"parallel_config.model_parallel is {split}, expected a divisor of multi_query_group_num ({groups}) "
-                   "with flash attention: MindFormers 1.3 does not repeat keys and values for it")
+        yield from _division_problems(config)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """What a semi-auto parallel layout cannot divide: processes, layers, heads and widths."""
+    model, layout = get(config, "model.model_config"), get(config, "parallel_config")
+    wrong = [key for key in (*_LAYOUT, "micro_batch_num") if not _is_count(layout.get(key, 1))]
+    for key in wrong:
+        yield f"parallel_config.{key} is {layout[key]!r}, expected a whole number above 0"
+    if wrong:
+        return
+    data, split, stages, micro_batches = (layout.get(key, 1) for key in (*_LAYOUT[:3], "micro_batch_num"))
+    started = os.environ.get("MS_WORKER_NUM", "")
+    if started.isdigit() and int(started) != _layout_size(config):
+        yield (f"parallel_config: data_parallel x model_parallel x pipeline_stage is {data} x {split} x {stages}, "
+               f"expected {started}, the number of processes that were started")
+    groups = model.get("multi_query_group_num")
+    if model.get("use_flash_attention") and _is_count(groups) and groups % split:
+        yield (f"parallel_config.model_parallel is {split}, expected a divisor of multi_query_group_num ({groups}) "
+               "with flash attention: MindFormers 1.3 does not repeat keys and values for it")
+    for key in ("num_attention_heads", "hidden_size", "ffn_hidden_size"):
+        if _is_count(model.get(key)) and model[key] % split:
+            yield f"parallel_config.model_parallel is {split}, expected a divisor of {key} ({model[key]})"
+    layers, offset = model.get("num_layers"), model.get("offset") or 0
+    more = sum(offset) if isinstance(offset, list) and all(isinstance(value, int) for value in offset) else offset
+    if _is_count(layers) and stages > 1 and layers % stages != more:
+        yield (f"parallel_config.pipeline_stage is {stages}, expected a divisor of num_layers ({layers}), or "
+               "model.model_config.offset that says which stages have a layer more")
+    if stages > 1 and micro_batches < stages:
+        yield (f"parallel_config.micro_batch_num is {micro_batches}, expected at least pipeline_stage ({stages}): each "
+               "stage works on a micro-batch of its own")
+    if stages > 1 and (get(config, "runner_config.gradient_accumulation_steps") or 1) > 1:
+        yield ("runner_config.gradient_accumulation_steps is above 1, expected 1 with a pipeline, whose "
+               "micro_batch_num takes its place: MindFormers would take it back to 1 without a word")
 
 
 def check_dataset(config: Dict[str, Any], block: str, flag: str) -> List[str]:
@@ -225,20 +293,21 @@ def check_dataset(config: Dict[str, Any], block: str, flag: str) -> List[str]:
     model = get(config, "model.model_config")
     exact = block == "train_dataset" and get(config, "train_dataset.batching", "padded") == "padded"
     for path, sidecar in read_sidecars(files):
-        raise_problems(str(path), _sidecar_problems(sidecar, model, exact))
+        raise_each(str(path), _sidecar_problems(sidecar, model, exact))
     return files
 
 
 def _sidecar_problems(sidecar: Mapping[str, Any], model: Mapping[str, Any], exact: bool) -> Iterable[str]:
     for key in ("seq_length", "pad_token_id"):
         found, expected = sidecar.get(key), model.get(key)
-        enough = key == "seq_length" and not exact and isinstance(found, int) and found < expected
+        enough = key == "seq_length" and not exact and isinstance(found, int) and isinstance(expected, int) \
+            and found < expected
         if found is not None and found != expected and not enough:
             flag = " (or --seq_length)" if key == "seq_length" else ""
             must = "they must be equal" if exact or key != "seq_length" else "it must not be larger"
             yield f"the data's {key} is {found}, model.model_config.{key}{flag} is {expected}; {must}"
-    vocab = get(sidecar, "tokenizer.vocab_size")
-    if isinstance(vocab, int) and vocab > model.get("padded_vocab_size", vocab):
+    vocab, room = get(sidecar, "tokenizer.vocab_size"), model.get("padded_vocab_size")
+    if isinstance(vocab, int) and isinstance(room, int) and vocab > room:
         yield (f"the data's tokenizer has {vocab} ids, model.model_config.padded_vocab_size is "
                f"{model['padded_vocab_size']}; expected at least as many")
 

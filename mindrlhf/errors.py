@@ -1,24 +1,61 @@
-"""Errors that are the user's to mend: one line, no traceback, a non-zero exit code."""
+"""Errors that are the user's to mend: one line each, no traceback, a non-zero exit code."""
 import os
 import sys
-from typing import Callable, Iterable
+from typing import Callable, Iterable, List
 
 
 class UserError(Exception):
-    """Something the user gave is wrong.
+    """Something the user gave is wrong, or several things.
 
-    The message is one line that says where (file and line, or key), what was found and what was expected.
+    A message is one line that says where (file and line, or key), what was found and what was expected.
     """
 
-    def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+    def __init__(self, *messages: str):
+        self.messages = [" ".join(str(message).split()) for message in messages]
+        super().__init__("\n".join(self.messages))
 
 
 def raise_problems(where: str, problems: Iterable[str]) -> None:
-    """Raise one `UserError` that lists all problems of a place, or return if there are none."""
+    """Raise one `UserError` that lists all problems of a place in a line, or return if there are none."""
     problems = list(problems)
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
+
+
+def raise_each(where: str, problems: Iterable[str]) -> None:
+    """Raise one `UserError` with a line for each problem of a place, or return if there are none."""
+    messages = [f"{where}: {problem}" for problem in problems]
+    if messages:
+        raise UserError(*messages)
+
+
+class Problems:
+    """Collects the errors of several checks, so that the user is told of all of them at once.
+
+    >>> problems = Problems()
+    >>> with problems:
+    ...     raise UserError("a flag is wrong")
+    >>> with problems:
+    ...     raise UserError("a key is wrong", "so is another")
+    >>> problems.found
+    ['a flag is wrong', 'a key is wrong', 'so is another']
+    """
+
+    def __init__(self):
+        self.found: List[str] = []
+
+    def __enter__(self) -> "Problems":
+        return self
+
+    def __exit__(self, kind, error, _traceback) -> bool:
+        if isinstance(error, UserError):
+            self.found += [message for message in error.messages if message not in self.found]
+        return isinstance(error, UserError)
+
+    def raise_all(self) -> None:
+        """Raise one `UserError` with everything that was found, or return if there is nothing."""
+        if self.found:
+            raise UserError(*self.found)
 
 
 def some(names: Iterable[object], separator: str = ", ", limit: int = 4) -> str:
@@ -35,16 +72,17 @@ def some(names: Iterable[object], separator: str = ", ", limit: int = 4) -> str:
 def run(main: Callable[[], int]) -> None:
     """Run an entry script's `main` and end the process with its exit code.
 
-    A `UserError` is printed as one line on standard error and ends with exit code 1; a failed system call on a file
-    (no space left, no permission) does too, since it is the machine's state and not a fault of the program.
+    A `UserError` is printed on standard error, a line for each problem and their number if there are several, and ends
+    with exit code 1; a failed system call on a file (no space left, no permission) does too, since it is the machine's
+    state and not a fault of the program.
     Anything else is a fault of the program and keeps its traceback.
     """
     try:
         code = main()
     except UserError as error:
-        code = _report(str(error))
+        code = _report(*error.messages)
     except KeyboardInterrupt:
-        code = _report("interrupted", 130)
+        code = _report("interrupted", code=130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -57,6 +95,11 @@ def run(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
-def _report(message: str, code: int = 1) -> int:
-    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr, flush=True)
+def _report(*messages: str, code: int = 1) -> int:
+    name = os.path.basename(sys.argv[0])
+    for message in messages:
+        print(f"{name}: error: {message}", file=sys.stderr)
+    if len(messages) > 1:
+        print(f"{name}: {len(messages)} problems", file=sys.stderr)
+    sys.stderr.flush()
     return code

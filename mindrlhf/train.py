@@ -2,15 +2,27 @@
 from typing import Any, Dict, List
 
 from mindrlhf.checkpoint import load_strictly, resolve_load_path, write_data_settings
-from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_settings, is_semi_auto, load_config
-from mindrlhf.errors import UserError
+from mindrlhf.config import (
+    check_checkpoint_path,
+    check_dataset,
+    checked_data_settings,
+    config_problems,
+    is_semi_auto,
+    read_config,
+)
+from mindrlhf.errors import Problems, UserError, raise_each
+from mindrlhf.plan import check_run
 from mindrlhf.runtime import output_path, start
 
 __all__ = ["load_train_config", "train"]
 
 
 def load_train_config(args) -> Dict[str, Any]:
-    """The YAML with `reward_train.py`'s flags in it, checked together with the data and checkpoint it names."""
+    """The YAML with `reward_train.py`'s flags in it, checked together with the data and checkpoint it names.
+
+    Raises:
+        UserError: everything that is wrong.
+    """
     overrides = {
         "train_dataset.data_loader.dataset_dir": args.train_dataset,
         "model.model_config.seq_length": args.seq_length,
@@ -20,18 +32,31 @@ def load_train_config(args) -> Dict[str, Any]:
         "auto_trans_ckpt": args.auto_trans_ckpt,
         "resume_training": args.resume,
     }
-    config = load_config(args.config, overrides)
-    if (config.get("run_mode") or "train") != "train":
-        raise UserError(f"{args.config}: run_mode is {config['run_mode']!r}, expected 'train'")
-    check_dataset(config, "train_dataset", "train_dataset")
-    if config.get("load_checkpoint"):
-        check_checkpoint_path("load_checkpoint", config["load_checkpoint"])
-    else:
-        for key, flag in (("resume_training", "resume"), ("auto_trans_ckpt", "auto_trans_ckpt")):
-            if config.get(key):
-                raise UserError(f"--{flag} (or {key} in the YAML) is {config[key]}, but no checkpoint is named: give "
-                                "--load_checkpoint")
-    _check_transformation(config)
+    problems, files = Problems(), []
+    config = read_config(args.config, overrides)
+    with problems:
+        raise_each(args.config, config_problems(config))
+    with problems:
+        if (config.get("run_mode") or "train") != "train":
+            raise UserError(f"{args.config}: run_mode is {config['run_mode']!r}, expected 'train'")
+    sound = not problems.found
+    with problems:
+        files = check_dataset(config, "train_dataset", "train_dataset")
+    with problems:
+        checked_data_settings(files)
+    with problems:
+        if config.get("load_checkpoint"):
+            check_checkpoint_path("load_checkpoint", config["load_checkpoint"])
+        else:
+            for key, flag in (("resume_training", "resume"), ("auto_trans_ckpt", "auto_trans_ckpt")):
+                if config.get(key):
+                    raise UserError(f"--{flag} (or {key} in the YAML) is {config[key]}, but no checkpoint is named: "
+                                    "give --load_checkpoint")
+    with problems:
+        _check_transformation(config)
+    if sound:  # what follows counts and divides with the YAML's values
+        check_run(config, files, problems)
+    problems.raise_all()
     return config
 
 

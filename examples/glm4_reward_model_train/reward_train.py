@@ -33,6 +33,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="cut --load_checkpoint anew for the YAML's layout")
     parser.add_argument("--resume", type=boolean, metavar="BOOL",
                         help="go on with step and optimizer state of --load_checkpoint (output/checkpoint)")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="check everything, say what the run would do and need, and stop; touches no device")
     return parser.parse_args(argv)
 
 
@@ -40,7 +42,12 @@ def main() -> int:
     """Check everything that needs no device, then train."""
     args = parse_args()
     from mindrlhf.train import load_train_config, train
-    train(load_train_config(args), args.task)
+    config = load_train_config(args)
+    if args.dry_run:
+        from mindrlhf.plan import describe_run
+        print(describe_run(config), "OK", sep="\n")
+    else:
+        train(config, args.task)
     return 0
 
 

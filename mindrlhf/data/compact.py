@@ -135,6 +135,10 @@ class PackedSteps:
     def __len__(self) -> int:
         return self._steps
 
+    def planned_sizes(self) -> List[Tuple[int, int]]:
+        """(rows, L) of each step of an epoch, over all ranks."""
+        return [(len(step.rows), step.length) for step in self._plan(0)]
+
     def __iter__(self):
         for number, step in enumerate(self._plan(self.epoch), start=1):
             if number == len(self):  # not before its last step: MindSpore begins epochs only to see what it gets

@@ -1,0 +1,374 @@
+"""What a training run will do and need, found before a device is touched: the check at every start, and the dry run.
+
+The check at every start reads configuration, sidecars, the index of the data and the headers of checkpoints. The dry
+run also reads the data, as training does, and so knows the steps. Neither builds the network or touches a device.
+"""
+import os
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from mindrlhf.checkpoint import check_weights, checkpoint_files, list_checkpoints, read_data_settings
+from mindrlhf.config import (
+    check_checkpoint_path,
+    check_dataset,
+    checked_data_settings,
+    get,
+    is_semi_auto,
+    process_count,
+)
+from mindrlhf.errors import Problems, UserError
+from mindrlhf.models.glm4.dimensions import (
+    LM_HEAD_NAME,
+    Dimensions,
+    Weight,
+    backbone_weights,
+    head_weights,
+    with_prefix,
+)
+from mindrlhf.runtime import output_path
+from mindrlhf.weights.ckpt_file import read_ckpt_files
+from mindrlhf.weights.tensors import FLOAT_BYTES
+
+__all__ = ["MemoryEstimate", "Size", "check_run", "checkpoint_space", "count_pairs", "describe_run", "estimate_memory"]
+
+_GB = 1e9
+_MOMENT_BYTES = 8   # Adam's two moments, which FP32StateAdamWeightDecay keeps in float32
+
+
+def weights_of(config: Mapping[str, Any], place: str = "model.model_config") -> List[Weight]:
+    """The weights of the reward model that a configuration describes."""
+    size = Dimensions.from_yaml(get(config, "model.model_config"), place)
+    return [*backbone_weights(size), *(weight for weight in head_weights(size) if weight.name != LM_HEAD_NAME)]
+
+
+def _values(weights: Sequence[Weight]) -> int:
+    total = 0
+    for weight in weights:
+        count = 1
+        for dim in weight.shape:
+            count *= dim
+        total += count
+    return total
+
+
+# --- data and steps -------------------------------------------------------------------------------------------------
+
+def count_pairs(files: Sequence[str]) -> int:
+    """The pairs of MindRecord files, from their indices, which are SQLite files with a row for each pair.
+
+    Raises:
+        UserError: an index is none.
+    """
+    pairs = 0
+    for file in files:
+        try:
+            connection = sqlite3.connect(f"file:{Path(f'{file}.db').absolute().as_posix()}?mode=ro", uri=True)
+            try:
+                pairs += connection.execute("SELECT COUNT(*) FROM INDEXES").fetchone()[0]
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise UserError(f"{file}.db: not readable as the index of a MindRecord file: {error}; copy both again, or "
+                            "convert again") from None
+    return pairs
+
+
+def global_batch(config: Mapping[str, Any]) -> int:
+    """Pairs (padded, buckets) or rows (packing) of a step, over all processes, as MindFormers' trainer takes them."""
+    batch = get(config, "runner_config.batch_size")
+    if not is_semi_auto(config):
+        return batch * process_count(config)
+    if (get(config, "parallel_config.pipeline_stage") or 1) > 1:
+        pieces = get(config, "parallel_config.micro_batch_num") or 1
+    else:
+        pieces = get(config, "runner_config.gradient_accumulation_steps") or 1
+    return batch * (get(config, "parallel_config.data_parallel") or 1) * pieces
+
+
+def _check_size(config: Mapping[str, Any], files: Sequence[str]) -> None:
+    pairs, batch = count_pairs(files), global_batch(config)
+    padded = get(config, "train_dataset.batching", "padded") == "padded"
+    least = batch if padded and get(config, "train_dataset.drop_remainder", True) else 1
+    if pairs < least:
+        raise UserError(f"{', '.join(files)}: {pairs} pairs, expected at least one step of {least} "
+                        "(runner_config.batch_size x data parallelism)")
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+def _check_checkpoint(config: Mapping[str, Any]) -> None:
+    """Whether the checkpoint to start from has the model's weights, by the headers of its files."""
+    path = config.get("load_checkpoint")
+    if not path:
+        return
+    check_checkpoint_path("load_checkpoint", path)
+    if is_semi_auto(config) and any(Path(path).glob("rank_*")):  # slices, whose shapes are the layout's
+        for rank in range(1 if config.get("auto_trans_ckpt") else process_count(config)):
+            list_checkpoints(path, rank, flag="load_checkpoint")
+    else:
+        found = list_checkpoints(path, 0, flag="load_checkpoint")[-1]
+        shapes = {with_prefix(name): tensor.shape for name, tensor in read_ckpt_files(checkpoint_files(found)).items()}
+        check_weights(str(found), shapes, {weight.name: weight.shape for weight in weights_of(config)},
+                      need_head=bool(config.get("resume_training")))
+
+
+def _check_settings(config: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Whether the data of a run to resume was made as that of its beginning."""
+    if config.get("resume_training") and config.get("load_checkpoint"):
+        place, trained = read_data_settings(config["load_checkpoint"])
+        settings = checked_data_settings(files)
+        for key in ("prompt_template", "pad_token_id", "padding_side"):
+            if settings and key in trained and settings.get(key) != trained[key]:
+                raise UserError(f"--train_dataset: its {key} is {settings.get(key)!r}, expected {trained[key]!r}, with "
+                                f"which the run to resume was trained ({place})")
+
+
+def checkpoint_space(config: Mapping[str, Any], steps: int) -> Tuple[int, int, int]:
+    """(checkpoints kept, bytes of each with optimizer state, bytes of the weights alone), over all processes.
+
+    In data-parallel mode one process saves. In semi-auto parallel each saves its slices, and data-parallel copies are
+    the same slices again, unless the optimizer is spread over them.
+
+    Args:
+        steps: of the run; the last one is saved too
+    """
+    monitor = next((callback for callback in config["callbacks"] if callback.get("type") == "CheckpointMonitor"), None)
+    if monitor is None:
+        return 0, 0, 0
+    saved = -(-steps // max(monitor.get("save_checkpoint_steps") or 1, 1))
+    kept = min(monitor.get("keep_checkpoint_max") or saved, saved)
+    copies = 1
+    if is_semi_auto(config) and not get(config, "parallel.enable_parallel_optimizer"):
+        copies = get(config, "parallel_config.data_parallel") or 1
+    values, width = _values(weights_of(config)) * copies, FLOAT_BYTES[get(config, "model.model_config.param_init_type")]
+    alone = values * width if monitor.get("save_network_params", True) else 0
+    return kept, values * (width + _MOMENT_BYTES), alone
+
+
+def _check_space(config: Mapping[str, Any], steps: int) -> None:
+    kept, full, alone = checkpoint_space(config, steps)
+    output = output_path(config)
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    free += sum(file.stat().st_size for file in output.glob("checkpoint*/rank_*/*.ckpt"))  # these will be replaced
+    if free < kept * full + alone:
+        raise UserError(f"output_dir: {output}: {_size(free)} free, expected {_size(kept * full + alone)} for {kept} "
+                        f"checkpoints with optimizer state ({_size(full)} each) and the weights alone "
+                        f"({_size(alone)}); lower keep_checkpoint_max or choose another folder")
+
+
+def check_run(config: Mapping[str, Any], files: Sequence[str], problems: Problems) -> None:
+    """The check at every start; adds to `problems`.
+
+    Args:
+        config: without problems of its own
+        files:  MindRecord files; [] where they are missing already
+    """
+    if files:
+        with problems:
+            _check_size(config, files)
+    with problems:
+        _check_checkpoint(config)
+    with problems:
+        _check_settings(config, files)
+    if files and not problems.found:
+        steps = max(count_pairs(files) // global_batch(config), 1)  # at least, unless pairs are packed
+        with problems:
+            _check_space(config, steps * get(config, "runner_config.epochs"))
+
+
+# --- device memory --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Size:
+    """Rows and tokens a row of one device's (micro-)batch."""
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one device, of the process that holds most.
+
+    Attributes:
+        parameters, optimizer, gradients: what their names say; `gradients` with the copy that clipping makes on a CPU
+        weights:     weights that are put together again, or cast to the type of computation
+        activations: what the backward pass needs, and on a CPU all other intermediate results
+        program:     compiled graphs, on a CPU
+    """
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    weights: int
+    activations: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
+    """Memory of one device during a training step.
+
+    P: values of the device's weights (model-parallel slice; with pipeline stages, those of the first one, which has the
+    embedding). T = rows x length: tokens. h, w, f: hidden size; width of query, key and value; feed-forward width.
+
+    On Ascend and GPU, by what the operators of a layer need for the backward pass, after the method of
+    https://arxiv.org/abs/2205.05198 (section 4), with GLM's parts in place of GPT's; not measured on a device:
+        parameters, moments   P x type, P x 8 (FP32StateAdamWeightDecay); / data parallel with optimizer sharding
+        gradients             P x type: they are whole until the optimizer's reduce-scatter
+        weights               P x type gathered from the optimizer's shards and kept for the backward pass, unless
+                              recomputed (parallel_optimizer_comm_recompute); without shards P x computation's type
+        a layer               T x (two inputs of norms in float32, two outputs in computation's type; and / model
+                              parallel: w, context, and four f: both halves, gate and product)
+        attention, flash      T x heads x 2 x 8 float32 (maximum and sum of FlashAttentionScore)
+        attention, otherwise  rows x heads x length^2 x (softmax in float32, and its cast), keys and values repeated
+        recompute             a layer keeps its input alone; one layer at a time has all of the above
+        pipeline              the first stage has as many micro-batches in flight as there are stages
+        masks                 rows x length^2, one byte with flash attention, otherwise four
+
+    On a CPU MindSpore's runtime keeps most results of both passes, in float32. Coefficients are measured on tiny
+    models with MindSpore 2.7.2 (hidden size 64 to 1024, 1 to 8 layers, 64 to 1024 tokens a row):
+        P x 20                parameter, moments, gradient and its clipped copy
+        a layer               T x 4 x (38 h + 17.5 w + 4.5 f), and attention matrices, below the diagonal: 9.5 float32
+                              for each head, 2 for the masks
+        program               80 MB, 52 MB a layer for its graph, and 20 MB for each further piece of the attention
+    """
+    model, layout = get(config, "model.model_config"), get(config, "parallel_config")
+    semi_auto = is_semi_auto(config)
+    data, split, stages = (layout.get(key) or 1 if semi_auto else 1
+                           for key in ("data_parallel", "model_parallel", "pipeline_stage"))
+    weights = weights_of(config)
+    embedding, others = _values(weights[:1]), _values(weights[1:])
+    layers = -(-model["num_layers"] // stages)
+    values = embedding // (1 if layout.get("vocab_emb_dp", True) else split) + others // split // stages
+    heads, tokens = model["num_attention_heads"], size.rows * size.length
+    query = heads * model["kv_channels"]
+    width = query + 2 * model["multi_query_group_num"] * model["kv_channels"]
+    hidden, inner = model["hidden_size"], model["ffn_hidden_size"]
+    parameter_bytes, compute_bytes = (FLOAT_BYTES[model[key]] for key in ("param_init_type", "compute_dtype"))
+    matrix = size.rows * size.length ** 2
+    if get(config, "context.device_target") == "CPU":
+        pieces = _pieces(size.length)
+        seen = matrix * (pieces + 1) / (2 * pieces)
+        layer = 4 * (tokens * (38 * hidden + 17.5 * width + 4.5 * inner) + seen * (9.5 * heads + 2))
+        return MemoryEstimate(values * parameter_bytes, values * _MOMENT_BYTES, 2 * values * parameter_bytes, 0,
+                              int(layers * layer), (80 + 52 * layers + 20 * (pieces - 1)) << 20)
+
+    flash, recompute = bool(model.get("use_flash_attention")), get(config, "recompute_config.recompute")
+    shards = data if semi_auto and get(config, "parallel.enable_parallel_optimizer") else 1
+    if shards > 1:
+        kept = 0 if recompute and get(config, "recompute_config.parallel_optimizer_comm_recompute") else parameter_bytes
+    else:
+        kept = compute_bytes if compute_bytes != parameter_bytes and not recompute else 0
+    layer = tokens * (8 * hidden + compute_bytes * (2 * hidden + (width + query + 4 * inner) // split))
+    if flash:
+        layer += tokens * heads // split * 2 * 8 * 4
+    else:
+        layer += matrix * heads // split * (4 + (compute_bytes if compute_bytes != 4 else 0))
+        layer += 2 * tokens * query // split * compute_bytes
+    stored = layers * layer
+    if recompute:
+        stored = layers * 4 * tokens * hidden // (split if get(config, "recompute_config.recompute_slice_activation")
+                                                  else 1)
+    in_flight = min(stages, layout.get("micro_batch_num") or 1)
+    masks = matrix * (1 if flash else 4)
+    activations = stored * in_flight + (layer if recompute else 0) + masks
+    return MemoryEstimate(values * parameter_bytes // shards, values * _MOMENT_BYTES // shards,
+                          values * parameter_bytes, values * kept, activations, 0)
+
+
+def _pieces(length: int) -> int:
+    """Number of `mindrlhf.models.glm4.cpu.query_pieces`, which needs MindSpore."""
+    return max(count for count in range(1, 9) if count == 1 or (length % count == 0 and length // count >= 64))
+
+
+# --- the dry run ----------------------------------------------------------------------------------------------------
+
+def describe_run(config: Dict[str, Any]) -> str:
+    """Read the data as training does and say what the run will do and need.
+
+    Args:
+        config: a checked one
+
+    Raises:
+        UserError: what is found only by reading the data: an unreadable file, a pair that is too long for a row.
+    """
+    facts: Dict[str, str] = {}
+    files = check_dataset(config, "train_dataset", "train_dataset")
+    dataset, pairs = _open_dataset(config, files), count_pairs(files)
+    epochs, count = get(config, "runner_config.epochs"), process_count(config)
+    steps = dataset.get_dataset_size()
+    if hasattr(dataset, "steps"):
+        plan = dataset.steps.planned_sizes()
+        computed = sum(rows * length for rows, length in plan)
+        text = sum(len(pair.chosen) + len(pair.rejected) for pair in dataset.steps.pairs)
+        tokens = f"{computed:,} computed, {text:,} of text"
+        parts = global_batch(config) // get(config, "runner_config.batch_size")  # devices x micro-batches
+        sizes = [Size(-(-rows // parts), length) for rows, length in sorted(set(plan))]
+    else:
+        length = get(config, "model.model_config.seq_length")
+        tokens = f"{steps * 2 * global_batch(config) * length:,} computed"
+        sizes = [Size(2 * get(config, "runner_config.batch_size"), length)]
+    layout = "one process"
+    if is_semi_auto(config):
+        layout = " x ".join(str(get(config, f"parallel_config.{key}") or 1)
+                            for key in ("data_parallel", "model_parallel", "pipeline_stage"))
+        layout = f"{count} processes: data x model x pipeline = {layout}"
+    elif count > 1:
+        layout = f"{count} processes, data-parallel"
+    facts["device"] = f"{get(config, 'context.device_target')}, {layout}" + (
+        "" if "MS_WORKER_NUM" in os.environ or not get(config, "use_parallel") else
+        " (not started by msrun_launcher.sh, so taken from the YAML)")
+    facts["data"] = f"{pairs:,} pairs in {', '.join(files)}"
+    facts["steps"] = f"{steps:,} an epoch, {steps * epochs:,} in {epochs} epoch{'s' if epochs > 1 else ''}"
+    facts["tokens"] = f"{tokens}, an epoch"
+    facts["rows"] = "of a device: " + ", ".join(f"{size.rows} x {size.length} tokens" for size in sizes)
+    facts["weights from"] = config.get("load_checkpoint") or "random initialisation"
+    kept, full, alone = checkpoint_space(config, steps * epochs)
+    facts["checkpoints"] = (f"{kept} of {_size(full)} with optimizer state, {_size(alone)} of weights alone, over all "
+                            "processes")
+    facts["memory"] = _memory_text(config, max((estimate_memory(config, size) for size in sizes),
+                                               key=lambda estimate: estimate.total))
+    width = max(map(len, facts))
+    return "\n".join(["this run would train:", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+def _open_dataset(config: Mapping[str, Any], files: Sequence[str]):
+    """The dataset of the whole step, which is the same for any number of processes."""
+    from mindformers import MindFormerConfig
+
+    from mindrlhf.data.dataset import RewardModelDataset
+    block = {**config["train_dataset"], "batch_size": global_batch(config), "seed": config.get("seed") or 0,
+             "seq_length": get(config, "model.model_config.seq_length")}
+    block["data_loader"] = {**block["data_loader"], "dataset_dir": list(files)}
+    return RewardModelDataset(MindFormerConfig(**block))
+
+
+def _memory_text(config: Mapping[str, Any], estimate: MemoryEstimate) -> str:
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in vars(estimate).items() if value)
+    text = f"about {_size(estimate.total)} of a device: {parts}"
+    limit = _bytes_of(get(config, "context.max_device_memory"))
+    if limit and get(config, "context.device_target") != "CPU" and estimate.total > limit:
+        text += f"; WARNING: more than context.max_device_memory ({get(config, 'context.max_device_memory')})"
+    return text
+
+
+def _bytes_of(text: Any) -> Optional[int]:
+    """Of MindSpore's '58GB'."""
+    try:
+        return int(float(str(text).upper().replace("GB", "")) * (1 << 30))
+    except ValueError:
+        return None
+
+
+def _size(count: float) -> str:
+    return f"{count / _GB:.1f} GB" if count >= _GB else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,297 @@
+"""The check before a run, and the dry run: what they find, count and estimate, without a device.
+
+| test                                      | proves                                       | judged against     |
+| test_every_problem_is_told_at_once ...    | YAML, data and checkpoint in one answer      | literal lines      |
+| test_a_layout_that_cannot_be_divided ...  | heads, widths, layers, processes             | messages           |
+| test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
+| test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
+| test_space_for_checkpoints                | bytes and number of what will be kept        | by hand            |
+| test_memory_of_glm4_9b ...                | shares of a layout                           | by hand            |
+| test_the_estimate_holds_for_a_real_run    | within 20 % of what a training process takes | VmHWM of a process |
+"""
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from conftest import EXAMPLE, PRODUCTION_YAML, TINY_YAML
+
+from mindrlhf import plan
+from mindrlhf.config import config_problems, load_config, process_count, put
+from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.record import RecordWriter
+from mindrlhf.errors import UserError
+from mindrlhf.plan import Size, checkpoint_space, count_pairs, describe_run, estimate_memory
+from mindrlhf.train import load_train_config
+
+PAIRS, SEQ, PAD = 20, 128, 996
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """20 pairs of 40 tokens that share 30: 50 tokens each in a packed row."""
+    path = tmp_path_factory.mktemp("record") / "a.mindrecord"
+    with RecordWriter(path, shard_num=2) as writer:
+        for number in range(PAIRS):
+            common = np.arange(30) + number
+            writer.write(encode_pair([*common, *range(10)], [*common, *range(10, 20)], SEQ, PAD))
+        writer.finish({"seq_length": SEQ, "pad_token_id": PAD, "prompt_template": "{prompt}{response}"})
+    return str(path.parent)
+
+
+@pytest.fixture
+def arguments(tmp_path, record, monkeypatch):
+    """A function that gives `reward_train.py`'s arguments for a YAML with some keys changed."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(changes=None, source=TINY_YAML, **flags):
+        config = copy.deepcopy(yaml.safe_load(source.read_text(encoding="utf-8")))
+        for key, value in (changes or {}).items():
+            put(config, key, value)
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        empty = dict.fromkeys(("seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt",
+                               "resume"))
+        return SimpleNamespace(**{"config": str(path), "train_dataset": [record], **empty, **flags})
+    return make
+
+
+@pytest.fixture(scope="module")
+def production():
+    config = load_config(PRODUCTION_YAML)
+    return lambda **changes: _changed(config, changes)
+
+
+def _changed(config, changes):
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        put(config, key.replace("__", "."), value)
+    return config
+
+
+def write_weights(path, config, **shapes):
+    """A checkpoint with the model's backbone; `shapes`: those that a kind of weight has instead, () for none."""
+    import mindspore as ms
+    weights = [(weight.name, shapes.get(weight.name.split(".")[-2], weight.shape))
+               for weight in plan.weights_of(config)[:-1]]
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, np.float32))} for name, shape in weights
+                        if shape], str(path))
+    return str(path)
+
+
+# --- problems -------------------------------------------------------------------------------------------------------
+
+def test_a_sound_run_passes_the_check(arguments):
+    assert load_train_config(arguments())["runner_config"]["epochs"] == 3
+
+
+def test_every_problem_is_told_at_once_a_line_for_each(arguments, tmp_path):
+    found = arguments({"context.device_target": "TPU", "runner_config.epoch": 1, "train_dataset.pad_token_id": 7,
+                       "eval_dataset.pad_token_id": 7, "model.model_config.pad_token_id": 7}, load_checkpoint="absent",
+                      auto_trans_ckpt=True)
+    with pytest.raises(UserError) as error:
+        load_train_config(found)
+    lines = error.value.messages
+    assert len(lines) == 5
+    assert lines[0] == (f"{tmp_path}/run.yaml: runner_config.epoch is an unknown key, which nothing reads; did you "
+                        "mean epochs?")
+    assert lines[1].endswith("context.device_target is 'TPU', expected Ascend or CPU or GPU")
+    assert lines[2].endswith("the data's pad_token_id is 996, model.model_config.pad_token_id is 7; they must be equal")
+    assert lines[3].startswith("--load_checkpoint: absent: no such file or folder")
+    assert lines[4].startswith("--auto_trans_ckpt is True, but the run is not semi-auto parallel")
+
+
+def test_several_problems_are_printed_line_by_line_with_their_number(arguments):
+    found = arguments({"context.device_target": "TPU", "runner_config.epochs": 0})
+    result = subprocess.run([sys.executable, str(EXAMPLE / "reward_train.py"), "--config", found.config, "--dry_run"],
+                            capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert [line.split(" is ")[0].split(": ")[-1] for line in lines[:2]] == ["runner_config.epochs",
+                                                                           "context.device_target"]
+    assert lines[2].startswith("reward_train.py: error: no data: give --train_dataset")
+    assert lines[3:] == ["reward_train.py: 3 problems"]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"parallel_config.model_parallel": 4, "parallel_config.data_parallel": 2},
+     "model_parallel is 4, expected a divisor of multi_query_group_num (2) with flash attention"),
+    ({"parallel_config.model_parallel": 3, "model.model_config.use_flash_attention": False},
+     "model_parallel is 3, expected a divisor of num_attention_heads (32)"),
+    ({"model.model_config.ffn_hidden_size": 13697},
+     "model_parallel is 2, expected a divisor of ffn_hidden_size (13697)"),
+    ({"parallel_config.pipeline_stage": 3, "parallel_config.micro_batch_num": 3},
+     "pipeline_stage is 3, expected a divisor of num_layers (40)"),
+    ({"parallel_config.pipeline_stage": 2}, "micro_batch_num is 1, expected at least pipeline_stage (2)"),
+    ({"parallel_config.pipeline_stage": 2, "parallel_config.micro_batch_num": 2,
+      "runner_config.gradient_accumulation_steps": 2}, "gradient_accumulation_steps is above 1, expected 1 with a"),
+    ({"parallel_config.data_parallel": "four"}, "data_parallel is 'four', expected a whole number above 0"),
+    ({"model.model_config.compute_dtype": "bf16"}, "compute_dtype is 'bf16', expected float32, float16 or bfloat16"),
+], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_a_layout_that_cannot_be_divided_is_refused(production, changes, message):
+    problems = list(config_problems(_changed(production(), changes)))
+    assert any(message in problem for problem in problems), problems
+
+
+def test_an_offset_says_which_stages_have_a_layer_more(production):
+    config = production(parallel_config__pipeline_stage=3, parallel_config__micro_batch_num=3)
+    config["model"]["model_config"]["offset"] = [0, 0, 1]
+    assert list(config_problems(config)) == []
+
+
+def test_the_number_of_processes_is_the_launchers_or_that_of_the_layout(production, monkeypatch):
+    monkeypatch.delenv("MS_WORKER_NUM", raising=False)
+    assert process_count(production()) == 8
+    assert list(config_problems(production())) == []
+    monkeypatch.setenv("MS_WORKER_NUM", "16")
+    assert process_count(production()) == 16
+    assert list(config_problems(production())) == [
+        "parallel_config: data_parallel x model_parallel x pipeline_stage is 4 x 2 x 1, expected 16, the number of "
+        "processes that were started"]
+
+
+def test_fewer_pairs_than_a_padded_step_are_refused(arguments):
+    with pytest.raises(UserError, match="20 pairs, expected at least one step of 32"):
+        load_train_config(arguments({"train_dataset.batching": "padded", "runner_config.batch_size": 32}))
+    load_train_config(arguments({"runner_config.batch_size": 32}))  # packed rows leave none out
+
+
+def test_a_damaged_index_is_named(tmp_path):
+    (tmp_path / "a.mindrecord.db").write_bytes(b"nothing" * 200)
+    with pytest.raises(UserError, match=r"a\.mindrecord\.db: not readable as the index of a MindRecord file"):
+        count_pairs([str(tmp_path / "a.mindrecord")])
+
+
+@pytest.mark.parametrize(("shapes", "resume", "message"), [
+    ({}, None, None),
+    ({}, True, "1 of the network's 17 parameters are not in this checkpoint: v_head0.weight"),
+    ({"final_layernorm": ()}, None, "1 of the network's 17 parameters are not in this checkpoint: transformer.encoder"),
+    ({"dense": (64, 32)}, None,
+     r"2 parameters have another shape than the network's .*dense.weight: checkpoint \(64, 32\), network \(64, 64\)"),
+], ids=("fits", "no_head", "missing", "shape"))
+def test_a_checkpoint_that_does_not_match_is_refused_before_it_is_loaded(arguments, tmp_path, shapes, resume, message):
+    path = write_weights(tmp_path / "base.ckpt", load_config(TINY_YAML), **shapes)
+    if message is None:
+        load_train_config(arguments(load_checkpoint=path))
+        return
+    with pytest.raises(UserError, match=message):
+        load_train_config(arguments(load_checkpoint=path, resume=resume))
+
+
+def test_a_run_is_not_resumed_on_data_with_another_template(arguments, tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    config = load_config(TINY_YAML)
+    write_weights(folder / "a-1_1.ckpt", config)
+    (folder / "data_settings.json").write_text(json.dumps({"prompt_template": "Q {prompt}{response}"}))
+    load_train_config(arguments(load_checkpoint=str(folder)))
+    with pytest.raises(UserError) as error:
+        plan._check_settings({"resume_training": True, "load_checkpoint": str(folder)},
+                             [f"{arguments().train_dataset[0]}/a.mindrecord0"])
+    assert "its prompt_template is '{prompt}{response}', expected 'Q {prompt}{response}'" in str(error.value)
+
+
+def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    with pytest.raises(UserError, match=r"output_dir: output: 1.0 MB free, expected 2.5 MB for 1 checkpoints with "
+                                        r"optimizer state \(1.9 MB each\) and the weights alone \(0.6 MB\)"):
+        load_train_config(arguments())
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("changes", "steps", "tokens", "rows"), [
+    ({"train_dataset.batching": "padded"}, "2 an epoch, 6 in 3 epochs", "4,096 computed", "16 x 128 tokens"),
+    ({"train_dataset.batching": "packing", "train_dataset.row_length": 128, "runner_config.batch_size": 5},
+     "2 an epoch, 6 in 3 epochs", "1,280 computed, 1,600 of text", "5 x 128 tokens"),
+    ({"train_dataset.batching": "buckets", "runner_config.epochs": 1}, "4 an epoch, 4 in 1 epoch",
+     "1,536 computed, 1,600 of text", "6 x 64 tokens"),
+], ids=("padded", "packing", "buckets"))
+def test_the_dry_run_counts_the_steps_of_each_batching(arguments, changes, steps, tokens, rows):
+    """20 pairs of 80 text tokens, 50 in a packed row: two fit into 128, one into 64 (6 rows: 8 x 50 / 64)."""
+    text = describe_run(load_train_config(arguments(changes)))
+    for fact in (f"steps         {steps}", f"tokens        {tokens}, an epoch", f"of a device: {rows}", "20 pairs in",
+                 "CPU, one process", "random initialisation"):
+        assert fact in text, text
+
+
+def test_the_dry_run_of_eight_npus_needs_none(arguments, monkeypatch):
+    monkeypatch.delenv("MS_WORKER_NUM", raising=False)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**12))
+    text = describe_run(load_train_config(arguments(
+        {"model.model_config.pad_token_id": PAD, "train_dataset.pad_token_id": PAD, "eval_dataset.pad_token_id": PAD,
+         "train_dataset.row_length": 128}, source=PRODUCTION_YAML)))
+    assert "Ascend, 8 processes: data x model x pipeline = 4 x 2 x 1 (not started by msrun_launcher.sh" in text
+    assert "steps         3 an epoch" in text  # 10 rows, 4 a step
+    assert "of a device: 1 x 128 tokens" in text
+
+
+def test_space_for_checkpoints(production):
+    """GLM-4-9B has 8,779,108,352 values without LM head, with value head: 4 bytes, and 8 for the moments."""
+    values = 151552 * 4096 + 40 * (4096 * 4608 + 4608 + 4096 * 4096 + 3 * 4096 * 13696 + 2 * 4096) + 4096 + 4096
+    assert checkpoint_space(production(), 1200) == (2, 12 * values, 4 * values)
+    assert checkpoint_space(production(), 400)[0] == 1
+    config = production(parallel__enable_parallel_optimizer=False)
+    assert checkpoint_space(config, 1200)[1] == 4 * 12 * values  # each of 4 data-parallel copies
+
+
+def test_memory_of_glm4_9b_on_eight_npus(production):
+    """Parameters and moments over 8, gradients over 2; without shards every data-parallel process has them all."""
+    sliced, embedding = 8_159_338_496 / 2, 151552 * 4096
+    estimate = estimate_memory(production(), Size(1, 8192))
+    assert estimate.gradients == pytest.approx(4 * (sliced + embedding), rel=1e-3)
+    assert estimate.parameters == pytest.approx(sliced + embedding, rel=1e-3)
+    assert estimate.optimizer == pytest.approx(2 * (sliced + embedding), rel=1e-3)
+    assert estimate.total < 58 << 30
+    whole = estimate_memory(production(parallel__enable_parallel_optimizer=False), Size(1, 8192))
+    assert whole.parameters == pytest.approx(4 * estimate.parameters, rel=1e-6)
+
+
+def test_flash_attention_and_recomputation_save_what_their_terms_say(production):
+    def activations(**changes):
+        return estimate_memory(production(**changes), Size(1, 8192)).activations
+
+    flash, without = activations(), activations(model__model_config__use_flash_attention=False)
+    kept = activations(recompute_config__recompute=False)
+    scores = 16 * 8192 * 8192 * (4 + 2)  # of one layer, 16 heads a device: softmax in float32 and its bfloat16
+    assert without - flash == pytest.approx(scores, rel=0.1)
+    assert kept > 5 * flash
+
+
+MEASURE = """
+import sys
+from mindrlhf import train
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+start = train.start
+def start_and_note(config):
+    run = start(config)
+    print("before", peak())
+    return run
+train.start = start_and_note
+from types import SimpleNamespace
+import json
+train.train(train.load_train_config(SimpleNamespace(**json.loads(sys.argv[1]))), "text_generation")
+print("after", peak())
+"""
+
+
+@pytest.mark.parametrize("changes", [{}, {"model.model_config.num_layers": 3, "model.model_config.hidden_size": 128,
+                                          "model.model_config.kv_channels": 32}], ids=("tiny", "wider"))
+def test_the_estimate_holds_for_a_real_run(arguments, changes):
+    found = arguments({"train_dataset.batching": "padded", "runner_config.batch_size": 20, "runner_config.epochs": 3,
+                       "callbacks": [{"type": "MFLossMonitor"}], **changes})
+    result = subprocess.run([sys.executable, "-c", MEASURE, json.dumps(vars(found))], capture_output=True, text=True,
+                            env={**os.environ, "GLOG_v": "3"}, check=False)
+    assert result.returncode == 0, result.stderr
+    before, after = (int(re.search(rf"^{when} (\d+)$", result.stdout, re.M)[1]) for when in ("before", "after"))
+    measured = after - before
+    estimate = estimate_memory(load_train_config(found), Size(40, SEQ)).total
+    assert estimate == pytest.approx(measured, rel=0.2)  # measured: within 5 %
