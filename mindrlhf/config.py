@@ -15,7 +15,7 @@ from mindrlhf.errors import UserError, raise_each
 from mindrlhf.yaml_keys import unknown_keys
 
 __all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "config_problems", "get",
-           "is_semi_auto", "load_config", "process_count", "put", "read_config"]
+           "has_numbers", "is_semi_auto", "load_config", "process_count", "put", "read_config"]
 
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
 # MindFormers' number and name for each mode, and the name that it turns them into.
@@ -244,15 +244,26 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def has_numbers(config: Mapping[str, Any]) -> bool:
+    """Whether everything that is counted and divided with can be, so that other checks may do it."""
+    return all(_is_count(get(config, key)) for key in _POSITIVE) and not _wrong_layout(config) and \
+        all(get(config, f"model.model_config.{key}") in _FLOATS for key in ("param_init_type", "compute_dtype"))
+
+
+def _wrong_layout(config: Mapping[str, Any]) -> List[str]:
+    layout = get(config, "parallel_config")
+    return [key for key in (*_LAYOUT, "micro_batch_num") if layout.get(key) is not None and not _is_count(layout[key])]
+
+
 def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """What a semi-auto parallel layout cannot divide: processes, layers, heads and widths."""
     model, layout = get(config, "model.model_config"), get(config, "parallel_config")
-    wrong = [key for key in (*_LAYOUT, "micro_batch_num") if not _is_count(layout.get(key, 1))]
+    wrong = _wrong_layout(config)
     for key in wrong:
         yield f"parallel_config.{key} is {layout[key]!r}, expected a whole number above 0"
     if wrong:
         return
-    data, split, stages, micro_batches = (layout.get(key, 1) for key in (*_LAYOUT[:3], "micro_batch_num"))
+    data, split, stages, micro_batches = (layout.get(key) or 1 for key in (*_LAYOUT[:3], "micro_batch_num"))
     started = os.environ.get("MS_WORKER_NUM", "")
     if started.isdigit() and int(started) != _layout_size(config):
         yield (f"parallel_config: data_parallel x model_parallel x pipeline_stage is {data} x {split} x {stages}, "

@@ -166,7 +166,7 @@ def check_run(config: Mapping[str, Any], files: Sequence[str], problems: Problem
     """The check at every start; adds to `problems`.
 
     Args:
-        config: without problems of its own
+        config: one that `mindrlhf.config.has_numbers`
         files:  MindRecord files; [] where they are missing already
     """
     if files:
@@ -177,7 +177,7 @@ def check_run(config: Mapping[str, Any], files: Sequence[str], problems: Problem
     with problems:
         _check_settings(config, files)
     if files and not problems.found:
-        steps = max(count_pairs(files) // global_batch(config), 1)  # at least, unless pairs are packed
+        steps = max(count_pairs(files) // global_batch(config), 1)  # about; only the dry run reads what can be packed
         with problems:
             _check_space(config, steps * get(config, "runner_config.epochs"))
 
@@ -223,7 +223,8 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
 
     On Ascend and GPU, by what the operators of a layer need for the backward pass, after the method of
     https://arxiv.org/abs/2205.05198 (section 4), with GLM's parts in place of GPT's; not measured on a device:
-        parameters, moments   P x type, P x 8 (FP32StateAdamWeightDecay); / data parallel with optimizer sharding
+        parameters, moments   P x type, P x 8 (FP32StateAdamWeightDecay); with optimizer sharding spread over all
+                              processes of a stage
         gradients             P x type: they are whole until the optimizer's reduce-scatter
         weights               P x type gathered from the optimizer's shards and kept for the backward pass, unless
                               recomputed (parallel_optimizer_comm_recompute); without shards P x computation's type
@@ -250,6 +251,9 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     embedding, others = _values(weights[:1]), _values(weights[1:])
     layers = -(-model["num_layers"] // stages)
     values = embedding // (1 if layout.get("vocab_emb_dp", True) else split) + others // split // stages
+    stored_values = values
+    if semi_auto and get(config, "parallel.enable_parallel_optimizer"):
+        stored_values = (embedding + others // stages) // (data * split)
     heads, tokens = model["num_attention_heads"], size.rows * size.length
     query = heads * model["kv_channels"]
     width = query + 2 * model["multi_query_group_num"] * model["kv_channels"]
@@ -264,8 +268,7 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
                               int(layers * layer), (80 + 52 * layers + 20 * (pieces - 1)) << 20)
 
     flash, recompute = bool(model.get("use_flash_attention")), get(config, "recompute_config.recompute")
-    shards = data if semi_auto and get(config, "parallel.enable_parallel_optimizer") else 1
-    if shards > 1:
+    if stored_values < values:
         kept = 0 if recompute and get(config, "recompute_config.parallel_optimizer_comm_recompute") else parameter_bytes
     else:
         kept = compute_bytes if compute_bytes != parameter_bytes and not recompute else 0
@@ -282,8 +285,8 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     in_flight = min(stages, layout.get("micro_batch_num") or 1)
     masks = matrix * (1 if flash else 4)
     activations = stored * in_flight + (layer if recompute else 0) + masks
-    return MemoryEstimate(values * parameter_bytes // shards, values * _MOMENT_BYTES // shards,
-                          values * parameter_bytes, values * kept, activations, 0)
+    return MemoryEstimate(stored_values * parameter_bytes, stored_values * _MOMENT_BYTES, values * parameter_bytes,
+                          values * kept, activations, 0)
 
 
 def _pieces(length: int) -> int:

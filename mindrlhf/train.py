@@ -7,6 +7,7 @@ from mindrlhf.config import (
     check_dataset,
     checked_data_settings,
     config_problems,
+    has_numbers,
     is_semi_auto,
     read_config,
 )
@@ -39,7 +40,6 @@ def load_train_config(args) -> Dict[str, Any]:
     with problems:
         if (config.get("run_mode") or "train") != "train":
             raise UserError(f"{args.config}: run_mode is {config['run_mode']!r}, expected 'train'")
-    sound = not problems.found
     with problems:
         files = check_dataset(config, "train_dataset", "train_dataset")
     with problems:
@@ -54,7 +54,7 @@ def load_train_config(args) -> Dict[str, Any]:
                                     "give --load_checkpoint")
     with problems:
         _check_transformation(config)
-    if sound:  # what follows counts and divides with the YAML's values
+    if has_numbers(config):
         check_run(config, files, problems)
     problems.raise_all()
     return config
