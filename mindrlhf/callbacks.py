@@ -3,20 +3,48 @@ import csv
 import datetime
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+import mindspore as ms
+import numpy as np
 from mindformers.core.callback.callback import _get_loss_output
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
-from mindformers.tools.utils import get_output_root_path, get_real_rank
+from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
 from mindspore.train.callback import Callback
 
 from mindrlhf.report import plot_training_curves
+from mindrlhf.runtime import sum_over_processes
 
-__all__ = ["RewardMonitor", "TABLE_COLUMNS"]
+__all__ = ["RewardMonitor", "TABLE_COLUMNS", "callbacks_of_process", "of_whole_batch"]
 
 TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms", "pairs",
                  "text_tokens", "computed_tokens")
+
+
+def callbacks_of_process(callbacks: Sequence[Dict[str, Any]], rank: int) -> List[Dict[str, Any]]:
+    """The YAML's callbacks as one of several data-parallel processes needs them.
+
+    `RewardMonitor` comes first, since the others find in its place the loss that it has averaged over all processes.
+    Weights and optimizer state are the same everywhere, so that the first process alone saves them.
+    """
+    ordered = sorted(callbacks, key=lambda callback: callback["type"] != "RewardMonitor")
+    return [callback for callback in ordered if rank == 0 or callback["type"] != "CheckpointMonitor"]
+
+
+def of_whole_batch(loss: float, figures: np.ndarray, processes: int,
+                   add: Callable[[np.ndarray], np.ndarray] = sum_over_processes) -> Tuple[float, np.ndarray]:
+    """Loss and figures of a step from those of this process's part.
+
+    Args:
+        loss:      of the part, scaled so that the mean over processes is that of the whole batch
+        figures:   (6,) float32, those of `StepMetrics`: three means over the part's pairs, number of pairs, two more
+                   counts
+        processes: number of them
+        add:       the sum of an array over all processes
+    """
+    total = add(np.concatenate([[loss], figures[:3] * figures[3], figures[3:]]).astype(np.float32))
+    return total[0] / processes, np.concatenate([total[1:4] / max(total[4], 1), total[4:]])
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
@@ -28,7 +56,8 @@ class RewardMonitor(Callback):
     accuracy (share of pairs whose chosen end score is the larger one), margin (mean of chosen minus rejected), reward
     (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of both texts of all pairs, without padding),
     computed_tokens (of the rows; fewer than text_tokens where the texts of a pair share their prompt).
-    `OUTPUT/curves.png` shows the curves.
+    `OUTPUT/curves.png` shows the curves. Where several processes train data-parallel, all figures are of the whole
+    batch.
 
     Args:
         facts:           what the first log block says, name -> text (filled in by `mindrlhf.train`)
@@ -42,6 +71,8 @@ class RewardMonitor(Callback):
         self.facts = dict(facts or {})
         self.per_print_times = per_print_times
         self.writes = get_real_rank() == 0
+        data_parallel = ms.get_auto_parallel_context("parallel_mode") == "data_parallel"
+        self._parts = get_real_group_size() if data_parallel else 1  # of a batch, one a process
         folder = Path(get_output_root_path())
         self.table, self.curves = folder / "metrics.csv", folder / "curves.png"
         self._first_step = (runner_config or {}).get("initial_step") or 0
@@ -84,11 +115,14 @@ class RewardMonitor(Callback):
         step = self._first_step + run.cur_step_num
         if not self._total:  # a resumed run counts its epochs on, but epoch_num is what is left of them
             self._total = (run.cur_epoch_num - 1 + run.epoch_num) * run.batch_num
+        figures = self._metrics.asnumpy() if self._metrics is not None else None
+        if self._parts > 1 and figures is not None:
+            loss, figures = of_whole_batch(loss, figures, self._parts)
+            run.net_outputs = (loss, *run.net_outputs[1:])
         row = {"step": step, "loss": _number(loss), "learning_rate": _number(rate), "global_norm": _number(norm),
                "step_ms": round(step_ms, 1)}
-        if self._metrics is not None:
-            figures = self._metrics.asnumpy().tolist()
-            row.update(zip(("accuracy", "margin", "reward"), (float(f"{figure:.6g}") for figure in figures)))
+        if figures is not None:
+            row.update(zip(("accuracy", "margin", "reward"), map(_number, figures)))
             row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, figures[3:])))
         if self.writes:
             self._rows.writerow(row)

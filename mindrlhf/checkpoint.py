@@ -4,18 +4,21 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mindrlhf.errors import UserError, some
 from mindrlhf.models.glm4.dimensions import with_prefix
 from mindrlhf.partial import partial_file
-from mindrlhf.weights.ckpt_file import read_ckpt
+from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
 
 __all__ = ["LoadReport", "check_weights", "checkpoint_files", "list_checkpoints", "load_strictly", "merge_slices",
-           "raise_left_over", "read_checkpoint", "read_data_settings", "resolve_load_path", "write_data_settings"]
+           "newest_whole_checkpoint", "raise_left_over", "read_checkpoint", "read_data_settings", "step_of",
+           "write_data_settings"]
 
 DATA_SETTINGS = "data_settings.json"
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
+_RUN = re.compile(r"_rank_\d+_(\d+)-[^-]*\.ckpt$")
+_TO_RESUME = ("epoch_num", "step_num", "global_step")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.ckpt")
 
 # What a network may start without: the value head when training begins from a base model (it then has its documented
@@ -46,12 +49,16 @@ class LoadReport:
         return text
 
 
-def step_of(path: Union[str, Path]) -> Tuple[float, float]:
-    """(epoch, step) in a checkpoint's name `PREFIX-EPOCH_STEP.ckpt`; a name without them, as that of the network-only
-    file, which is always written last, comes after all others.
+Step = Tuple[float, float, float]
+
+
+def step_of(path: Union[str, Path]) -> Step:
+    """(run, epoch, step) in a checkpoint's name `PREFIX_rank_RANK[_RUN]-EPOCH_STEP.ckpt`. The first run that wrote to a
+    folder has no number, which is 0. A name without epoch and step, as that of the network-only file, which is always
+    written last, comes after all others of its run.
     """
-    match = _STEP.search(str(path))
-    return (int(match[1]), int(match[2])) if match else (float("inf"), float("inf"))
+    run, step = _RUN.search(str(path)), _STEP.search(str(path))
+    return (int(run[1]) if run else 0, *((int(step[1]), int(step[2])) if step else (float("inf"), float("inf"))))
 
 
 def list_checkpoints(path: Union[str, Path], rank: int, flag: str = "distributed_ckpt_path") -> List[Path]:
@@ -103,7 +110,7 @@ def _is_one_model(folder: Path, files: Sequence[Path]) -> bool:
         if missing:
             raise UserError(f"{folder}: shard {some(missing)} of {total} is missing")
         return True
-    if len(files) == 1 or step_of(files[0])[0] != float("inf"):
+    if len(files) == 1 or step_of(files[0])[1] != float("inf"):
         return False
     names = [name for file in files for name in read_ckpt(file)]
     return len(names) == len(set(names))
@@ -114,28 +121,56 @@ def checkpoint_files(checkpoint: Path) -> List[Path]:
     return sorted(checkpoint.glob("*.ckpt")) if checkpoint.is_dir() else [checkpoint]
 
 
-def resolve_load_path(path: str, rank: int, sliced: bool) -> str:
-    """What MindFormers is to load for `--load_checkpoint`: a file where one file is meant, else the folder.
+def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, skipped: Callable[[str], object],
+                            gather: Callable[[Step], Iterable[Step]] = lambda step: [step],
+                            check: Callable[[Path, Sequence[str]], object] = check_ckpt) -> Path:
+    """The checkpoint that training starts from: the last step's, of those that are whole on all ranks.
 
     MindFormers takes the newest file of a rank folder by time and, in a folder of .ckpt files, all of them together.
-    Here the last step counts.
 
     Args:
-        sliced: whether each rank loads its own slice, which MindFormers finds by itself
+        path:    see `list_checkpoints`
+        rank:    whose checkpoints are looked at
+        resume:  whether it must have what a run goes on with, beside the weights
+        skipped: told of each damaged one that is passed over
+        gather:  a step of this process to those of all processes; each of them must call it
+        check:   raises `UserError` if a file is damaged or lacks some names
+
+    Raises:
+        UserError: there is none, or none that is whole on all ranks.
     """
-    checkpoints = list_checkpoints(path, rank, flag="load_checkpoint")
-    return str(path) if sliced else str(checkpoints[-1])
+    left, damage = list_checkpoints(path, rank, flag="load_checkpoint"), ""
+    while True:
+        while left:
+            try:
+                for file in checkpoint_files(left[-1]):
+                    check(file, _TO_RESUME if resume else ())
+                break
+            except UserError as error:
+                damage = str(error)
+                left.pop()
+                if left:
+                    skipped(f"{damage}; passed over, the checkpoint before it is looked at")
+        found = list(gather(step_of(left[-1]) if left else (-1, -1, -1)))
+        earliest = min(found)
+        if earliest[0] < 0:
+            raise UserError(damage if not left else f"--load_checkpoint: {path}: no step whose checkpoint is whole on "
+                                                    f"all {len(found)} ranks")
+        if earliest == max(found):
+            return left[-1]
+        left = [checkpoint for checkpoint in left if step_of(checkpoint) <= earliest]
 
 
 def read_checkpoint(path: Path) -> Dict[str, Any]:
     """Name -> Parameter of a checkpoint that `list_checkpoints` named.
 
     Raises:
-        UserError: it cannot be read as a checkpoint (empty, truncated, something else).
+        UserError: it cannot be read as a checkpoint (empty, truncated, something else), or its checksum is wrong.
     """
     import mindspore as ms
     parameters: Dict[str, Any] = {}
     for file in checkpoint_files(path):
+        check_ckpt(file)
         try:
             parameters.update(ms.load_checkpoint(str(file)))
         except (ValueError, RuntimeError, TypeError, OSError) as error:
@@ -221,6 +256,7 @@ def merge_slices(source: Path, strategy: str, folder: Path) -> Path:
         slices = folder / "slices" / f"rank_{rank}"
         slices.mkdir(parents=True)
         last = list_checkpoints(source, rank, flag="input")[-1]
+        check_ckpt(last)
         (slices / f"rank_{rank}.ckpt").symlink_to(last.absolute())
     strategy_file = strategy
     try:

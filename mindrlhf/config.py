@@ -229,6 +229,13 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if accumulation != 1 and not semi_auto:
         yield (f"runner_config.gradient_accumulation_steps is {accumulation!r}, expected 1 outside semi-auto parallel: "
                "MindFormers would take it back to 1 without a word")
+    if get(config, "use_parallel") and not semi_auto:
+        for key, expected, why in (
+                ("gradients_mean", True, "the gradients of a step are the mean over the processes"),
+                ("enable_parallel_optimizer", False, "every process keeps the whole optimizer state")):
+            found = get(config, f"parallel.{key}")
+            if bool(found) is not expected:
+                yield f"parallel.{key} is {found!r}, expected {expected} in data-parallel mode: {why}"
     if semi_auto and get(config, "context.device_target") == "CPU":
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) on device_target CPU"
     if semi_auto and not get(config, "parallel.full_batch"):

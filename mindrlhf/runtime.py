@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any, Dict
 
+import numpy as np
+
+from mindrlhf.config import get
 from mindrlhf.errors import UserError
 
-__all__ = ["output_path", "start"]
+__all__ = ["output_path", "stack_over_processes", "start", "sum_over_processes"]
 
 
 def output_path(config: Dict[str, Any]) -> Path:
@@ -21,8 +24,12 @@ def start(config: Dict[str, Any]):
     YAML's type names find them.
 
     Raises:
-        UserError: MindSpore has no such device here, or `use_parallel` without other processes to join.
+        UserError: MindSpore has no such device here, or `use_parallel` does not fit the number of processes.
     """
+    processes = int(os.environ.get("MS_WORKER_NUM", 1))  # from msrun
+    if processes > 1 and not config.get("use_parallel"):
+        raise UserError(f"use_parallel is False, but {processes} processes were started: set use_parallel: True in the "
+                        "YAML, or start one; each of them would do all the work and write to the same files")
     if os.environ.get("MS_ROLE") == "MS_SCHED" and not config.get("use_parallel"):
         # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
         # communication; a run of one process has none, and the scheduler would do all the work a second time.
@@ -33,11 +40,13 @@ def start(config: Dict[str, Any]):
     os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts what it writes
     os.environ.setdefault("LOG_MF_PATH", str(output / "log"))
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ side: errors only
+    if (get(config, "parallel_config.pipeline_stage") or 1) == 1:  # in a pipeline the last process has the loss
+        os.environ.setdefault("STDOUT_DEVICES", "0")  # what all processes say is printed by one; each has its log file
 
     from mindformers import MindFormerConfig
     from mindformers.core.context import build_context
 
-    from mindrlhf import callbacks, compat, wrapper  # noqa: F401
+    from mindrlhf import callbacks, compat, saving, wrapper  # noqa: F401
     from mindrlhf.data import dataset  # noqa: F401
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 
@@ -53,3 +62,20 @@ def start(config: Dict[str, Any]):
                         f"machine: {reason}") from None
     compat.use_portable_overflow_check()
     return config
+
+
+def sum_over_processes(values: np.ndarray) -> np.ndarray:
+    """The sum of all processes' `values`, which have the same shape and float32 everywhere; each of them must call it.
+
+    It is the one operator for this that Ascend and a CPU both have.
+    """
+    from mindspore import Tensor, ops
+    return ops.AllReduce()(Tensor(values)).asnumpy()
+
+
+def stack_over_processes(values: np.ndarray) -> np.ndarray:
+    """Each process's `values`, (n,) float32, as rows of one array; each of them must call it."""
+    from mindformers.tools.utils import get_real_group_size, get_real_rank
+    rows = np.zeros((get_real_group_size(), len(values)), np.float32)
+    rows[get_real_rank()] = values
+    return sum_over_processes(rows)

@@ -1,11 +1,13 @@
 """Scoring: what evaluation and inference share, and both of them.
 
 Scores come from the network itself, called in evaluation mode through `mindspore.Model`: compiled in the YAML's
-parallel layout, with the rank's own slices of a checkpoint.
+parallel layout, with the rank's own slices of a checkpoint. Several processes that each have the whole model divide the
+batches among them; all of them know all scores, and the first one says and writes what is found.
 """
 import json
 import os
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +25,7 @@ from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokeni
 from mindrlhf.errors import UserError
 from mindrlhf.partial import partial_file
 from mindrlhf.report import format_table, plot_score_histogram
-from mindrlhf.runtime import output_path, start
+from mindrlhf.runtime import output_path, start, sum_over_processes
 
 __all__ = ["EvalResult", "Scorer", "check_output_file", "count_questions", "evaluate", "infer", "load_eval_config",
            "load_infer_config", "read_questions", "row_shapes"]
@@ -38,7 +40,7 @@ _SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
 
 class Scorer:
     """A reward model that scores texts without padding: in packed rows of at most four lengths, so that at most four
-    graphs are compiled, each when it is needed first.
+    graphs are compiled, each when it is needed first. All processes must score the same questions.
 
     Args:
         run:   the configuration that `mindrlhf.runtime.start` returned
@@ -50,11 +52,13 @@ class Scorer:
         import mindspore as ms
         from mindformers.core.parallel_config import build_parallel_config
         from mindformers.models.build_model import build_network
-        from mindformers.tools.utils import get_real_rank
+        from mindformers.tools.utils import get_real_group_size, get_real_rank
 
         from mindrlhf import compat
         self.rank = get_real_rank()
         self.sliced = is_semi_auto(run)
+        divided = run.use_parallel and not self.sliced
+        self._part, self._parts = (self.rank, get_real_group_size()) if divided else (0, 1)  # of the batches
         if not self.sliced:
             for key in ("data_parallel", "model_parallel", "pipeline_stage"):
                 run.parallel_config[key] = 1
@@ -70,6 +74,10 @@ class Scorer:
         self.network.set_train(False)
         self._model = ms.Model(self.network)
         self._laid_out = False
+
+    def checkpoints(self, path: str) -> List[Path]:
+        """The checkpoints at a path, see `list_checkpoints`: the rank's own slices, or the whole ones of rank 0."""
+        return list_checkpoints(path, self.rank if self.sliced else 0)
 
     def load(self, path: Path) -> None:
         """Load a checkpoint, strictly, and log what was loaded."""
@@ -106,13 +114,17 @@ class Scorer:
             yield from self._score_window(window)
 
     def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
-        scores: List[List[float]] = [[] for _ in groups]
-        for step in plan_steps([len(group) for group in groups], self.shapes, self.most, None):
+        last = np.cumsum([len(group.ends) for group in groups])
+        scores = np.zeros(last[-1], np.float32)
+        places = [np.arange(end - len(group.ends), end) for group, end in zip(groups, last)]
+        steps = plan_steps([len(group) for group in groups], self.shapes, self.most, None)
+        for step in steps[self._part::self._parts]:
             inputs, texts = self._tensors([[groups[number] for number in row] for row in step.rows], step.length)
-            found = iter(self._model.predict(*inputs).asnumpy()[texts].tolist())
-            for number in step.groups:
-                scores[number] = list(islice(found, len(groups[number].ends)))
-        return scores
+            scores[np.concatenate([places[number] for number in step.groups])] = \
+                self._model.predict(*inputs).asnumpy()[texts]
+        if self._parts > 1:
+            scores = sum_over_processes(scores)  # each score is there once and 0 elsewhere
+        return [scores[place].tolist() for place in places]
 
 
 def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]]:
@@ -202,7 +214,7 @@ def evaluate(config: Dict[str, Any], checkpoint_path: str, all_checkpoints: bool
     for file in files:
         check_first_row(file, list(FIELDS), run.model.model_config.seq_length, exact=False)
     scorer = Scorer(run, 2 * run.runner_config.batch_size)
-    checkpoints = list_checkpoints(checkpoint_path, scorer.rank)
+    checkpoints = scorer.checkpoints(checkpoint_path)
     _warn_of_template(checked_data_settings(files).get("prompt_template"),
                       read_data_settings(checkpoint_path)[1].get("prompt_template"), files[0])
     results = []
@@ -311,7 +323,7 @@ def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, templat
     from mindformers.tools.logger import logger
     _warn_of_template(template, read_data_settings(checkpoint_path)[1].get("prompt_template"), "--prompt_template")
     scorer = Scorer(run, 2 * run.runner_config.batch_size)
-    scorer.load(list_checkpoints(checkpoint_path, scorer.rank)[-1])
+    scorer.load(scorer.checkpoints(checkpoint_path)[-1])
 
     waiting: Deque[Tuple[_Question, List[str]]] = deque()  # read, and not yet scored
     counts = {"rows": 0, "texts": 0, "too long": 0}
@@ -328,7 +340,8 @@ def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, templat
             waiting.append((question, texts))
             yield ids
 
-    with partial_file(output_file) as partial, open(partial, "w", encoding="utf-8") as file:
+    place = partial_file(output_file) if scorer.rank == 0 else nullcontext(os.devnull)
+    with place as partial, open(partial, "w", encoding="utf-8") as file:
         for scores in scorer.score(encoded()):
             question, texts = waiting.popleft()
             for text, score in zip(texts, scores):

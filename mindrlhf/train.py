@@ -1,7 +1,10 @@
 """Training: a checked configuration to MindFormers' `Trainer`."""
-from typing import Any, Dict, List
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
 
-from mindrlhf.checkpoint import load_strictly, resolve_load_path, write_data_settings
+import numpy as np
+
+from mindrlhf.checkpoint import load_strictly, newest_whole_checkpoint, step_of, write_data_settings
 from mindrlhf.config import (
     check_checkpoint_path,
     check_dataset,
@@ -13,7 +16,7 @@ from mindrlhf.config import (
 )
 from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.plan import check_run
-from mindrlhf.runtime import output_path, start
+from mindrlhf.runtime import output_path, stack_over_processes, start
 
 __all__ = ["load_train_config", "train"]
 
@@ -84,10 +87,13 @@ def train(config: Dict[str, Any], task: str) -> None:
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
     from mindrlhf import compat
+    from mindrlhf.callbacks import callbacks_of_process
 
     rank, ranks = get_real_rank(), get_real_group_size()
+    resumed_run = None
     if run.load_checkpoint:
-        run.load_checkpoint = resolve_load_path(run.load_checkpoint, rank, is_semi_auto(run))
+        if not run.auto_trans_ckpt:
+            resumed_run = _choose_checkpoint(run, rank, ranks, logger.warning)
         compat.use_strict_loading(lambda network, parameters: logger.info(
             load_strictly(network, parameters, run.load_checkpoint, need_head=bool(run.resume_training)).as_text()))
     run.train_dataset.data_loader.dataset_dir = files
@@ -96,13 +102,33 @@ def train(config: Dict[str, Any], task: str) -> None:
     run.train_dataset.micro_batches = run.parallel_config.micro_batch_num if run.parallel_config.pipeline_stage > 1 \
         else run.runner_config.gradient_accumulation_steps or 1
     run.model.model_config.track_step_metrics = True
+    if ranks > 1 and not is_semi_auto(run):
+        run.callbacks = callbacks_of_process(run.callbacks, rank)
     for callback in run.callbacks:
         if callback["type"] == "RewardMonitor":
             callback.update(facts=_facts(run, ranks, files), runner_config=run.runner_config)
+        elif callback["type"] == "CheckpointMonitor":
+            callback.update(resumed_run=resumed_run)
     if rank == 0:
         for folder in ("checkpoint", "checkpoint_network"):
             write_data_settings(output_path(config) / folder, settings)
     Trainer(args=run, task=task).train()
+
+
+def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[int]:
+    """Let MindFormers load the last step whose checkpoint is whole; returns the number of the run to resume, if any."""
+    sliced = is_semi_auto(run) and any(Path(run.load_checkpoint).glob("rank_*"))
+    chosen = newest_whole_checkpoint(
+        run.load_checkpoint, rank if sliced else 0, bool(run.resume_training), warn,
+        *([lambda step: stack_over_processes(np.array(step, np.float32)).tolist()] if ranks > 1 else []))
+    if not sliced:
+        run.load_checkpoint = str(chosen)
+    elif run.resume_training:
+        run.resume_training = chosen.name  # MindFormers finds each rank's own
+    else:
+        from mindrlhf import compat
+        compat.use_checkpoint(str(chosen))
+    return int(step_of(chosen)[0]) if run.resume_training else None
 
 
 def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:

@@ -2,10 +2,14 @@
 
 | test                                          | proves                                                          |
 | test_checkpoints_are_ordered_by_step ...      | order by epoch and step, whatever the files' times say          |
+| test_training_starts ..., test_all_ranks ...  | the last step that is whole, on all ranks                       |
+| test_a_damaged_checkpoint ...                 | no byte can be missing, none be wrong                           |
 | test_a_base_checkpoint_fits_by_name           | MindFormers' ChatGLM2 checkpoint loads, its LM head is no fault |
 | test_missing / test_another_shape ...         | nothing is loaded, and the message has names and both shapes    |
 """
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import mindspore as ms
 import numpy as np
@@ -18,12 +22,14 @@ from mindspore import Parameter, Tensor
 from mindrlhf.checkpoint import (
     list_checkpoints,
     load_strictly,
+    newest_whole_checkpoint,
     read_checkpoint,
     read_data_settings,
-    resolve_load_path,
     write_data_settings,
 )
 from mindrlhf.errors import UserError
+
+RESUMABLE = ("a", "step_num", "epoch_num", "global_step")
 
 
 def touch(folder, *names):
@@ -76,12 +82,80 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
         list_checkpoints(tmp_path / "weights.bin", 0)
 
 
-def test_training_starts_from_the_last_step_or_from_all_files_of_one_model(tmp_path):
-    touch(tmp_path / "steps" / "rank_0", "a-1_9.ckpt", "a-1_10.ckpt")
-    assert resolve_load_path(str(tmp_path / "steps"), 0, sliced=False).endswith("a-1_10.ckpt")
-    assert resolve_load_path(str(tmp_path / "steps"), 0, sliced=True) == str(tmp_path / "steps")
-    touch(tmp_path / "parts", "model-00001-of-00002.ckpt", "model-00002-of-00002.ckpt")
-    assert resolve_load_path(str(tmp_path / "parts"), 0, sliced=False) == str(tmp_path / "parts")
+def start_from(path, rank=0, resume=False, **keys):
+    """(the checkpoint that training starts from, what was said of those that were passed over)."""
+    passed_over = []
+    return newest_whole_checkpoint(path, rank, resume, passed_over.append, **keys), passed_over
+
+
+def save(path, *names, crc_check=True):
+    """A checkpoint by MindSpore with parameters of these names, each full of its place in the list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ms.save_checkpoint([{"name": name, "data": Tensor(np.full(3, place, np.float32))}
+                        for place, name in enumerate(names)], str(path), crc_check=crc_check)
+    path.chmod(0o600)
+    return path
+
+
+def test_training_starts_from_the_last_step_of_the_last_run_whatever_the_times(tmp_path):
+    last = save(tmp_path / "rank_0" / "a_rank_0_1-1_10.ckpt", "a")
+    for name in ("a_rank_0_1-1_9.ckpt", "a_rank_0-2_3.ckpt"):
+        save(tmp_path / "rank_0" / name, "a")
+    os.utime(last, (10_000, 10_000))
+    assert start_from(tmp_path) == (last, [])
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, checksum):
+    """Cut short at any byte; with a checksum, also with any bit turned over."""
+    good, bad = save(tmp_path / "a-1_1.ckpt", *RESUMABLE), tmp_path / "a-1_2.ckpt"
+    content = save(bad, *RESUMABLE, crc_check=checksum).read_bytes()
+    damaged = [content[:size] for size in range(len(content))]
+    if checksum:
+        del damaged[len(content) - 17]  # without its checksum alone, all of the content is there
+        damaged += [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1:]
+                    for at in range(len(content) - 17)]
+    for content in damaged:
+        bad.write_bytes(content)
+        found, (said,) = start_from(tmp_path, resume=True)
+        assert found == good
+        assert said.startswith(f"{bad}: ")
+
+
+def test_a_checkpoint_without_the_state_of_its_run_is_not_resumed(tmp_path):
+    save(tmp_path / "a-1_1.ckpt", "a", "epoch_num", "step_num")
+    with pytest.raises(UserError, match=r"a-1_1\.ckpt: global_step missing: cut short, or not a checkpoint to resume"):
+        start_from(tmp_path, resume=True)
+    assert start_from(tmp_path)[0].name == "a-1_1.ckpt"
+
+
+def test_all_ranks_start_from_the_last_step_that_is_whole_on_each(tmp_path):
+    """Rank 0 lacks step 3, rank 1 has it and step 2 damaged, rank 2 has all: step 1."""
+    for rank in range(3):
+        for step in (1, 2, 3):
+            save(tmp_path / f"rank_{rank}" / f"a_rank_{rank}-1_{step}.ckpt", *RESUMABLE)
+    (tmp_path / "rank_0" / "a_rank_0-1_3.ckpt").unlink()
+    (tmp_path / "rank_1" / "a_rank_1-1_2.ckpt").write_bytes(b"")
+    barrier, shared = threading.Barrier(3, timeout=20), {}
+
+    def start(rank):
+        def gather(step):
+            shared[rank] = step
+            barrier.wait()
+            found = [shared[each] for each in range(3)]
+            barrier.wait()
+            return found
+
+        return start_from(tmp_path, rank, resume=True, gather=gather)[0].name
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(start, range(3))) == [f"a_rank_{rank}-1_1.ckpt" for rank in range(3)]
+
+
+def test_ranks_without_a_common_step_are_refused(tmp_path):
+    save(tmp_path / "a-1_1.ckpt", "a")
+    with pytest.raises(UserError, match="no step whose checkpoint is whole on all 2 ranks"):
+        start_from(tmp_path, gather=lambda step: [step, (-1, -1, -1)])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x0a\x10" + bytes(range(200))],
@@ -193,14 +267,6 @@ def test_a_half_precision_checkpoint_is_widened_to_the_networks_type(network, dt
         assert (parameter.asnumpy() == 0.5).all()
 
 
-def save(path, *names):
-    """A checkpoint by MindSpore with parameters of these names, each full of its place in the list."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ms.save_checkpoint([{"name": name, "data": Tensor(np.full(3, place, np.float32))}
-                        for place, name in enumerate(names)], str(path))
-    return path
-
-
 @pytest.mark.parametrize("folder", ["shards", "shards/rank_0"])
 def test_numbered_shards_are_one_checkpoint(tmp_path, folder):
     """The folder stands for it: all of its files are read, and MindFormers is given the folder."""
@@ -208,7 +274,7 @@ def test_numbered_shards_are_one_checkpoint(tmp_path, folder):
     save(place / "model-00001-of-00002.ckpt", "a", "b")
     save(place / "model-00002-of-00002.ckpt", "c", "d")
     assert list_checkpoints(tmp_path / "shards", 0) == [place]
-    assert resolve_load_path(str(tmp_path / "shards"), 0, sliced=False) == str(place)
+    assert start_from(tmp_path / "shards") == (place, [])
     found = read_checkpoint(place)
     assert {name: value.asnumpy().tolist() for name, value in found.items()} == {
         "a": [0, 0, 0], "b": [1, 1, 1], "c": [0, 0, 0], "d": [1, 1, 1]}
@@ -217,7 +283,7 @@ def test_numbered_shards_are_one_checkpoint(tmp_path, folder):
 @pytest.mark.parametrize(("present", "absent"), [(1, 2), (2, 1)])
 def test_a_missing_shard_is_named(tmp_path, present, absent):
     save(tmp_path / f"model-{present:05d}-of-00002.ckpt", "a")
-    for function in (list_checkpoints, lambda path, rank: resolve_load_path(str(path), rank, sliced=False)):
+    for function in (list_checkpoints, start_from):
         with pytest.raises(UserError) as caught:
             function(tmp_path, 0)
         assert str(caught.value) == f"{tmp_path}: shard {absent} of 2 is missing"
@@ -234,7 +300,7 @@ def test_files_without_steps_that_share_no_parameter_are_one_model(tmp_path):
     save(tmp_path / "embedding.ckpt", "a")
     save(tmp_path / "layers.ckpt", "b", "c")
     assert list_checkpoints(tmp_path, 0) == [tmp_path]
-    assert resolve_load_path(str(tmp_path), 0, sliced=False) == str(tmp_path)
+    assert start_from(tmp_path) == (tmp_path, [])
     assert set(read_checkpoint(tmp_path)) == {"a", "b", "c"}
 
 
@@ -244,7 +310,7 @@ def test_files_without_steps_that_share_parameters_are_separate_and_the_last_by_
     first = save(tmp_path / "rank_0" / "x_rank_0-network.ckpt", "b", "a")
     os.utime(last, (10_000, 10_000))
     assert list_checkpoints(tmp_path, 0) == [first, last]
-    assert resolve_load_path(str(tmp_path), 0, sliced=False) == str(last)
+    assert start_from(tmp_path) == (last, [])
     assert read_checkpoint(last)["b"].asnumpy().tolist() == [1, 1, 1]
 
 

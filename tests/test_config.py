@@ -121,6 +121,9 @@ def test_a_number_without_a_dot_is_a_number(tmp_path):
      "use_flash_attention is True, expected False on device_target CPU"),
     ({"parallel.parallel_mode": 7}, "parallel.parallel_mode is 7, expected 0 (data parallel) or 1"),
     ({"parallel.parallel_mode": 1, "use_parallel": True}, "parallel.parallel_mode is 1, expected 0 (data parallel) on"),
+    ({"parallel.gradients_mean": False, "use_parallel": True}, "parallel.gradients_mean is False, expected True in"),
+    ({"parallel.enable_parallel_optimizer": True, "use_parallel": True},
+     "parallel.enable_parallel_optimizer is True, expected False in data-parallel mode"),
     ({"micro_batch_interleave_num": 2}, "micro_batch_interleave_num is above 1, expected 1"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
 def test_problem_is_named_with_value_and_expectation(write_yaml, tiny, changes, message):

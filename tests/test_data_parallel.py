@@ -1,13 +1,19 @@
 """Several processes do what one does: the same steps, losses, figures and scores.
 
-| test                                         | proves                           | judged against             |
-| test_a_step_has_the_pairs_of_one_process ... | each pair once an epoch; shuffle | one process, global batch  |
-| test_...are_refused, ...is_refused           | errors name found and expected   | messages                   |
+| test                                         | proves                             | judged against            |
+| test_a_step_has_the_pairs_of_one_process ... | each pair once an epoch; shuffle   | one process, global batch |
+| test_figures_of_parts ...                    | every pair weighs the same         | by hand                   |
+| test_one_process_saves ...                   | what each process does with a step | names                     |
+| test_...are_refused, ...is_refused           | errors name found and expected     | messages                  |
 """
 import numpy as np
 import pytest
+from conftest import TINY_YAML
 from mindformers.tools.register import MindFormerConfig
 
+from mindrlhf import runtime
+from mindrlhf.callbacks import callbacks_of_process, of_whole_batch
+from mindrlhf.config import load_config
 from mindrlhf.data.dataset import RewardModelDataset
 from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.record import RecordWriter
@@ -61,3 +67,32 @@ def test_a_smaller_last_batch_cannot_be_divided_and_is_refused(record, monkeypat
 def test_fewer_pairs_than_a_step_of_all_processes_are_refused(record, monkeypatch):
     with pytest.raises(UserError, match="45 pairs, expected at least one step of 48"):
         steps_of(record, monkeypatch, 1, 2, batch_size=24)
+
+
+def test_figures_of_parts_become_those_of_the_whole_batch():
+    """Three pairs, one and none: each pair weighs the same, and a part without pairs nothing."""
+    margins = [[1.0, -2.0, 4.0], [3.0], []]
+    parts = [(part, np.array([np.mean(np.array(part) > 0) if part else 0, np.mean(part) if part else 0,
+                              np.mean(part) / 2 if part else 0, len(part), 10 * len(part), 64], np.float32))
+             for part in margins]
+    losses = [3 * sum(part) / 4 for part, _ in parts]  # the mean over all pairs, times the processes
+    given = []
+    for loss, (_, figures) in zip(losses, parts):
+        of_whole_batch(loss, figures, 3, lambda values: given.append(values) or values)
+    loss, figures = of_whole_batch(losses[0], parts[0][1], 3, lambda values: sum(given))
+    assert loss == pytest.approx(1.5)
+    assert figures.tolist() == pytest.approx([0.75, 1.5, 0.75, 4, 40, 192])
+
+
+def test_one_process_saves_and_the_loss_is_averaged_before_it_is_printed():
+    callbacks = load_config(TINY_YAML)["callbacks"]
+    assert [callback["type"] for callback in callbacks_of_process(callbacks, 0)] == [
+        "RewardMonitor", "MFLossMonitor", "CheckpointMonitor"]
+    assert [callback["type"] for callback in callbacks_of_process(callbacks, 1)] == ["RewardMonitor", "MFLossMonitor"]
+
+
+def test_several_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, in_tmp_path):
+    monkeypatch.setenv("MS_WORKER_NUM", "4")
+    with pytest.raises(UserError, match="use_parallel is False, but 4 processes were started: set use_parallel: True"):
+        runtime.start(load_config(TINY_YAML))
+    assert not list(in_tmp_path.iterdir())

@@ -204,7 +204,7 @@ class CountingScorer(Scorer):
     windows = []
 
     def __init__(self, run, texts):
-        self.rank, self.seq_length = 0, run.model.model_config.seq_length
+        self.rank, self.sliced, self.seq_length = 0, False, run.model.model_config.seq_length
 
     def load(self, path):
         pass
