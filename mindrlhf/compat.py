@@ -14,8 +14,8 @@ from mindspore.ops import composite as C
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["attention_mask_dtype", "no_init_parameters", "on_ascend", "on_whole_cpu", "use_portable_overflow_check",
-           "use_strict_loading"]
+__all__ = ["attention_mask_dtype", "no_init_parameters", "on_ascend", "on_whole_cpu", "use_checkpoint",
+           "use_portable_overflow_check", "use_saving", "use_strict_loading"]
 
 
 def on_ascend() -> bool:
@@ -134,6 +134,24 @@ def use_strict_loading(load: Callable) -> None:
         return [], []
 
     utils.load_param_into_net = load_param_into_net
+
+
+def use_saving(save: Callable) -> None:
+    """Let MindFormers' `CheckpointMonitor` write its files with `save`, which has `save_checkpoint`'s parameters.
+
+    MindFormers 1.3 has no way to ask for a checksum or for another way to write.
+    """
+    from mindformers.core.callback import callback
+    callback.save_checkpoint = save
+
+
+def use_checkpoint(path: str) -> None:
+    """Let MindFormers' Trainer load this file of its rank's folder.
+
+    MindFormers 1.3 takes the newest one by time, which a copy of the folder changes.
+    """
+    from mindformers.trainer import utils
+    utils.get_last_checkpoint = lambda folder: path
 
 
 _give_transformer_its_cast()

@@ -3,6 +3,7 @@
 The check at every start reads configuration, sidecars, the index of the data and the headers of checkpoints. The dry
 run also reads the data, as training does, and so knows the steps. Neither builds the network or touches a device.
 """
+import math
 import os
 import shutil
 import sqlite3
@@ -10,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from mindrlhf.checkpoint import check_weights, checkpoint_files, list_checkpoints, read_data_settings
+from mindrlhf.checkpoint import (
+    check_weights,
+    checkpoint_files,
+    list_checkpoints,
+    newest_whole_checkpoint,
+    read_data_settings,
+)
 from mindrlhf.config import (
     check_checkpoint_path,
     check_dataset,
@@ -29,7 +36,7 @@ from mindrlhf.models.glm4.dimensions import (
     with_prefix,
 )
 from mindrlhf.runtime import output_path
-from mindrlhf.weights.ckpt_file import read_ckpt_files
+from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
 __all__ = ["MemoryEstimate", "Size", "check_run", "checkpoint_space", "count_pairs", "describe_run", "estimate_memory"]
@@ -45,13 +52,7 @@ def weights_of(config: Mapping[str, Any], place: str = "model.model_config") -> 
 
 
 def _values(weights: Sequence[Weight]) -> int:
-    total = 0
-    for weight in weights:
-        count = 1
-        for dim in weight.shape:
-            count *= dim
-        total += count
-    return total
+    return sum(math.prod(weight.shape) for weight in weights)
 
 
 # --- data and steps -------------------------------------------------------------------------------------------------
@@ -109,7 +110,8 @@ def _check_checkpoint(config: Mapping[str, Any]) -> None:
         for rank in range(1 if config.get("auto_trans_ckpt") else process_count(config)):
             list_checkpoints(path, rank, flag="load_checkpoint")
     else:
-        found = list_checkpoints(path, 0, flag="load_checkpoint")[-1]
+        found = newest_whole_checkpoint(path, 0, bool(config.get("resume_training")), skipped=lambda message: None,
+                                        check=lambda file, needed: read_ckpt(file))  # training reads all of it
         shapes = {with_prefix(name): tensor.shape for name, tensor in read_ckpt_files(checkpoint_files(found)).items()}
         check_weights(str(found), shapes, {weight.name: weight.shape for weight in weights_of(config)},
                       need_head=bool(config.get("resume_training")))

@@ -112,7 +112,12 @@ def train(config: Dict[str, Any], task: str) -> None:
     if rank == 0:
         for folder in ("checkpoint", "checkpoint_network"):
             write_data_settings(output_path(config) / folder, settings)
-    Trainer(args=run, task=task).train()
+    try:
+        Trainer(args=run, task=task).train()
+    except ValueError:  # what MindSpore raises for a run without steps
+        if not run.resume_training or run.runner_config.initial_epoch < run.runner_config.epochs:
+            raise
+        logger.info("%s is the last step of this run: nothing is left to train", run.load_checkpoint)
 
 
 def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[int]:

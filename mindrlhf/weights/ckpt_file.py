@@ -5,18 +5,20 @@ name and the content, where a large tensor is several values with the same tag b
 checksum follows. MindSpore's own reader holds a file twice, which for GLM-4-9B in float32 is 76 GB, and importing
 MindSpore takes seconds; here a file's values are found by their lengths and read in chunks.
 """
+import zlib
 from pathlib import Path
 from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from mindrlhf.errors import UserError
 from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Segment, StoredTensor
 
-__all__ = ["read_ckpt", "read_ckpt_files", "write_ckpt"]
+__all__ = ["check_ckpt", "read_ckpt", "read_ckpt_files", "write_ckpt"]
 
 _NAMES = {"Float32": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
 _TYPES = {name: type_name for type_name, name in _NAMES.items()}
 _VALUE_BYTES = 512 << 20  # of one value, as in MindSpore's own files
 _CHECKSUM, _CHECKSUM_BYTES = b"crc_num", 17
+_CHUNK = 16 << 20  # bytes that are read at once
 _VARINT, _DELIMITED = 0, 2
 _TAG, _TENSOR = 1, 2                 # fields of a value
 _DIMS, _TYPE, _CONTENT = 1, 2, 3     # fields of a tensor
@@ -70,6 +72,32 @@ def read_ckpt(path: Path) -> Dict[str, StoredTensor]:
     if not tensors:
         raise UserError(f"{path}: not readable as a checkpoint: nothing in it")
     return tensors
+
+
+def check_ckpt(path: Path, needed: Iterable[str] = ()) -> None:
+    """Whether a file is whole: its values, their names, and, where it has one, its checksum.
+
+    Args:
+        path:   of the file
+        needed: names that it must have
+
+    Raises:
+        UserError: see `read_ckpt`; or something needed is missing, or the checksum is that of another content.
+    """
+    names = read_ckpt(path)
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing: cut short, or not a checkpoint to resume from")
+    with open(path, "rb") as file:
+        left, found = _content_end(file), 0
+        while left:
+            chunk = file.read(min(left, _CHUNK))
+            left -= len(chunk)
+            found = zlib.crc32(chunk, found)
+        checksum = file.read()
+    if checksum and int.from_bytes(checksum[len(_CHECKSUM):], "big") != found:
+        raise UserError(f"{path}: damaged: the checksum of its content is {found}, in the file it is "
+                        f"{int.from_bytes(checksum[len(_CHECKSUM):], 'big')}")
 
 
 def _content_end(file: BinaryIO) -> int:
