@@ -75,7 +75,7 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
         padding_side: "right" or "left"
         pad_token_id: default: the tokenizer's
         skip_invalid: leave out lines that cannot be used and write them to OUT.mindrecord.rejected.jsonl
-        num_workers:  processes that encode, beside this one that writes; pairs and (in one file) order do not depend on it
+        num_workers:  processes that encode, beside this one that writes; pairs and (of one file) order are the same
         shard_num:    1, or the number of files OUT.mindrecord0, OUT.mindrecord1, ... over which pairs are spread
 
     Raises:
