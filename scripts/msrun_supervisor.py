@@ -21,7 +21,30 @@ PR_SET_CHILD_SUBREAPER = 36
 GRACE = 5  # seconds from SIGTERM to SIGKILL
 GIVE_UP = 20  # seconds until a process that not even SIGKILL ends (a hanging driver) is left behind
 SCHEDULER_GRACE = 60  # seconds that the scheduler of a single node has to end after the last worker
+SAME_ERROR = 3  # seconds after the scheduler in which a failing worker is named instead: they run the same script
 LINES = 10
+
+# Runs msrun, and stops where it would end: its children are then the job's processes and nothing else. It must not end
+# by itself, because Python's Popen collects the exit codes of those that are dead by then.
+MSRUN = """
+import sys
+del sys.path[0]
+import os, runpy, shutil, signal
+sys.argv[0] = shutil.which(sys.argv[1])
+del sys.argv[1]
+try:
+    with open(sys.argv[0], "rb") as file:
+        compile(file.read(), sys.argv[0], "exec")
+except (SyntaxError, ValueError):  # somebody's wrapper around msrun, in another language
+    os.execv(sys.argv[0], sys.argv)
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    if end.code:
+        raise
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
 
 
 class JobError(Exception):
@@ -129,21 +152,29 @@ class Job:
         self.scheduler, self.workers = None, {}  # pid; pid -> rank
 
     def start(self):
-        """Run msrun, which ends when it has started everything, and find out which process is which."""
+        """Run msrun until it has started everything, and find out which process is which."""
         if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise JobError(f"prctl: {os.strerror(ctypes.get_errno())}; expected Linux 3.4 or later")
         with open(self.log, "wb") as log:
             # After so many seconds without a sign of life from a process the scheduler ends the job. A thread of its
             # own sends them, so compiling may take its time. MindSpore 2.7.2's default, made sure of for any release.
-            code = subprocess.run(self.line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                                  env={"MS_NODE_TIMEOUT": "30", **os.environ}, check=False).returncode
-        if code:
-            raise JobError(f"msrun ended with {outcome(code)}; the last lines of {self.log}:{last_lines(self.log)}",
-                           code if code > 0 else 128 - code)
+            msrun = subprocess.Popen([sys.executable, "-c", MSRUN, *self.line], stdin=subprocess.DEVNULL, stdout=log,
+                                     stderr=log, start_new_session=True,
+                                     env={"MS_NODE_TIMEOUT": "30", **os.environ})
+        _, status = os.waitpid(msrun.pid, os.WUNTRACED)
+        stopped = os.WIFSTOPPED(status)
+        if not stopped:
+            msrun.returncode = code = os.waitstatus_to_exitcode(status)
+            if code:
+                raise JobError(f"msrun ended with {outcome(code)}; the last lines of {self.log}:"
+                               f"{last_lines(self.log)}", code if code > 0 else 128 - code)
         # Even of a process that is dead already, /proc knows these: each worker leads a session, and they were
         # started in the order of their ranks.
-        children = sorted((born, pid, session) for pid, (parent, session, born) in processes().items()
-                          if parent == os.getpid())
+        parent = msrun.pid if stopped else os.getpid()
+        children = sorted((born, pid, session) for pid, (its, session, born) in processes().items() if its == parent)
+        if stopped:
+            msrun.kill()
+            msrun.wait()
         leaders = [pid for _, pid, session in children if session == pid]
         self.workers = {pid: rank for rank, pid in enumerate(leaders, self.first_rank)}
         self.scheduler = next((pid for _, pid, session in children if session != pid), None)
@@ -162,14 +193,14 @@ class Job:
         Raises:
             JobError: one has not.
         """
-        scheduler_deadline = None
+        deadline = failure = None
         while self.workers or self.scheduler:
             ended = reap()
             if ended is None:
-                if not self.workers and self.one_node:
-                    scheduler_deadline = scheduler_deadline or time.monotonic() + SCHEDULER_GRACE
-                    if time.monotonic() > scheduler_deadline:
-                        return
+                if not self.workers and self.one_node and not deadline:
+                    deadline = time.monotonic() + SCHEDULER_GRACE
+                if deadline and time.monotonic() > deadline:
+                    break
                 time.sleep(0.2)
                 continue
             pid, code = ended
@@ -182,8 +213,13 @@ class Job:
                 continue  # a process of a worker that has outlived it
             if code:
                 log = os.path.join(self.log_dir, log)
-                raise JobError(f"{name} ended with {outcome(code)}, and the job with it{self.lost()}; the last lines "
-                               f"of {log}:{last_lines(log)}", code if code > 0 else 128 - code)
+                failure = JobError(f"{name} ended with {outcome(code)}, and the job with it{self.lost()}; the last "
+                                   f"lines of {log}:{last_lines(log)}", code if code > 0 else 128 - code)
+                if name != "the scheduler":
+                    break
+                deadline = time.monotonic() + SAME_ERROR
+        if failure:
+            raise failure
 
     def lost(self):
         """What the scheduler says of processes that it does not hear of any more: the cause of others' failures."""

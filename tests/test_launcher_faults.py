@@ -3,6 +3,7 @@
 | test | proves | judged against |
 | --- | --- | --- |
 | test_the_first_process_to_fail_... | exit code, rank, reason, end of the log; nothing is left | what the worker did |
+| test_a_worker_that_fails_while_msrun_... | a very early failure is reported too | what the worker did |
 | test_a_signal_to_the_launcher_... | Ctrl-C and SIGTERM end the job; nothing is left | /proc |
 | test_join_false_... | the launcher returns while the job runs; msrun.log tells its end | what the worker did |
 | test_two_nodes_... | two launches make one job; its ranks; names are not evaluated | arguments as received |
@@ -27,16 +28,17 @@ LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 WORKER = """
 import os, signal, subprocess, sys, time
 me = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else os.environ["RANK_ID"]
-open(me + ".started", "w").close()
 print(sys.argv[1:], flush=True)
 fault, culprit = sys.argv[1:3]
 if fault == "none":
     sys.exit()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 subprocess.Popen(["sleep", "600"], start_new_session=True)
-if me == culprit:
+open(me + ".started", "w").close()
+if me in culprit.split(","):
     while not os.path.exists("go"):
         time.sleep(0.05)
+    time.sleep(me != "scheduler" and "," in culprit)
     print(*(f"line {i}" for i in range(20)), sep=chr(10), flush=True)
     if fault.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, fault))
@@ -118,16 +120,29 @@ def jobs(tmp_path):
                           "logs/worker_0.log:"),
     ("SIGKILL", "scheduler", 137, "the scheduler ended with signal SIGKILL, mostly for want of memory, and the job "
                                   "with it; the last lines of logs/scheduler.log:"),
+    # A script's error, which it meets as the scheduler too, is a worker's.
+    ("3", "scheduler,1", 3, "worker 1 ended with exit code 3, and the job with it; the last lines of "
+                            "logs/worker_1.log:"),
 ])
 def test_the_first_process_to_fail_ends_the_job_and_is_named(fault, culprit, code, message, jobs):
     launcher = jobs.start(f"worker.py {fault} {culprit}", "2", free_port(), "logs", "True", "60")
     jobs.started("0", "1", "scheduler")
-    assert len(jobs.processes()) >= 6  # these three and the supervisor; the children of two at least
+    assert len(jobs.processes()) >= 7  # these three, a child of each, and the supervisor
     (jobs.folder / "go").touch()
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == code
     assert errors.splitlines() == [f"msrun_launcher.sh: error: {message}", *(f"  line {i}" for i in range(10, 20))]
     assert jobs.log("msrun.log").endswith(f"{errors}msrun_launcher.sh: the job has ended with exit code {code}\n")
+    assert jobs.processes() == []
+
+
+def test_a_worker_that_fails_while_msrun_still_starts_others_is_named(jobs):
+    """Its exit code is not lost, and the child that it leaves behind is not taken for a worker."""
+    (jobs.folder / "go").touch()
+    launcher = jobs.start("worker.py 3 0", "2", free_port(), "logs", "True", "60")
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 3
+    assert errors.startswith("msrun_launcher.sh: error: worker 0 ended with exit code 3, and the job with it; ")
     assert jobs.processes() == []
 
 
