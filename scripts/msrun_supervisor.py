@@ -183,7 +183,7 @@ class Job:
             # go before it takes the port of the first node's.
             os.kill(self.scheduler, signal.SIGKILL)
             self.scheduler = None
-        if self.has_scheduler and not self.scheduler and "MS_SIMULATION_LEVEL" not in os.environ:
+        if self.has_scheduler and self.workers and not self.scheduler and "MS_SIMULATION_LEVEL" not in os.environ:
             raise JobError(f"MASTER_ADDR: msrun does not take {self.address} for an address of this node and has "
                            "started no scheduler; expected an address that `ip addr` shows")
 
