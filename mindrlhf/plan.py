@@ -241,9 +241,9 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     On a CPU MindSpore's runtime keeps most results of both passes, in float32. Coefficients are measured on tiny
     models with MindSpore 2.7.2 (hidden size 64 to 1024, 1 to 8 layers, 64 to 1024 tokens a row):
         P x 20                parameter, moments, gradient and its clipped copy
-        a layer               T x 4 x (38 h + 17.5 w + 4.5 f), and attention matrices, below the diagonal: 9.5 float32
+        a layer               T x 4 x (40 h + 18 w + 4.7 f), and attention matrices, below the diagonal: 10 float32
                               for each head, 2 for the masks
-        program               80 MB, 52 MB a layer for its graph, and 20 MB for each further piece of the attention
+        program               90 MB, 52 MB a layer for its graph, and 20 MB for each further piece of the attention
     """
     model, layout = get(config, "model.model_config"), get(config, "parallel_config")
     semi_auto = is_semi_auto(config)
@@ -265,9 +265,9 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     if get(config, "context.device_target") == "CPU":
         pieces = _pieces(size.length)
         seen = matrix * (pieces + 1) / (2 * pieces)
-        layer = 4 * (tokens * (38 * hidden + 17.5 * width + 4.5 * inner) + seen * (9.5 * heads + 2))
+        layer = 4 * (tokens * (40 * hidden + 18 * width + 4.7 * inner) + seen * (10 * heads + 2))
         return MemoryEstimate(values * parameter_bytes, values * _MOMENT_BYTES, 2 * values * parameter_bytes, 0,
-                              int(layers * layer), (80 + 52 * layers + 20 * (pieces - 1)) << 20)
+                              int(layers * layer), (90 + 52 * layers + 20 * (pieces - 1)) << 20)
 
     flash, recompute = bool(model.get("use_flash_attention")), get(config, "recompute_config.recompute")
     if stored_values < values:

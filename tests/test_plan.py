@@ -302,4 +302,4 @@ def test_the_estimate_holds_for_a_real_run(arguments, changes):
     before, after = (int(re.search(rf"^{when} (\d+)$", result.stdout, re.M)[1]) for when in ("before", "after"))
     measured = after - before
     estimate = estimate_memory(load_train_config(found), Size(40, SEQ)).total
-    assert estimate == pytest.approx(measured, rel=0.2)  # measured: within 5 %
+    assert estimate == pytest.approx(measured, rel=0.2)  # measured: within 10 %
