@@ -46,7 +46,7 @@ def start(config: Dict[str, Any]):
     from mindformers import MindFormerConfig
     from mindformers.core.context import build_context
 
-    from mindrlhf import callbacks, compat, saving, wrapper  # noqa: F401
+    from mindrlhf import callbacks, compat, guard, saving, wrapper  # noqa: F401
     from mindrlhf.data import dataset  # noqa: F401
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 

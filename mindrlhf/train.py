@@ -88,12 +88,13 @@ def train(config: Dict[str, Any], task: str) -> None:
 
     from mindrlhf import compat
     from mindrlhf.callbacks import callbacks_of_process
+    from mindrlhf.guard import InterruptionGuard
 
     rank, ranks = get_real_rank(), get_real_group_size()
-    resumed_run = None
+    resumed_from = None
     if run.load_checkpoint:
         if not run.auto_trans_ckpt:
-            resumed_run = _choose_checkpoint(run, rank, ranks, logger.warning)
+            resumed_from = _choose_checkpoint(run, rank, ranks, logger.warning)
         compat.use_strict_loading(lambda network, parameters: logger.info(
             load_strictly(network, parameters, run.load_checkpoint, need_head=bool(run.resume_training)).as_text()))
     run.train_dataset.data_loader.dataset_dir = files
@@ -107,21 +108,23 @@ def train(config: Dict[str, Any], task: str) -> None:
     for callback in run.callbacks:
         if callback["type"] == "RewardMonitor":
             callback.update(facts=_facts(run, ranks, files), runner_config=run.runner_config)
+        elif callback["type"] == "SkippedStepMonitor":
+            callback.update(files=files, runner_config=run.runner_config)
         elif callback["type"] == "CheckpointMonitor":
-            callback.update(resumed_run=resumed_run)
+            callback.update(resumed_run=int(step_of(resumed_from)[0]) if resumed_from else None)
     if rank == 0:
         for folder in ("checkpoint", "checkpoint_network"):
             write_data_settings(output_path(config) / folder, settings)
     try:
-        Trainer(args=run, task=task).train()
+        Trainer(args=run, task=task, callbacks=[InterruptionGuard(resumed_from)]).train()
     except ValueError:  # what MindSpore raises for a run without steps
         if not run.resume_training or run.runner_config.initial_epoch < run.runner_config.epochs:
             raise
         logger.info("%s is the last step of this run: nothing is left to train", run.load_checkpoint)
 
 
-def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[int]:
-    """Let MindFormers load the last step whose checkpoint is whole; returns the number of the run to resume, if any."""
+def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[Path]:
+    """Let MindFormers load the last step whose checkpoint is whole; returns its file if it is a run to resume."""
     sliced = is_semi_auto(run) and any(Path(run.load_checkpoint).glob("rank_*"))
     chosen = newest_whole_checkpoint(
         run.load_checkpoint, rank if sliced else 0, bool(run.resume_training), warn,
@@ -133,7 +136,7 @@ def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]
     else:
         from mindrlhf import compat
         compat.use_checkpoint(str(chosen))
-    return int(step_of(chosen)[0]) if run.resume_training else None
+    return chosen if run.resume_training else None
 
 
 def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:

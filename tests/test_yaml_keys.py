@@ -104,6 +104,7 @@ def test_keys_are_those_of_the_classes():
     from mindformers.wrapper import MFTrainOneStepCell
 
     from mindrlhf.callbacks import RewardMonitor
+    from mindrlhf.guard import SkippedStepMonitor
     for kind, known in ((ChatGLM2Config, BLOCKS["model.model_config"]),
                         (TransformerOpParallelConfig, BLOCKS["parallel_config"]),
                         (TransformerRecomputeConfig, BLOCKS["recompute_config"]),
@@ -112,5 +113,6 @@ def test_keys_are_those_of_the_classes():
                         (MFTrainOneStepCell, TYPES["MFTrainOneStepCell"]),
                         (CheckpointMonitor, CALLBACKS["CheckpointMonitor"]),
                         (MFLossMonitor, CALLBACKS["MFLossMonitor"]),
-                        (RewardMonitor, CALLBACKS["RewardMonitor"])):
+                        (RewardMonitor, CALLBACKS["RewardMonitor"]),
+                        (SkippedStepMonitor, CALLBACKS["SkippedStepMonitor"])):
         assert arguments_of(kind) <= known, kind

@@ -135,6 +135,11 @@ class PackedSteps:
     def __len__(self) -> int:
         return self._steps
 
+    def groups_of(self, step: int) -> List[int]:
+        """Numbers of the pairs of a step, which is counted from 1 over all epochs."""
+        epoch, place = divmod(step - 1, len(self))
+        return list(self._plan(epoch)[place].groups)
+
     def planned_sizes(self) -> List[Tuple[int, int]]:
         """(rows, L) of each step of an epoch, over all ranks."""
         return [(len(step.rows), step.length) for step in self._plan(0)]

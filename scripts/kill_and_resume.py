@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""Kill a small training run with SIGKILL again and again, go on with it each time, and compare what it leaves in the
+end, bit by bit, with a run that was left alone.
+
+    python scripts/kill_and_resume.py [--kills 50] [--batching padded buckets packing] [--processes 1 2] [--seed N]
+
+A run saves at every step, so that many kills fall into the writing of a checkpoint. The kills are divided among the
+given batchings and numbers of processes. Exit code 1 if any bit differs.
+"""
+import argparse
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Dict, Tuple
+
+import yaml
+
+from mindrlhf.checkpoint import list_checkpoints
+from mindrlhf.weights.ckpt_file import read_ckpt
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "glm4_reward_model_train"
+SAMPLE = EXAMPLE / "sample_data"
+YAML = ROOT / "model_configs" / "glm_config" / "run_glm4_tiny_rm_cpu.yaml"
+CHECKPOINTS = "output/checkpoint/rank_0"
+
+
+class Run:
+    """The processes of a training run in a folder, their output in `FOLDER/log`; `step` is the last one that ended."""
+
+    def __init__(self, folder: Path, processes: int):
+        self.step, self.saving = 0, 0
+        saved = sorted((folder / CHECKPOINTS).glob("*.ckpt"))
+        command = [sys.executable, str(EXAMPLE / "reward_train.py"), "--config", str(folder.parent / "run.yaml"),
+                   "--train_dataset", str(folder.parent / "train.mindrecord"), "--use_parallel", str(processes > 1)]
+        command += ["--load_checkpoint", "output/checkpoint", "--resume", "True"] if saved else []
+        common = {**os.environ, "GLOG_v": "3"}
+        roles = [{}]
+        if processes > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                common.update(MS_WORKER_NUM=str(processes), MS_SCHED_HOST="127.0.0.1",
+                              MS_SCHED_PORT=str(free.getsockname()[1]))
+            roles = [{"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank)}
+                     for rank in range(processes)] + [{"MS_ROLE": "MS_SCHED"}]
+        self._log = open(folder / "log", "a", encoding="utf-8")  # noqa: SIM115 (open while the run is)
+        self.processes = [subprocess.Popen(command, cwd=folder, env={**common, **role}, stderr=subprocess.STDOUT,
+                                           stdout=subprocess.PIPE if not place else self._log, text=True)
+                          for place, role in enumerate(roles)]
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.processes[0].stdout:
+            self._log.write(line)
+            found = re.search(r"step (\d+) of (\d+), loss", line)
+            self.step = int(found[1]) if found else self.step
+        self._log.flush()
+
+    def send(self, number: int) -> None:
+        for process in self.processes:
+            process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code that is furthest from 0."""
+        codes = [process.wait(timeout=600) for process in self.processes]
+        self._reader.join()
+        self._log.close()
+        return max(codes, key=abs)
+
+
+def content(folder: Path) -> Dict[str, Tuple]:
+    """(file, name) -> type, shape and bytes in the last checkpoint and in the weights alone."""
+    found = {}
+    for part in ("checkpoint", "checkpoint_network"):
+        file = list_checkpoints(folder / "output" / part, 0)[-1]
+        for name, tensor in read_ckpt(file).items():
+            found[f"{file.name} {name}"] = tensor.dtype, tensor.shape, tensor.read(0, tensor.nbytes)
+    return found
+
+
+def kill_and_resume(work: Path, kills: int, processes: int, chance: random.Random) -> str:
+    """What came of it, a word first."""
+    whole, killed = work / "whole", work / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    run = Run(whole, processes)
+    if run.wait():
+        return f"FAILED: the run that is left alone, see {whole / 'log'}"
+    steps, at, halves = run.step, [], 0
+    while len(at) < kills:
+        run = Run(killed, processes)
+        wanted = None
+        while run.processes[0].poll() is None:
+            if run.step and wanted is None:  # the first step of this start has ended
+                wanted = run.step + chance.randrange(max(2 * (steps - run.step) // (kills - len(at) + 1), 1))
+            if wanted is not None and run.step >= wanted:
+                time.sleep(chance.uniform(0, 0.1))
+                break
+            time.sleep(0.001)
+        run.send(signal.SIGKILL)
+        if run.wait() != -signal.SIGKILL:
+            break  # it came to its end
+        at.append(run.step)
+        halves += any((killed / "output").glob("checkpoint*/rank_0/.*.partial"))
+    code = Run(killed, processes).wait()
+    expected, found = content(whole), content(killed)
+    said = f"killed behind steps {at} of {steps}, {halves} of {len(at)} times while a checkpoint was being written"
+    if code or found != expected:
+        return f"FAILED: {said}; exit code {code}; differing: " + ", ".join(
+            sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)))
+    return f"the same bits in all of {len(expected)} parameters and figures of the run: {said}"
+
+
+def main() -> int:
+    """Exit code 0 if the bits are the same everywhere."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--batching", nargs="+", default=["padded", "buckets", "packing"])
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    args = parser.parse_args()
+    print(f"seed {args.seed}", flush=True)
+    kinds = [(batching, processes) for processes in args.processes for batching in args.batching]
+    failed = False
+    for place, (batching, processes) in enumerate(kinds):
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            config = yaml.safe_load(YAML.read_text(encoding="utf-8"))
+            config["runner_config"].update(epochs=2, batch_size=16 // processes)
+            config["train_dataset"].update(batching=batching)
+            config["train_dataset_task"]["dataset_config"].update(batching=batching)
+            next(callback for callback in config["callbacks"] if callback["type"] == "CheckpointMonitor").update(
+                save_checkpoint_steps=1, keep_checkpoint_max=2)
+            (work / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+            subprocess.run([sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer",
+                            str(SAMPLE / "tokenizer.model"), "--src_file", str(SAMPLE / "train.jsonl"), "--dst_file",
+                            str(work / "train.mindrecord"), "--seq_length", "128"], check=True,
+                           stdout=subprocess.DEVNULL)
+            kills = args.kills * (place + 1) // len(kinds) - args.kills * place // len(kinds)
+            result = kill_and_resume(work, kills, processes, random.Random(args.seed + place))
+            failed |= result.startswith("FAILED")
+            print(f"{batching}, {processes} process{'es' * (processes > 1)}: {result}", flush=True)
+            if result.startswith("FAILED"):
+                print("\n".join(f"--- {log}\n{log.read_text(encoding='utf-8')[-3000:]}" for log in work.glob("*/log")))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

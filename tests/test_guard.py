@@ -1,0 +1,107 @@
+"""What ends a training run before its last step.
+
+| test                                  | proves                                              | judged against    |
+| test_rows_of_a_step ...               | the pairs of a step, of both kinds of batches       | ids in the batch  |
+| test_a_row_of_skipped_steps ...       | one too many ends the run with step and rows        | message           |
+| test_a_signal_to_another_process ...  | all processes end behind the same step              | the request       |
+| test_the_loss_scale ...               | what MindFormers saves and does not load            | the checkpoint    |
+"""
+import os
+import signal
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindformers.tools.register import MindFormerConfig
+from mindspore import Parameter, Tensor, nn
+
+from mindrlhf import guard
+from mindrlhf.data.dataset import RewardModelDataset
+from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.record import RecordWriter
+from mindrlhf.errors import UserError
+from mindrlhf.guard import InterruptionGuard, SkippedStepMonitor, rows_of_step
+
+PAD, SEQ, PAIRS = 9, 24, 15
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """15 pairs, whose texts begin with 1000 plus their number."""
+    path = tmp_path_factory.mktemp("record") / "a.mindrecord"
+    random = np.random.default_rng(2)
+    with RecordWriter(path) as writer:
+        for number in range(PAIRS):
+            writer.write(encode_pair(*([1000 + number, *random.integers(10, 900, 9)] for _ in range(2)), SEQ, PAD))
+        writer.finish({})
+    return str(path)
+
+
+@pytest.mark.parametrize("batching", ["padded", "buckets"])
+def test_rows_of_a_step_are_those_of_its_batch(record, batching):
+    dataset = RewardModelDataset(MindFormerConfig(
+        data_loader={"dataset_dir": record, "shuffle": True}, batch_size=4, batching=batching, pad_token_id=PAD,
+        seed=1))
+    step = 0
+    for epoch in dataset.create_tuple_iterator(num_epochs=1), dataset.create_tuple_iterator(num_epochs=1):
+        for batch in epoch:
+            step += 1
+            ids = batch[0].asnumpy()
+            assert rows_of_step(dataset, batch, step, [record]) == sorted(set(ids[ids >= 1000] - 1000))
+
+
+def a_step(number, loss, overflow, **others):
+    outputs = (Tensor(loss), Tensor(overflow), Tensor(8.0), Tensor(0.1), Tensor([1.0]))
+    return SimpleNamespace(original_args=lambda: SimpleNamespace(net_outputs=outputs, cur_step_num=number, **others))
+
+
+def test_a_row_of_skipped_steps_ends_the_run_with_its_step_and_rows(monkeypatch):
+    monkeypatch.setattr(guard, "rows_of_step", lambda dataset, batch, step, files: [step, dataset, batch])
+    monitor = SkippedStepMonitor(most_in_a_row=2, files=["a.mindrecord"], runner_config={"initial_step": 100})
+    bad = [(np.nan, False), (1.0, True), (np.inf, True)]
+    for number, outcome in enumerate([*bad[:2], (1.0, False), *bad[1:]], start=1):
+        monitor.on_train_step_end(a_step(number, *outcome))
+    with pytest.raises(UserError, match=r"step 106: its loss or gradients are NaN or infinite, in 3 steps in a row, "
+                                        r"expected at most 2 \(SkippedStepMonitor.most_in_a_row\); its pairs are rows "
+                                        r"106, 7, 8 \(the first is 0\) of a\.mindrecord"):
+        monitor.on_train_step_end(a_step(6, *bad[0], train_dataset=7, train_dataset_element=8))
+
+
+class Context(SimpleNamespace):
+    """A run, as a callback sees it."""
+
+    stopped = False
+
+    def original_args(self):
+        return self
+
+    def request_stop(self):
+        self.stopped = True
+
+
+def test_a_signal_to_another_process_ends_this_one_behind_the_same_step(monkeypatch):
+    former = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(guard, "get_real_group_size", lambda: 2)
+    for others, own, stopped in ((0, False, False), (1, False, True), (0, True, True), (1, True, True)):
+        monkeypatch.setattr(guard, "sum_over_processes", lambda values, others=others: values + others)
+        run, monitor = Context(), InterruptionGuard()
+        monitor.on_train_begin(run)
+        if own:
+            os.kill(os.getpid(), signal.SIGTERM)
+        monitor.on_train_step_end(run)
+        assert run.stopped is stopped
+        monitor.on_train_end(run)
+        assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_the_loss_scale_and_its_counters_are_those_of_the_checkpoint(tmp_path):
+    names = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step", "weight")
+    ms.save_checkpoint([{"name": name, "data": Tensor([3.0])} for name in names], str(tmp_path / "a.ckpt"))
+    network = nn.CellList([])
+    for name in names:
+        network.insert_param_to_cell(name, Parameter(Tensor([1.0]), name=name))
+    monitor, run = InterruptionGuard(tmp_path / "a.ckpt"), Context(train_network=network)
+    monitor.on_train_begin(run)
+    monitor.on_train_end(run)
+    assert [float(parameter.asnumpy()[0]) for parameter in network.get_parameters()] == [3, 3, 3, 1]
