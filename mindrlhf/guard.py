@@ -106,7 +106,7 @@ class SkippedStepMonitor(Callback):
                 f"step {step}: its loss or gradients are NaN or infinite, in {self._in_a_row} steps in a row, expected "
                 f"at most {self.most_in_a_row} (SkippedStepMonitor.most_in_a_row); its pairs are rows "
                 f"{some(rows, limit=64)} (the first is 0) of {', '.join(self.files)}: look at them, or lower "
-                "lr_schedule.learning_rate; the last checkpoint is older than these steps")
+                "lr_schedule.learning_rate; no weight has changed in these steps")
 
 
 def rows_of_step(dataset, batch, step: int, files: Sequence[str]) -> List[int]:

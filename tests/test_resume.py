@@ -3,6 +3,7 @@
 | test                                      | proves                                                   |
 | test_a_run_that_is_killed_five_times ...  | no bit is lost, wherever SIGKILL comes                   |
 | test_sigterm ...                          | a checkpoint of the last step, no traceback, exit code 0 |
+| test_losses_that_are_nan ...              | one line with step and rows, exit code 1                 |
 | ..._and_a_full_disk ...                   | one line, exit code 1, the earlier file as it was        |
 """
 import os
@@ -81,3 +82,21 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_full_disk_leaves_it_whole(fo
                      r"File too large; earlier ones are as they were", log), log[-3000:]
     assert list_checkpoints(folder / "output" / "checkpoint", 0) == saved
     assert saved[0].read_bytes() == before
+
+
+def test_losses_that_are_nan_end_a_run_with_step_and_rows(folder):
+    """The first steps' updates are so large that all later ones are spoiled."""
+    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    config["lr_schedule"]["learning_rate"] = 3.0e38
+    config["runner_wrapper"]["use_clip_grad"] = False
+    next(callback for callback in config["callbacks"] if callback["type"] == "SkippedStepMonitor")["most_in_a_row"] = 2
+    (folder / "run.yaml").write_text(yaml.safe_dump({**config, "output_dir": "nan"}), encoding="utf-8")
+    run = start(folder)
+    log, _ = run.communicate(timeout=600)
+    assert run.returncode == 1, log[-3000:]
+    assert "Traceback" not in log
+    scales = [float(scale) for scale in re.findall(r"in a row and the \d+\. in all: .*, loss scale ([\d.]+)", log)][-3:]
+    assert scales == [scales[0], scales[0] / 2, scales[0] / 4]
+    last = ENDED.findall(log)[-1]
+    assert re.search(rf"reward_train\.py: error: step {last}: its loss or gradients are NaN or infinite, in 3 steps in "
+                     r"a row, expected at most 2 .* its pairs are rows \d+, \d+", log), log[-3000:]
