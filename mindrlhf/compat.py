@@ -146,9 +146,10 @@ def use_saving(save: Callable) -> None:
 
 
 def use_checkpoint(path: str) -> None:
-    """Let MindFormers' Trainer load this file of its rank's folder.
+    """Let MindFormers' Trainer load this file of its rank's folder, to start from or to resume.
 
-    MindFormers 1.3 takes the newest one by time, which a copy of the folder changes.
+    MindFormers 1.3 takes the newest one by time, which a copy of the folder changes, or, to resume, the one that
+    meta.json names, damaged or not.
     """
     from mindformers.trainer import utils
     utils.get_last_checkpoint = lambda folder: path

@@ -129,13 +129,12 @@ def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]
     chosen = newest_whole_checkpoint(
         run.load_checkpoint, rank if sliced else 0, bool(run.resume_training), warn,
         *([lambda step: stack_over_processes(np.array(step, np.float32)).tolist()] if ranks > 1 else []))
-    if not sliced:
-        run.load_checkpoint = str(chosen)
-    elif run.resume_training:
-        run.resume_training = chosen.name  # MindFormers finds each rank's own
-    else:
+    if sliced:
         from mindrlhf import compat
+        run.resume_by_last_timestamp_ckpt = True  # that is, by the function that this replaces, not by meta.json
         compat.use_checkpoint(str(chosen))
+    else:
+        run.load_checkpoint = str(chosen)
     return chosen if run.resume_training else None
 
 

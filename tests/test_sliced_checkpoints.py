@@ -3,16 +3,21 @@
 tests/reference/strategy_data2_model2.ckpt was written by MindSpore's parallel pass on 4 ranks: the model of the
 reference case "grouped" with data 2 x model 2 and the optimizer sharded. It holds how each parameter is cut, no values.
 """
+import os
 import shutil
 
 import mindspore as ms
 import pytest
 from conftest import REFERENCE, TINY_YAML, dimensions_of
+from mindformers.tools.register import MindFormerConfig
+from mindformers.tools.resume_ckpt import get_resume_checkpoint
+from mindformers.trainer import utils as trainer_utils
 from safetensors.numpy import load_file
 
 from mindrlhf.config import load_config
 from mindrlhf.convert_weight import ms_to_hf
 from mindrlhf.errors import UserError
+from mindrlhf.train import _choose_checkpoint
 
 STRATEGY = REFERENCE / "strategy_data2_model2.ckpt"
 
@@ -83,3 +88,27 @@ def test_a_missing_slice_and_a_strategy_of_something_else_are_refused(slices, co
 def test_a_strategy_for_a_checkpoint_that_is_whole_is_refused(slices, config, tmp_path):
     with pytest.raises(UserError, match="has no folders rank_0, rank_1, ... of a sliced checkpoint"):
         ms_to_hf(str(slices.parent / "whole"), config, tmp_path / "hf", src_strategy=str(STRATEGY))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_training_takes_the_last_whole_step_of_the_slices_whatever_the_times(tmp_path, monkeypatch, resume):
+    """Step 3 is damaged, step 1 is the newest by time and the one that meta.json names."""
+    folder = tmp_path / "rank_0"
+    folder.mkdir()
+    for step in (1, 2, 3):
+        file = folder / f"glm4-9b_rank_0-1_{step}.ckpt"
+        ms.save_checkpoint([{"name": name, "data": ms.Tensor(step)}
+                            for name in ("epoch_num", "step_num", "global_step")], str(file))
+        file.chmod(0o600)
+        os.utime(file, (10_000 - step, 10_000 - step))
+    file.write_bytes(file.read_bytes()[:-1])
+    (folder / "meta.json").write_text('{"last_epoch": 1, "last_step": 1, "last_ckpt_file": "glm4-9b_rank_0-1_1.ckpt"}')
+    monkeypatch.setattr(trainer_utils, "get_last_checkpoint", trainer_utils.get_last_checkpoint)
+    run, said = MindFormerConfig(load_checkpoint=str(tmp_path), resume_training=resume, use_parallel=True,
+                                 parallel={"parallel_mode": 1}, runner_config={}), []
+    chosen = _choose_checkpoint(run, 0, 1, said.append)
+    assert len(said) == 1
+    assert chosen == (folder / "glm4-9b_rank_0-1_2.ckpt" if resume else None)
+    assert run.load_checkpoint == str(tmp_path)
+    assert get_resume_checkpoint(run.load_checkpoint, resume, not run.resume_by_last_timestamp_ckpt) is True
+    assert int(trainer_utils.load_distributed_checkpoint(run.load_checkpoint)["step_num"]) == 2
