@@ -13,8 +13,8 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
 from mindspore.train.callback import Callback
 
+from mindrlhf.processes import sum_over_processes
 from mindrlhf.report import plot_training_curves
-from mindrlhf.runtime import sum_over_processes
 
 __all__ = ["RewardMonitor", "TABLE_COLUMNS", "callbacks_of_process", "of_whole_batch"]
 

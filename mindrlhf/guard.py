@@ -16,7 +16,7 @@ from mindspore.train.callback import Callback
 
 from mindrlhf.data.compact import PackedDataset
 from mindrlhf.errors import UserError, some
-from mindrlhf.runtime import sum_over_processes
+from mindrlhf.processes import sum_over_processes
 
 __all__ = ["InterruptionGuard", "SkippedStepMonitor", "rows_of_step"]
 

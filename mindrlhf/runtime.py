@@ -4,12 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any, Dict
 
-import numpy as np
-
 from mindrlhf.config import get
 from mindrlhf.errors import UserError
 
-__all__ = ["output_path", "stack_over_processes", "start", "sum_over_processes"]
+__all__ = ["output_path", "start"]
 
 
 def output_path(config: Dict[str, Any]) -> Path:
@@ -62,20 +60,3 @@ def start(config: Dict[str, Any]):
                         f"machine: {reason}") from None
     compat.use_portable_overflow_check()
     return config
-
-
-def sum_over_processes(values: np.ndarray) -> np.ndarray:
-    """The sum of all processes' `values`, which have the same shape and float32 everywhere; each of them must call it.
-
-    It is the one operator for this that Ascend and a CPU both have.
-    """
-    from mindspore import Tensor, ops
-    return ops.AllReduce()(Tensor(values)).asnumpy()
-
-
-def stack_over_processes(values: np.ndarray) -> np.ndarray:
-    """Each process's `values`, (n,) float32, as rows of one array; each of them must call it."""
-    from mindformers.tools.utils import get_real_group_size, get_real_rank
-    rows = np.zeros((get_real_group_size(), len(values)), np.float32)
-    rows[get_real_rank()] = values
-    return sum_over_processes(rows)

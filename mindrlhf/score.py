@@ -24,8 +24,9 @@ from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.partial import partial_file
+from mindrlhf.processes import sum_over_processes
 from mindrlhf.report import format_table, plot_score_histogram
-from mindrlhf.runtime import output_path, start, sum_over_processes
+from mindrlhf.runtime import output_path, start
 
 __all__ = ["EvalResult", "Scorer", "check_output_file", "count_questions", "evaluate", "infer", "load_eval_config",
            "load_infer_config", "read_questions", "row_shapes"]

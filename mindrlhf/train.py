@@ -16,7 +16,8 @@ from mindrlhf.config import (
 )
 from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.plan import check_run
-from mindrlhf.runtime import output_path, stack_over_processes, start
+from mindrlhf.processes import stack_over_processes
+from mindrlhf.runtime import output_path, start
 
 __all__ = ["load_train_config", "train"]
 
