@@ -129,8 +129,9 @@ def _check_settings(config: Mapping[str, Any], files: Sequence[str]) -> None:
 
 
 def checkpoint_space(config: Mapping[str, Any], steps: int) -> Tuple[int, int, int]:
-    """(checkpoints kept, bytes of each with optimizer state, bytes of the weights alone), over all processes.
+    """(checkpoints at a time, bytes of each with optimizer state, bytes of the weights alone), over all processes.
 
+    The oldest checkpoint goes when the next one is there, so that there is one more than are kept for a moment.
     In data-parallel mode one process saves. In semi-auto parallel each saves its slices, and data-parallel copies are
     the same slices again, unless the optimizer is spread over them.
 
@@ -141,25 +142,25 @@ def checkpoint_space(config: Mapping[str, Any], steps: int) -> Tuple[int, int, i
     if monitor is None:
         return 0, 0, 0
     saved = -(-steps // max(monitor.get("save_checkpoint_steps") or 1, 1))
-    kept = min(monitor.get("keep_checkpoint_max") or saved, saved)
+    at_a_time = min((monitor.get("keep_checkpoint_max") or saved) + 1, saved)
     copies = 1
     if is_semi_auto(config) and not get(config, "parallel.enable_parallel_optimizer"):
         copies = get(config, "parallel_config.data_parallel") or 1
     values, width = _values(weights_of(config)) * copies, FLOAT_BYTES[get(config, "model.model_config.param_init_type")]
     alone = values * width if monitor.get("save_network_params", True) else 0
-    return kept, values * (width + _MOMENT_BYTES), alone
+    return at_a_time, values * (width + _MOMENT_BYTES), alone
 
 
 def _check_space(config: Mapping[str, Any], steps: int) -> None:
-    kept, full, alone = checkpoint_space(config, steps)
+    count, full, alone = checkpoint_space(config, steps)
     output = output_path(config)
     folder = output.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     free += sum(file.stat().st_size for file in output.glob("checkpoint*/rank_*/*.ckpt"))  # these will be replaced
-    if free < kept * full + alone:
-        raise UserError(f"output_dir: {output}: {_size(free)} free, expected {_size(kept * full + alone)} for {kept} "
+    if free < count * full + alone:
+        raise UserError(f"output_dir: {output}: {_size(free)} free, expected {_size(count * full + alone)} for {count} "
                         f"checkpoints with optimizer state ({_size(full)} each) and the weights alone "
                         f"({_size(alone)}); lower keep_checkpoint_max or choose another folder")
 
@@ -338,8 +339,8 @@ def describe_run(config: Dict[str, Any]) -> str:
     facts["tokens"] = f"{tokens}, an epoch"
     facts["rows"] = "of a device: " + ", ".join(f"{size.rows} x {size.length} tokens" for size in sizes)
     facts["weights from"] = config.get("load_checkpoint") or "random initialisation"
-    kept, full, alone = checkpoint_space(config, steps * epochs)
-    facts["checkpoints"] = (f"{kept} of {_size(full)} with optimizer state, {_size(alone)} of weights alone, over all "
+    count, full, alone = checkpoint_space(config, steps * epochs)
+    facts["checkpoints"] = (f"{count} of {_size(full)} with optimizer state, {_size(alone)} of weights alone, over all "
                             "processes")
     facts["memory"] = _memory_text(config, max((estimate_memory(config, size) for size in sizes),
                                                key=lambda estimate: estimate.total))

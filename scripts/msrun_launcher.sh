@@ -26,6 +26,8 @@ Usage, with 1, 2, 6 or 9 arguments:
   True, and are in LOG_DIR/msrun.log in any case (msrun_1.log, ... on further nodes). The last line there says how the
   job has ended.
 
+  SIGTERM to the launcher ends the job with a checkpoint: workers have GRACE_SECONDS (environment, default 60) for it.
+
 On one node:
   bash msrun_launcher.sh "reward_train.py --config run_glm4_9b_rm.yaml --train_dataset train.mindrecord" \
     8 9123 output/msrun_log False 600
@@ -76,6 +78,8 @@ workers=$((10#$workers)) local_workers=$((10#$local_workers)) port=$((10#$port))
 [ "$local_workers" -le "$workers" ] || fail "LOCAL_WORKER: found '$local_workers', expected at most WORKER_NUM ($workers)"
 [ "$((node * local_workers))" -lt "$workers" ] || [ "$local_workers" -eq "$workers" ] ||
   fail "NODE_RANK: found '$node', expected at most $(((workers - 1) / local_workers)) with WORKER_NUM $workers and LOCAL_WORKER $local_workers"
+export GRACE_SECONDS=${GRACE_SECONDS:-60}
+whole_number GRACE_SECONDS "$GRACE_SECONDS" 0
 case $join in
   True | true) join=True ;;
   False | false) join=False ;;

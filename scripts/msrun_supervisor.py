@@ -55,6 +55,14 @@ class JobError(Exception):
         self.code = code
 
 
+class Stopped(JobError):
+    """The launcher itself was asked to end the job."""
+
+    def __init__(self, number):
+        super().__init__(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number)
+        self.number = number
+
+
 def check_port(address, port):
     """On the first node: nothing else has the scheduler's port, and the address is one of this node.
 
@@ -221,6 +229,19 @@ class Job:
         if failure:
             raise failure
 
+    def let_workers_end(self, seconds):
+        """Ask the workers alone to end and give them so long, as training saves a checkpoint and needs all for it."""
+        deadline = time.monotonic() + seconds
+        for pid in self.workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        while self.workers and time.monotonic() < deadline:
+            ended = reap()
+            if ended:
+                self.workers.pop(ended[0], None)
+            else:
+                time.sleep(0.1)
+
     def lost(self):
         """What the scheduler says of processes that it does not hear of any more: the cause of others' failures."""
         log = Path(self.log_dir, "scheduler.log")
@@ -238,14 +259,14 @@ def outcome(code):
 
 
 def stop_on_signals():
-    """Make the signals that stop the launcher a JobError, once. Those that are ignored (nohup) stay so."""
+    """Make the signals that stop the launcher a `Stopped`, once. Those that are ignored (nohup) stay so."""
     signals = [each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
                if signal.getsignal(each) != signal.SIG_IGN]
 
     def stop(number, _):
         for each in signals:
             signal.signal(each, signal.SIG_IGN)
-        raise JobError(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number)
+        raise Stopped(number)
 
     for each in signals:
         signal.signal(each, stop)
@@ -285,6 +306,8 @@ def run(job, started):
         started()
         job.wait()
     except JobError as error:
+        if isinstance(error, Stopped) and error.number == signal.SIGTERM:
+            job.let_workers_end(int(os.environ["GRACE_SECONDS"]))
         return error.code, str(error)
     return 0, None
 

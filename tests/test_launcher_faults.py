@@ -149,12 +149,36 @@ def test_a_worker_that_fails_while_msrun_still_starts_others_is_named(jobs):
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)],
                          ids=("Ctrl-C", "SIGTERM"))
 def test_a_signal_to_the_launcher_ends_the_job(number, to_group, jobs):
-    launcher = jobs.start("worker.py 3 none", "2", free_port(), "logs", "True", "60")
+    launcher = jobs.start("worker.py 3 none", "2", free_port(), "logs", "True", "60", GRACE_SECONDS="1")
     jobs.started("0", "1", "scheduler")
     (os.killpg if to_group else os.kill)(launcher.pid, number)
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 128 + number
     assert errors == f"msrun_launcher.sh: error: stopped by {number.name}, and the job with it\n"
+    assert jobs.processes() == []
+
+
+def test_sigterm_to_the_launcher_leaves_workers_time_for_a_checkpoint(jobs):
+    """More than other processes get; and the scheduler, without which workers cannot agree, outlives them."""
+    (jobs.folder / "saving.py").write_text("""
+import os, signal, time
+me = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else os.environ["RANK_ID"]
+def save(*_):
+    time.sleep(6)
+    open(me + ".saved", "w").close()
+    raise SystemExit
+signal.signal(signal.SIGTERM, signal.SIG_DFL if me == "scheduler" else save)
+open(me + ".started", "w").write(str(os.getpid()))
+time.sleep(600)
+""", encoding="utf-8")
+    launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60")
+    jobs.started("0", "1", "scheduler")
+    os.kill(launcher.pid, signal.SIGTERM)
+    time.sleep(3)
+    os.kill(int((jobs.folder / "scheduler.started").read_text()), 0)  # it is there
+    launcher.communicate(timeout=120)
+    assert launcher.returncode == 128 + signal.SIGTERM
+    assert all((jobs.folder / f"{rank}.saved").exists() for rank in (0, 1))
     assert jobs.processes() == []
 
 
