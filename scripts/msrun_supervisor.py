@@ -24,12 +24,13 @@ SCHEDULER_GRACE = 60  # seconds that the scheduler of a single node has to end a
 SAME_ERROR = 3  # seconds after the scheduler in which a failing worker is named instead: they run the same script
 LINES = 10
 
-# Runs msrun, and stops where it would end: its children are then the job's processes and nothing else. It must not end
-# by itself, because Python's Popen collects the exit codes of those that are dead by then.
+# Runs msrun, and stops where it would end: its children are then the job's processes and nothing else. Python's Popen
+# collects the exit codes of dead children when its objects go, which would hide the processes that have ended by then.
 MSRUN = """
 import sys
 del sys.path[0]
-import os, runpy, shutil, signal
+import os, runpy, shutil, signal, subprocess
+del subprocess.Popen.__del__
 sys.argv[0] = shutil.which(sys.argv[1])
 del sys.argv[1]
 try:

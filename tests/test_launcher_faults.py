@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | test_the_first_process_to_fail_... | exit code, rank, reason, end of the log; nothing is left | what the worker did |
 | test_a_worker_that_fails_while_msrun_... | a very early failure is reported too | what the worker did |
+| test_processes_that_end_before_msrun_... | as above, for all processes | what the worker did |
 | test_a_signal_to_the_launcher_... | Ctrl-C and SIGTERM end the job; nothing is left | /proc |
 | test_join_false_... | the launcher returns while the job runs; msrun.log tells its end | what the worker did |
 | test_two_nodes_... | two launches make one job; its ranks; names are not evaluated | arguments as received |
@@ -81,13 +82,13 @@ class Jobs:
         self.folder, self.mark = folder, f"LAUNCHER_TEST={folder}"
         (folder / "worker.py").write_text(WORKER, encoding="utf-8")
 
-    def start(self, command, *args, **environment):
+    def start(self, command, *args, first_in_path="", **environment):
         name, value = self.mark.split("=")
+        path = f"{first_in_path}:" * bool(first_in_path) + f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.Popen(
             ["bash", str(LAUNCHER), command, *args], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
-            env={**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                 name: value, **environment})
+            env={**os.environ, "GLOG_v": "3", "PATH": path, name: value, **environment})
 
     def processes(self):
         found = []
@@ -144,6 +145,30 @@ def test_a_worker_that_fails_while_msrun_still_starts_others_is_named(jobs):
     assert launcher.returncode == 3
     assert errors.startswith("msrun_launcher.sh: error: worker 0 ended with exit code 3, and the job with it; ")
     assert jobs.processes() == []
+
+
+def test_processes_that_end_before_msrun_does_are_not_forgotten(jobs):
+    """Here msrun waits for the end of each process that it starts, as on a very slow machine."""
+    folder = jobs.folder / "bin"
+    folder.mkdir()
+    (folder / "msrun").write_text(f"""
+import os, runpy, subprocess
+class Slow(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+subprocess.Popen = Slow
+runpy.run_path({str(Path(sys.executable).parent / "msrun")!r}, run_name="__main__")
+""", encoding="utf-8")
+    (folder / "msrun").chmod(0o755)
+    (jobs.folder / "brief.py").write_text("""
+import os, sys
+sys.exit(3 * (os.environ["MS_ROLE"] == "MS_WORKER" and os.environ["RANK_ID"] == "1"))
+""", encoding="utf-8")
+    launcher = jobs.start("brief.py", "2", free_port(), "logs", "True", "60", first_in_path=folder)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 3
+    assert errors.startswith("msrun_launcher.sh: error: worker 1 ended with exit code 3, and the job with it; ")
 
 
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)],
