@@ -88,13 +88,18 @@ def check_port(address, port):
                            2) from None
 
 
+def stat(pid):
+    """The fields of /proc/PID/stat from the state on (see proc(5))."""
+    return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 def processes():
     """All processes of the machine, pid -> (parent, session, start time in clock ticks). Zombies count."""
     found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
-                fields = Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2].split()
+                fields = stat(entry.name)
             except OSError:  # it has ended meanwhile
                 continue
             found[int(entry.name)] = int(fields[1]), int(fields[3]), int(fields[19])
@@ -244,12 +249,19 @@ class Job:
                 time.sleep(0.1)
 
     def lost(self):
-        """What the scheduler says of processes that it does not hear of any more: the cause of others' failures."""
+        """Which processes do not answer any more: the cause of the failures of others, which wait for them."""
+        states = {"T": "is stopped (SIGSTOP)", "D": "does not return from the kernel (a driver, a disk)"}
+        found = []
+        for pid, rank in self.workers.items():
+            with contextlib.suppress(OSError):
+                state = stat(pid)[0]
+                if state in states:
+                    found.append(f"worker {rank} {states[state]}")
         log = Path(self.log_dir, "scheduler.log")
-        if not self.has_scheduler or not log.exists():
-            return ""
-        lines = [line for line in log.read_text(errors="replace").splitlines() if " timed out" in line]
-        return f" (scheduler.log: {lines[0].rpartition('] ')[2]})" if lines else ""
+        if self.has_scheduler and log.exists():  # of other nodes' processes nothing else is known
+            lines = [line for line in log.read_text(errors="replace").splitlines() if " timed out" in line]
+            found += [f"scheduler.log: {line.rpartition('] ')[2]}" for line in lines[:1]]
+        return f" ({'; '.join(found)})" if found else ""
 
 
 def outcome(code):
