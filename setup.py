@@ -30,7 +30,7 @@ setup(
     extras_require={
         # What the two scripts install: the pair that is in the package registry and runs on a CPU.
         "cpu": ["mindspore==2.7.2", "mindformers==1.3.2"],
-        "dev": ["pytest>=7", "ruff>=0.4", "regex"],
+        "dev": ["pytest>=7", "ruff>=0.4", "regex", "hypothesis>=6.100"],
         # What this project is compared with, in an environment of its own (.venv-torch).
         "peers": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "tiktoken>=0.6"],
     },
