@@ -5,6 +5,7 @@ are not the pad id", with 2 as the pad id unless told otherwise: GLM-4's is 1513
 sequence length and every score is read from padding. This one counts the attention mask.
 """
 import copy
+import os
 from typing import Optional
 
 import mindspore.dataset as ds
@@ -75,7 +76,8 @@ class RewardModelDataset(BaseDataset):
             row_length:     of "packing"; default S
             pad_token_id:   fills up packed rows
             drop_remainder: of "padded": leave out the last, smaller batch; several processes must
-            repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets
+            repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets, with as many workers as the
+                machine has cores at most
             micro_batches:  pieces that a step cuts the batch into (`batch_pairs`); default 1
 
     Returns:
@@ -141,6 +143,8 @@ def _packed(config, files, columns, rank, ranks) -> PackedDataset:
 
 
 def _open(files, columns, shuffle, workers):
+    if workers is not None:
+        workers = min(workers, os.cpu_count())  # MindSpore refuses more; a YAML goes to machines of all sizes
     try:
         return ds.MindDataset(files, columns_list=columns, shuffle=shuffle, num_parallel_workers=workers)
     except (RuntimeError, ValueError, TypeError) as error:

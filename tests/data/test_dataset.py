@@ -277,3 +277,10 @@ def test_missing_path_is_refused(tmp_path):
     path = tmp_path / "none.mindrecord"
     assert message_of(str(path)) == (
         f"{path}: no such file or folder, expected a MindRecord file or a folder of them")
+
+
+@pytest.mark.parametrize("batching", ["padded", "packing"])
+def test_more_workers_than_the_machine_has_cores_are_no_error(records, batching):
+    dataset = build(str(records / "a.mindrecord"), num_parallel_workers=1024, batching=batching, pad_token_id=9,
+                    row_length=8)
+    assert dataset.get_dataset_size() > 0
