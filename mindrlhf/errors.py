@@ -3,6 +3,8 @@ import os
 import sys
 from typing import Callable, Iterable, List
 
+_LONGEST = 2000  # characters of a message
+
 
 class UserError(Exception):
     """Something the user gave is wrong, or several things.
@@ -11,8 +13,20 @@ class UserError(Exception):
     """
 
     def __init__(self, *messages: str):
-        self.messages = [" ".join(str(message).split()) for message in messages]
+        self.messages = [_one_line(str(message)) for message in messages]
         super().__init__("\n".join(self.messages))
+
+
+def _one_line(text: str) -> str:
+    r"""`text` as one line that a terminal shows and does not obey, whatever a file gave to it; cut if it is long.
+
+    >>> print(_one_line("found 'a\x1b[2J\n b'"))
+    found 'a\x1b[2J b'
+    """
+    text = " ".join(text.split())
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST * 3 // 4]} ... {text[-_LONGEST // 4:]}"
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def raise_problems(where: str, problems: Iterable[str]) -> None:

@@ -342,7 +342,8 @@ def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, templat
             yield ids
 
     place = partial_file(output_file) if scorer.rank == 0 else nullcontext(os.devnull)
-    with place as partial, open(partial, "w", encoding="utf-8") as file:
+    # Half of a surrogate pair in a key of the user's becomes the JSON escape that it came from.
+    with place as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         for scores in scorer.score(encoded()):
             question, texts = waiting.popleft()
             for text, score in zip(texts, scores):

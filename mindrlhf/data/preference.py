@@ -1,14 +1,18 @@
 """Rows of preference files: reading, checking, and errors that name file and line. Knows nothing of MindSpore."""
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
 
 from mindrlhf.errors import UserError
 
 __all__ = ["Rejected", "Row", "check_text_fields", "read_preferences", "read_rows"]
 
 PAIR_FIELDS = ("prompt", "pos_resp", "neg_resp")
+_BLANKS = 500_000  # white-space characters in a row; a million make tiktoken's pattern overflow its stack
+_MANY_BLANKS = re.compile(rf"\s{{{_BLANKS}}}")
 
 
 @dataclass(frozen=True)
@@ -86,18 +90,27 @@ def _parse(place: str, raw: bytes) -> Union[Row, Rejected]:
 
 def _parse_json(place: str, raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"))
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_each_key_once)
     except UnicodeDecodeError as error:
         return Rejected(place, f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}",
                         _readable(raw))
     except json.JSONDecodeError as error:
         return Rejected(place, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", _readable(raw))
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; a key twice; deep nesting
         return Rejected(place, f"not JSON: {error}", _readable(raw))
 
 
+def _each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """An object; Python's own reading takes the last of several values of a key, without a word."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        (key, times), = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key!r} stands {times} times in an object, expected once")
+    return values
+
+
 def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, Rejected]:
-    """`row` if each of `fields` is there and is text, and the prompt is not blank; otherwise why not."""
+    """`row` if each of `fields` is there and is text that can be encoded, and the prompt is not blank; or why not."""
     missing = [field for field in fields if field not in row.values]
     if missing:
         reason = (f"key {', '.join(map(repr, missing))} missing; found {', '.join(row.values) or 'no keys'}; "
@@ -111,6 +124,9 @@ def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, Rejected]:
             value.encode("utf-8")  # a look at each character takes as long as their tokens
         except UnicodeEncodeError:
             return Rejected(row.place, f"key {field!r} has half of a surrogate pair, which is no text", _dump(row))
+        if len(value) >= _BLANKS and _MANY_BLANKS.search(value):
+            return Rejected(row.place, f"key {field!r} has {_BLANKS:,} characters of white space or more in a row, "
+                                       "expected fewer", _dump(row))
     if "prompt" in fields and not row.values["prompt"].strip():
         return Rejected(row.place, "key 'prompt' is empty, expected text", _dump(row))
     return row

@@ -103,6 +103,11 @@ BAD_LINES = {
                                  "key 'pos_resp' has half of a surrogate pair, which is no text"),
     "a surrogate pair the wrong way round": (b'{"prompt": "\\ude00\\ud83d", "pos_resp": "a", "neg_resp": "b"}',
                                              "key 'prompt' has half of a surrogate pair, which is no text"),
+    "a key twice": (b'{"prompt": "q", "pos_resp": "a", "neg_resp": "b", "pos_resp": "c"}',
+                    "not JSON: key 'pos_resp' stands 2 times in an object, expected once"),
+    "white space that overflows tiktoken's stack": (
+        b'{"prompt": "q", "pos_resp": "a' + b" " * 500_000 + b'b", "neg_resp": "b"}',
+        "key 'pos_resp' has 500,000 characters of white space or more in a row, expected fewer"),
 }
 
 

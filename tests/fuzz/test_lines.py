@@ -1,0 +1,353 @@
+"""Lines that are no longer what they were: converted or scored as JSON says, or refused with file and line.
+
+A file is a sound row, a mutated one and a sound one. What must come of it is told by Python's own `json`, and by ids
+and fields that are put together here: conversion writes exactly the rows that are pairs and names exactly the others.
+
+| test                                  | proves                                                | judged against |
+| test_conversion_of_mutated_lines      | every line is converted right or named; nothing stays | json, tiktoken |
+| test_reader_of_mutated_questions      | the same for what reward_infer.py scores              | json           |
+| test_scored_rows_are_written_...      | a row's own keys come back in scores.jsonl            | json           |
+| test_a_line_of_10_mb_...              | size is no reason to fail, or to fail otherwise       | tiktoken       |
+| test_mutated_lines_through_the_...    | processes that encode see the same lines              | json           |
+"""
+import contextlib
+import json
+import re
+import types
+
+import mindspore.dataset as ds
+import pytest
+from conftest import SAMPLE
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
+
+from mindrlhf import score
+from mindrlhf.data import convert as convert_module
+from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.preference import read_preferences
+from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
+from mindrlhf.errors import UserError
+
+FIRST, LAST = {"prompt": "q1", "pos_resp": "a", "neg_resp": "b"}, {"prompt": "q2", "pos_resp": "c", "neg_resp": "d"}
+PAIR, SINGLE = ("prompt", "pos_resp", "neg_resp"), ("prompt", "response")
+ANSWERS = {"score": "response", "pos_score": "pos_resp", "neg_score": "neg_resp"}
+TEMPLATE, SEQ, PAD = "问{prompt}答{response}", 48, 996
+ROWS = [json.loads(line) for line in (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+TOKENIZER = open_tokenizer(SAMPLE / "tokenizer.model")
+LONGEST = 10 << 20
+
+
+@pytest.fixture(scope="module")
+def outcomes(request):
+    yield from outcomes_of("lines")
+
+
+# --- what is tried --------------------------------------------------------------------------------------------------
+
+TEXTS = st.one_of(
+    st.sampled_from(["", " ", "\n", "\x00", "a\x00b", "a\rb", "a\u2028b", "a\u0085b", "a\x1bb", "\ufeffq", "\u3000",
+                     "\ud800", "a\udc00b", "\ude00\ud83d", "😀", "{prompt}", "{response}", "\\n", "é\u0301",
+                     "\U0010ffff", " " * 2000 + "x", "好" * 3000, *GLM4_SPECIAL_TOKENS]),
+    st.text(max_size=40), st.sampled_from([row[key] for row in ROWS[:20] for key in PAIR]))
+VALUES = st.one_of(
+    TEXTS, st.none(), st.booleans(), st.integers(), st.sampled_from([10 ** 400, -10 ** 30, 2 ** 63, 1e308, -0.0]),
+    st.floats(allow_nan=False), st.lists(TEXTS, max_size=3), st.dictionaries(st.text(max_size=4), TEXTS, max_size=3))
+RAW = st.sampled_from(["NaN", "Infinity", "1e999", "9" * 5000, "0x10", "'q'", "True", "nul", "", '"', "[", "[" * 10_000,
+                       "[" * 10_000 + "]" * 10_000, '{"a":' * 10_000 + "1" + "}" * 10_000, "[" * 900 + "]" * 900,
+                       '"\\ud83d"', '"\\ud83d\\ude00"', '"\\x"', '"a\nb"', '"a\tb"'])
+KEYS = st.one_of(st.sampled_from([*PAIR, "response", "Prompt", "prompt ", "", "note", "score", "pos_score", "\ud800",
+                                  "pos_type", "k" * 5000, "a\x1b\u2028b"]), st.text(max_size=6))
+CHANGES = st.one_of(
+    st.tuples(st.just("set"), KEYS, VALUES), st.tuples(st.just("set"), st.sampled_from((*PAIR, "response")), VALUES),
+    st.tuples(st.just("raw"), st.sampled_from((*PAIR, "note")), RAW),
+    st.tuples(st.just("remove"), st.sampled_from((*PAIR, "response")), st.none()),
+    st.tuples(st.just("again"), KEYS, VALUES))
+ENCODINGS = st.sampled_from([*["utf-8"] * 8, "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030",
+                             "gbk", "latin-1", "utf-7"])
+
+
+def as_json(row, changes, ascii_only):
+    """The row as text; changes may give what is no JSON, or a key twice."""
+    items = [(key, json.dumps(value, ensure_ascii=ascii_only)) for key, value in row.items()]
+    for what, key, value in changes:
+        there = [name for name, _ in items]
+        text = value if what == "raw" else json.dumps(value, ensure_ascii=ascii_only)
+        if what == "remove":
+            items = [item for item in items if item[0] != key]
+        elif what == "again" or key not in there:
+            items.append((key, text))
+        else:
+            items[there.index(key)] = (key, text)
+    return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=ascii_only)}: {text}" for key, text in items) + "}"
+
+
+@st.composite
+def lines(draw):
+    """Bytes that stand in the place of a line."""
+    row = dict(draw(st.sampled_from(ROWS)))
+    if draw(st.integers(0, 3)) == 0:
+        row = {"prompt": row["prompt"], "response": row["pos_resp"]}
+    text = as_json(row, draw(st.lists(CHANGES, max_size=3)), draw(st.booleans()))
+    encoding = draw(ENCODINGS)
+    raw = text.encode(encoding, "surrogatepass" if encoding.startswith("utf-") and encoding != "utf-7" else "replace")
+    for damage in draw(st.lists(DAMAGE, max_size=2)):
+        raw = damaged(raw, damage)
+    return raw + draw(st.sampled_from([b"", b"", b"\r", b"\n", b"\x00", b" ", b"\n\x0c", b"\xef\xbb\xbf"]))
+
+
+def examples(*raws):
+    """What was found so far, tried each time."""
+    def decorate(test):
+        for raw in raws:
+            test = example(raw)(test)
+        return test
+    return decorate
+
+
+def sound(row):
+    return json.dumps(row).encode()
+
+
+FOUND = examples(
+    b"", b"\xff\xfe", b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}",
+    '{"prompt": "好", "pos_resp": "a", "neg_resp": "b"}'.encode("gbk"),
+    # a key twice: Python's json takes the last one and says nothing
+    b'{"prompt": "q", "pos_resp": "kind", "neg_resp": "rude", "pos_resp": "rude too"}',
+    b'{"prompt": "q", "response": "a", "response": "b"}',
+    # a row that cannot be written back as UTF-8
+    b'{"prompt": "q", "response": "a", "note": "\\ud800"}', b'{"prompt": "q", "response": "a", "\\ud800": 1}',
+    # names that a terminal would obey, or that fill it
+    b'{"\\u001b[2J": 1}', b'{"' + b"k" * 100_000 + b'": 1}',
+    # more white space in a row than tiktoken's pattern can take
+    b'{"prompt": "q' + b" " * (1 << 20) + b'q", "pos_resp": "a", "neg_resp": "b"}',
+    b'{"prompt": "q", "response": "a' + b"\\n " * (1 << 19) + b'b"}',
+)
+
+
+# --- what must come of it -------------------------------------------------------------------------------------------
+
+def file_of(raw):
+    return b"\n".join((sound(FIRST), raw, sound(LAST)))
+
+
+def parsed_lines(content):
+    """(number, object or None) of each line that is not blank: None where it is no object with each key once."""
+    def once(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key twice")
+        return dict(pairs)
+
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line.strip():
+            try:
+                row = json.loads(line.decode("utf-8"), object_pairs_hook=once)
+            except (ValueError, RecursionError):
+                row = None
+            yield number, row if isinstance(row, dict) else None
+
+
+def is_usable(row, fields):
+    """Texts under all `fields`, a prompt that is not blank, and no white space that tiktoken fails at."""
+    texts = [row.get(field) for field in fields] if row else [None]
+    return all(isinstance(text, str) and not re.search("[\ud800-\udfff]", text) for text in texts) and \
+        bool(row["prompt"].strip()) and not any(re.search(r"\s{500000}", text) for text in texts)
+
+
+def ids_of(row, key):
+    return TOKENIZER.encode_batch([f"问{row['prompt'].strip()}答{row[key].strip()}"])[0]
+
+
+def expected_row(row):
+    """The seven fields as lists; None if both sides are the same."""
+    ids = [ids_of(row, key)[:SEQ] for key in PAIR[1:]]
+    if ids[0] == ids[1]:
+        return None
+    (chosen, rejected), end = ids, max(map(len, ids))
+    first = next(at for at in range(end) if chosen[at:at + 1] != rejected[at:at + 1])
+    fill = [PAD] * SEQ
+    return {"chosen_input_ids": (chosen + fill)[:SEQ],
+            "chosen_attention_mask": [int(at < len(chosen)) for at in range(SEQ)],
+            "rejected_input_ids": (rejected + fill)[:SEQ],
+            "rejected_attention_mask": [int(at < len(rejected)) for at in range(SEQ)],
+            "position_id": list(range(SEQ)), "loss_mask": [float(first <= at < end) for at in range(SEQ)],
+            "end_ind": end}
+
+
+def read_record(path):
+    rows = ds.MindDataset(str(path), shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)
+    return [{name: value.tolist() for name, value in row.items()} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lines")
+
+
+@contextlib.contextmanager
+def encoding_here(source, tokenizer, template, _workers):
+    """In the place of processes that encode, which take longer to start than a file takes to convert."""
+    yield iter(convert_module._encode_chunk(read_preferences(source), tokenizer, template))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != "pairs.jsonl")
+
+
+def emptied(folder, content):
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "pairs.jsonl").write_bytes(content)
+    return folder / "pairs.jsonl"
+
+
+def check_conversion(folder, content):
+    """Convert a file both ways; returns whether all its lines are pairs."""
+    source, target = emptied(folder, content), folder / "out.mindrecord"
+    lines = list(parsed_lines(content))
+    bad = [number for number, row in lines if not is_usable(row, PAIR)]
+    if bad:
+        with pytest.raises(UserError) as caught:
+            convert_preferences(source, target, TOKENIZER, SEQ, TEMPLATE)
+        assert one_line(caught.value).startswith(f"{source}:{bad[0]}: ")
+        assert len(caught.value.messages) == 1
+        assert names_in(folder) == []
+    report = convert_preferences(source, target, TOKENIZER, SEQ, TEMPLATE, skip_invalid=True)
+    expected = [expected_row(row) for number, row in lines if number not in bad]
+    assert read_record(target) == [row for row in expected if row]
+    assert (report.invalid, report.identical) == (len(bad), expected.count(None))
+    if bad:
+        noted = [json.loads(line) for line in report.rejected_file.read_text(encoding="utf-8").split("\n")[:-1]]
+        assert [row["line"] for row in noted] == bad
+        assert all(row["reason"] for row in noted)
+    return not bad
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(convert_module, "_encoded", encoding_here)
+    monkeypatch.setattr(convert_module, "_progress",
+                        lambda *_: contextlib.nullcontext(types.SimpleNamespace(update=int)))
+
+
+@FOUND
+@given(raw=lines())
+@fuzz(few=200, full=5000)
+def test_conversion_of_mutated_lines(folder, in_this_process, outcomes, raw):
+    with outcomes.no_hang():
+        outcomes.count("converted" if check_conversion(folder, file_of(raw)) else "refused")
+
+
+# --- reward_infer.py ------------------------------------------------------------------------------------------------
+
+def expected_questions(content):
+    """(rows with the names of their scores, number of the first line that is none)."""
+    rows = []
+    for number, row in parsed_lines(content):
+        single = bool(row) and "response" in row and "pos_resp" not in row
+        if not is_usable(row, SINGLE if single else PAIR):
+            return rows, number
+        rows.append((row, ["score"] if single else ["pos_score", "neg_score"]))
+    return rows, None
+
+
+def same(found, expected):
+    """Equality by the text, for which NaN is itself."""
+    return json.dumps(found) == json.dumps(expected)
+
+
+@FOUND
+@given(raw=lines())
+@fuzz(few=300, full=5000)
+def test_reader_of_mutated_questions(folder, outcomes, raw):
+    source = emptied(folder, file_of(raw))
+    expected, bad = expected_questions(file_of(raw))
+    found = []
+    with outcomes.no_hang():
+        if bad is None:
+            found += score.read_questions(source)
+        else:
+            with pytest.raises(UserError) as caught:
+                found.extend(score.read_questions(source))
+            assert one_line(caught.value).startswith(f"{source}:{bad}: ")
+    outcomes.count("questions read" if bad is None else "questions refused")
+    assert same([(question.values, list(question.answers)) for question in found], expected)
+
+
+class LengthScorer:
+    """In the place of a model: a text's score is its number of tokens."""
+
+    rank, seq_length = 0, SEQ
+
+    def __init__(self, *_):
+        pass
+
+    def checkpoints(self, path):
+        return [path]
+
+    def load(self, path):
+        pass
+
+    def score(self, questions):
+        for texts in questions:
+            yield [float(len(ids)) for ids in texts]
+
+
+@pytest.fixture
+def without_a_model(monkeypatch):
+    run = types.SimpleNamespace(runner_config=types.SimpleNamespace(batch_size=1))
+    monkeypatch.setattr(score, "start", lambda config: run)
+    monkeypatch.setattr(score, "Scorer", LengthScorer)
+    from mindformers.tools.logger import logger
+    monkeypatch.setattr(logger, "info", lambda *_: None)
+    monkeypatch.setattr(logger, "warning", lambda *_: None)
+
+
+@FOUND
+@given(raw=lines())
+@fuzz(few=100, full=1000)
+def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes, raw):
+    source, target = emptied(folder, file_of(raw)), folder / "scores.jsonl"
+    expected, bad = expected_questions(file_of(raw))
+    with outcomes.no_hang():
+        if bad is not None:
+            with pytest.raises(UserError):
+                score.infer({}, source, TOKENIZER, TEMPLATE, str(folder), target)
+            assert names_in(folder) == []
+            return
+        score.infer({}, source, TOKENIZER, TEMPLATE, str(folder), target)
+    written = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n")[:-1]]
+    rows = [{**row, **{name: float(len(ids_of(row, ANSWERS[name]))) for name in names}} for row, names in expected]
+    assert same(written, rows)
+    outcomes.count("rows scored", len(written))
+
+
+# --- size, and processes --------------------------------------------------------------------------------------------
+
+BIG = {"letters": "a", "digits": "7", "Chinese": "好", "words": "ab ", "line breaks": "\n", "spaces": " ",
+       "punctuation": "!?", "mixed": "a1 好\n", "surrogate pairs": "😀"}
+
+
+@pytest.mark.parametrize("name", BIG if FULL else ["mixed", "spaces"])
+def test_a_line_of_10_mb_is_converted_or_named(folder, in_this_process, outcomes, name):
+    piece = BIG[name]
+    text = "x" + piece * (LONGEST // len(piece.encode())) + "y"
+    raw = json.dumps({"prompt": "q", "pos_resp": text, "neg_resp": "b"}, ensure_ascii=False).encode()
+    with outcomes.no_hang():
+        outcomes.count("converted" if check_conversion(folder, file_of(raw)) else "refused")
+        check_conversion(folder, file_of(raw[:-1]))
+
+
+@given(raws=st.lists(lines(), min_size=200, max_size=200))
+@fuzz(few=1, full=5)
+def test_mutated_lines_through_the_processes_that_encode(folder, outcomes, raws):
+    content = b"\n".join((sound(FIRST), *raws, sound(LAST)))
+    source = emptied(folder, content)
+    lines = list(parsed_lines(content))
+    with outcomes.no_hang():
+        report = convert_preferences(source, folder / "out.mindrecord", TOKENIZER, SEQ, TEMPLATE, skip_invalid=True,
+                                     num_workers=2)
+    rows = [expected_row(row) for _, row in lines if is_usable(row, PAIR)]
+    assert read_record(folder / "out.mindrecord") == [row for row in rows if row]
+    assert report.invalid == len(lines) - len(rows)
