@@ -13,6 +13,7 @@ import yaml
 from mindrlhf.data.record import find_record_files, read_sidecars
 from mindrlhf.errors import UserError, raise_each
 from mindrlhf.yaml_keys import unknown_keys
+from mindrlhf.yaml_values import PATHS, shown, wrong_value, wrong_values
 
 __all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "config_problems", "get",
            "has_numbers", "is_semi_auto", "load_config", "process_count", "put", "read_config"]
@@ -24,18 +25,56 @@ SEMI_AUTO = (1, "SEMI_AUTO_PARALLEL", "semi_auto_parallel")
 _SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "parallel", "parallel_config",
              "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
              "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
-_POSITIVE = ("model.model_config.seq_length", "model.model_config.num_layers", "model.model_config.hidden_size",
-             "model.model_config.ffn_hidden_size", "model.model_config.num_attention_heads",
-             "model.model_config.multi_query_group_num", "model.model_config.kv_channels",
-             "model.model_config.padded_vocab_size", "runner_config.batch_size", "runner_config.epochs")
 BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
 _LAYOUT = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
-_FLOATS = ("float32", "float16", "bfloat16")
+_MOST_VALUES = 100_000  # of a YAML whose aliases are written out
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-5 is a number, as everybody who writes it means (YAML 1.1 wants 1.0e-5)."""
+    """YAML 1.1, but 1e-5 is a number, as everybody who writes it means (YAML 1.1 wants 1.0e-5), a key stands once, and
+    aliases neither contain themselves nor multiply without end.
+    """
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None:
+            _count_values(node, {})
+        return node
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError):  # !!int x, a date of the 40th
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"found {node.value!r}, expected {kind}",
+                                                    node.start_mark) from None
+
+
+def _count_values(node: yaml.Node, counts: Dict[int, int]) -> int:
+    """Values below a node, with aliases written out; `counts` has those of the nodes that are done, 0 in the making.
+
+    Raises:
+        yaml.YAMLError: an alias contains itself, there are too many values, or a key stands twice.
+    """
+    def error(problem: str, place: yaml.Node):
+        return yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+
+    if id(node) not in counts:
+        counts[id(node)], count, keys = 0, 1, set()
+        for child in () if isinstance(node, yaml.ScalarNode) else node.value:
+            key, *values = child if isinstance(node, yaml.MappingNode) else (None, child)
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    raise error(f"the key {key.value!r} stands twice", key)
+                keys.add((key.tag, key.value))
+            count += sum(_count_values(value, counts) for value in values)
+        counts[id(node)] = count
+    if not counts[id(node)]:
+        raise error("an alias contains itself", node)
+    if counts[id(node)] > _MOST_VALUES:
+        raise error(f"more than {_MOST_VALUES:,} values, with aliases written out", node)
+    return counts[id(node)]
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
@@ -102,23 +141,25 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
         overrides: dotted key -> value of a flag; None means that the flag was not given and the YAML's value stays
 
     Raises:
-        UserError: the file cannot be read or parsed, or sections are missing.
+        UserError: the file cannot be read or parsed, or sections are missing, or paths are no text.
     """
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(path).read_text(encoding="utf-8")
+        config = yaml.load(text, Loader=_Loader)
     except (OSError, ValueError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise UserError(f"--config: {path}: cannot be read: {reason}") from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        raise UserError(f"{path}:{line + 1}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: found {type(config).__name__}, expected sections (key: value)")
     raise_each(str(path), _missing_sections(config))
     for key, value in (overrides or {}).items():
         if value is not None:
             put(config, key, value)
+    raise_each(str(path), (problem for key in PATHS for problem in wrong_value(config, key)))  # for whoever opens them
     return config
 
 
@@ -129,7 +170,7 @@ def _missing_sections(config: Mapping[str, Any]) -> Iterable[str]:
         if value is None:
             yield f"section {key} is missing"
         elif not isinstance(value, expected):
-            yield f"section {key} is {value!r}, expected {'a list' if expected is list else 'keys and values'}"
+            yield f"section {key} is {shown(value)}, expected {'a list' if expected is list else 'keys and values'}"
 
 
 def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
@@ -139,27 +180,26 @@ def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
     for key, expected in (("train_dataset_task.type", DATASET_TYPE), ("eval_dataset_task.type", DATASET_TYPE),
                           ("model.arch.type", MODEL_TYPE), ("model.model_config.type", MODEL_CONFIG_TYPE)):
         if get(config, key) != expected:
-            yield f"{key} is {get(config, key)!r}, expected {expected}"
-    for key in _POSITIVE:
-        value = get(config, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield f"{key} is {value!r}, expected a whole number above 0"
-    rate = get(config, "lr_schedule.learning_rate")
-    if not isinstance(rate, (int, float)) or isinstance(rate, bool) or rate <= 0:
-        yield f"lr_schedule.learning_rate is {rate!r}, expected a number above 0"
+            yield f"{key} is {shown(get(config, key))}, expected {expected}"
+    wrong = list(wrong_values(config))
+    yield from wrong
     if get(config, "context.device_target") not in _DEVICES:
-        yield f"context.device_target is {get(config, 'context.device_target')!r}, expected {' or '.join(_DEVICES)}"
+        device = shown(get(config, "context.device_target"))
+        yield f"context.device_target is {device}, expected {' or '.join(_DEVICES)}"
+    if not wrong:  # the others count, divide and compare
+        yield from _training_problems(config)
+        yield from _batching_problems(config)
+        yield from _model_problems(config)
+        yield from _layout_problems(config)
+
+
+def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if get(config, "runner_wrapper.type") == "RewardTrainOneStepCell" and \
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
                "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
-    yield from _batching_problems(config)
-    yield from _model_problems(config)
-    yield from _layout_problems(config)
     for position, callback in enumerate(config["callbacks"]):
-        if not isinstance(callback, Mapping) or "type" not in callback:
-            yield f"callbacks[{position}] is {callback!r}, expected keys with a type"
-        elif callback["type"] == "CheckpointMonitor" and "-" in str(callback.get("prefix", "")):
+        if callback["type"] == "CheckpointMonitor" and "-" in str(callback.get("prefix", "")):
             yield (f"callbacks[{position}].prefix is {callback['prefix']!r}, expected no dash: MindFormers reads the "
                    "rank out of the file name")
 
@@ -186,26 +226,22 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
                        "several shapes; packing has one")
     else:
         seq_length, row_length = get(config, "model.model_config.seq_length"), get(config, "train_dataset.row_length")
-        if row_length is not None and isinstance(seq_length, int) and \
-                not (type(row_length) is int and 0 < row_length <= 2 * seq_length):
-            yield (f"train_dataset.row_length is {row_length!r}, expected a whole number up to twice "
+        if row_length is not None and not (type(row_length) is int and 0 < row_length <= 2 * seq_length):
+            yield (f"train_dataset.row_length is {shown(row_length)}, expected a whole number up to twice "
                    f"model.model_config.seq_length ({2 * seq_length})")
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
     model = get(config, "model.model_config")
-    for key in ("param_init_type", "compute_dtype"):
-        if model.get(key) not in _FLOATS:
-            yield f"model.model_config.{key} is {model.get(key)!r}, expected {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}"
     vocab, pad = model.get("padded_vocab_size"), model.get("pad_token_id")
-    if not isinstance(pad, int) or isinstance(pad, bool) or pad < 0 or (isinstance(vocab, int) and pad >= vocab):
+    if pad >= vocab:
         yield f"model.model_config.pad_token_id is {pad!r}, expected an id below padded_vocab_size ({vocab})"
     for block in ("train_dataset", "eval_dataset"):
         found = get(config, f"{block}.pad_token_id")
         if found is not None and found != pad:
             yield f"{block}.pad_token_id is {found!r}, expected model.model_config.pad_token_id ({pad!r})"
     heads, groups = model.get("num_attention_heads"), model.get("multi_query_group_num")
-    if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
+    if heads % groups:
         yield (f"model.model_config.num_attention_heads is {heads}, expected a multiple of multi_query_group_num "
                f"({groups})")
     if not model.get("apply_query_key_layer_scaling", True):
@@ -247,44 +283,29 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield from _division_problems(config)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def has_numbers(config: Mapping[str, Any]) -> bool:
-    """Whether everything that is counted and divided with can be, so that other checks may do it."""
-    return all(_is_count(get(config, key)) for key in _POSITIVE) and not _wrong_layout(config) and \
-        all(get(config, f"model.model_config.{key}") in _FLOATS for key in ("param_init_type", "compute_dtype"))
-
-
-def _wrong_layout(config: Mapping[str, Any]) -> List[str]:
-    layout = get(config, "parallel_config")
-    return [key for key in (*_LAYOUT, "micro_batch_num") if layout.get(key) is not None and not _is_count(layout[key])]
+    """Whether all values are of their keys' kinds, so that checks may count and divide with them."""
+    return not any(True for _ in wrong_values(config))
 
 
 def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """What a semi-auto parallel layout cannot divide: processes, layers, heads and widths."""
     model, layout = get(config, "model.model_config"), get(config, "parallel_config")
-    wrong = _wrong_layout(config)
-    for key in wrong:
-        yield f"parallel_config.{key} is {layout[key]!r}, expected a whole number above 0"
-    if wrong:
-        return
     data, split, stages, micro_batches = (layout.get(key) or 1 for key in (*_LAYOUT[:3], "micro_batch_num"))
     started = os.environ.get("MS_WORKER_NUM", "")
     if started.isdigit() and int(started) != _layout_size(config):
         yield (f"parallel_config: data_parallel x model_parallel x pipeline_stage is {data} x {split} x {stages}, "
                f"expected {started}, the number of processes that were started")
     groups = model.get("multi_query_group_num")
-    if model.get("use_flash_attention") and _is_count(groups) and groups % split:
+    if model.get("use_flash_attention") and groups % split:
         yield (f"parallel_config.model_parallel is {split}, expected a divisor of multi_query_group_num ({groups}) "
                "with flash attention: MindFormers 1.3 does not repeat keys and values for it")
     for key in ("num_attention_heads", "hidden_size", "ffn_hidden_size"):
-        if _is_count(model.get(key)) and model[key] % split:
+        if model[key] % split:
             yield f"parallel_config.model_parallel is {split}, expected a divisor of {key} ({model[key]})"
     layers, offset = model.get("num_layers"), model.get("offset") or 0
-    more = sum(offset) if isinstance(offset, list) and all(isinstance(value, int) for value in offset) else offset
-    if _is_count(layers) and stages > 1 and layers % stages != more:
+    more = sum(offset) if isinstance(offset, list) else offset
+    if stages > 1 and layers % stages != more:
         yield (f"parallel_config.pipeline_stage is {stages}, expected a divisor of num_layers ({layers}), or "
                "model.model_config.offset that says which stages have a layer more")
     if stages > 1 and micro_batches < stages:

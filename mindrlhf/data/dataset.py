@@ -21,13 +21,11 @@ from mindrlhf.data.compact import (
     read_pairs,
     unreadable,
 )
-from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
 from mindrlhf.data.record import find_record_files
 from mindrlhf.errors import UserError
 
 __all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
-
-OUTPUT_COLUMNS = ("input_ids", "position_id", "attention_mask", "loss_mask", "end_ind")
 
 
 def batch_pairs(chosen_input_ids, chosen_attention_mask, rejected_input_ids, rejected_attention_mask, position_id,

@@ -3,7 +3,7 @@ from typing import Dict, Optional, Sequence
 
 import numpy as np
 
-__all__ = ["FIELDS", "encode_pair"]
+__all__ = ["FIELDS", "OUTPUT_COLUMNS", "encode_pair"]
 
 # name -> type of a sample's fields, as the original MindRLHF converter writes them; all but end_ind have length N
 FIELDS = {
@@ -15,6 +15,8 @@ FIELDS = {
     "loss_mask": np.float32,
     "end_ind": np.int64,
 }
+# What a batch of padded rows has, in the order in which the model takes it.
+OUTPUT_COLUMNS = ("input_ids", "position_id", "attention_mask", "loss_mask", "end_ind")
 
 
 def encode_pair(chosen: Sequence[int], rejected: Sequence[int], seq_length: int, pad_token_id: int,
