@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
+from mindrlhf.data.record import read_settings
 from mindrlhf.errors import UserError, some
 from mindrlhf.models.glm4.dimensions import with_prefix
 from mindrlhf.partial import partial_file
@@ -293,14 +294,13 @@ def write_data_settings(folder: Path, settings: Dict[str, Any]) -> None:
 def read_data_settings(path: Union[str, Path]) -> Tuple[Optional[Path], Dict[str, Any]]:
     """(file, settings) that training left with the checkpoints at `path`, or (None, {}): looked for beside the
     checkpoints and one and two folders above (rank_0, checkpoint_network).
+
+    Raises:
+        UserError: see `mindrlhf.data.record.read_settings`.
     """
     path = Path(path)
     for folder in (path, *list(path.absolute().parents)[:2]):
         file = folder / DATA_SETTINGS
         if file.is_file():
-            try:
-                settings = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{file}: cannot be read: {error}") from None
-            return file, settings if isinstance(settings, dict) else {}
+            return file, read_settings(file)
     return None, {}

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 import yaml
 
-from mindrlhf.data.record import find_record_files, read_sidecars
+from mindrlhf.data.record import check_files, find_record_files, read_sidecars
 from mindrlhf.errors import UserError, raise_each
 from mindrlhf.yaml_keys import unknown_keys
 from mindrlhf.yaml_values import PATHS, shown, wrong_value, wrong_values
@@ -320,7 +320,7 @@ def check_dataset(config: Dict[str, Any], block: str, flag: str) -> List[str]:
     """The MindRecord files of `train_dataset` or `eval_dataset`; checks their sidecars against the configuration.
 
     Raises:
-        UserError: no data is named, it is not there, or it was made for another model; all problems in one message.
+        UserError: no data is named, it is not there, was made for another model, or is no longer what was written.
     """
     loader = get(config, f"{block}.data_loader")
     paths = loader.get("dataset_dir") or loader.get("dataset_files")
@@ -333,6 +333,7 @@ def check_dataset(config: Dict[str, Any], block: str, flag: str) -> List[str]:
     exact = block == "train_dataset" and get(config, "train_dataset.batching", "padded") == "padded"
     for path, sidecar in read_sidecars(files):
         raise_each(str(path), _sidecar_problems(sidecar, model, exact))
+    check_files(files)
     return files
 
 

@@ -26,6 +26,7 @@ from mindrlhf.config import (
     is_semi_auto,
     process_count,
 )
+from mindrlhf.data.record import check_files
 from mindrlhf.errors import Problems, UserError
 from mindrlhf.models.glm4.dimensions import (
     LM_HEAD_NAME,
@@ -66,7 +67,7 @@ def count_pairs(files: Sequence[str]) -> int:
     pairs = 0
     for file in files:
         try:
-            connection = sqlite3.connect(f"file:{Path(f'{file}.db').absolute().as_posix()}?mode=ro", uri=True)
+            connection = sqlite3.connect(f"{Path(f'{file}.db').absolute().as_uri()}?mode=ro", uri=True)
             try:
                 pairs += connection.execute("SELECT COUNT(*) FROM INDEXES").fetchone()[0]
             finally:
@@ -322,6 +323,7 @@ def describe_run(config: Dict[str, Any]) -> str:
         sizes = [Size(-(-rows // parts), length) for rows, length in sorted(set(plan))]
     else:
         length = get(config, "model.model_config.seq_length")
+        check_files(files, whole=True)
         tokens = f"{steps * 2 * global_batch(config) * length:,} computed"
         sizes = [Size(2 * get(config, "runner_config.batch_size"), length)]
     layout = "one process"

@@ -1,13 +1,15 @@
 """MindRecord files of samples: writing them whole or not at all, and the sidecar that says how they were made.
 
 `OUT.mindrecord.json`, the sidecar, is what training, evaluation and inference read to notice that the data, the YAML
-and the tokenizer do not belong together. Data of the original MindRLHF converter has none, which is fine.
+and the tokenizer do not belong together, or that a file is no longer what was written: MindRecord's reader has no
+checksums, and crashes on some damaged files. Data of the original MindRLHF converter has none, which is fine.
 """
 import contextlib
 import json
 import os
 import re
 import shutil
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
@@ -16,10 +18,11 @@ import numpy as np
 
 from mindrlhf.compat_record import spare_writer
 from mindrlhf.data.encode import FIELDS
-from mindrlhf.errors import UserError
+from mindrlhf.errors import UserError, some
 from mindrlhf.partial import partial_folder
 
-__all__ = ["LengthStatistics", "RecordWriter", "find_record_files", "read_sidecar", "read_sidecars", "sidecar_path"]
+__all__ = ["LengthStatistics", "RecordWriter", "check_files", "find_record_files", "read_settings", "read_sidecar",
+           "read_sidecars", "sidecar_path"]
 
 _RECORD_NAME = re.compile(r"\.mindrecord\d*$")
 _BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
@@ -27,6 +30,7 @@ _MAX_SHARDS = 1000  # MindRecord's own limit
 # MindRecord makes the index of a page in 1.9 kB of memory for each of its up to 58,000 entries a MB: with its own pages
 # of 32 MB memory grows with the data. A header must hold 195 bytes a page; the rest of it is a hole on the disk.
 _PAGE_BYTES, _MAX_PAGE_BYTES, _HEADER_BYTES = 512 << 10, 256 << 20, 64 << 20
+_CHUNK = 1 << 20  # bytes that are read at once
 _PAGE_ROWS = 5  # that a page must hold at least: what is left of it after the last one is lost
 
 
@@ -125,10 +129,11 @@ class RecordWriter:
         self._flush()
         self._call(self._writer.commit)
         name = self.path.name
+        files = [f"{record.name}{suffix}" for suffix in (".db", "") for record in self._records]
+        sidecar = {**sidecar, "files": {file: _fingerprint(self._folder / file, whole=True) for file in sorted(files)}}
         with open(self._folder / f"{name}.json", "w", encoding="utf-8") as file:
             json.dump(sidecar, file, ensure_ascii=False, indent=2)
             file.write("\n")
-        files = [f"{record.name}{suffix}" for suffix in (".db", "") for record in self._records]
         for file in (*files, f"{name}.json"):
             os.replace(self._folder / file, self.path.with_name(file))
         for file in self.path.parent.iterdir():
@@ -146,6 +151,55 @@ class RecordWriter:
     def __exit__(self, *_) -> None:
         self._writer = None
         self._stack.close()
+
+
+_FINGERPRINT = {"bytes": "size in bytes", "head": "header's CRC-32", "crc32": "CRC-32"}
+
+
+def _fingerprint(path: Path, whole: bool) -> Dict[str, int]:
+    """bytes: the size of a file; head: the CRC-32 of a MindRecord file's description of itself, which is small and by
+    which MindRecord finds everything else; crc32: of the whole file, which is left out of a MindRecord file's unless
+    `whole` (1.5 GB a second).
+    """
+    found = {"bytes": path.stat().st_size}
+    is_index = path.suffix == ".db"
+    with open(path, "rb") as file:
+        if not is_index:
+            size = file.read(8)  # of the JSON that follows
+            found["head"] = zlib.crc32(file.read(min(int.from_bytes(size, "little"), _HEADER_BYTES)), zlib.crc32(size))
+            file.seek(0)
+        if is_index or whole:
+            found["crc32"] = 0
+            for chunk in iter(lambda: file.read(_CHUNK), b""):
+                found["crc32"] = zlib.crc32(chunk, found["crc32"])
+    return found
+
+
+def check_files(records: Iterable[Union[str, Path]], whole: bool = False) -> None:
+    """Whether MindRecord files and their indices are those that were written, as far as their sidecar says it.
+
+    Args:
+        records: MindRecord files
+        whole:   read all of them; otherwise their size, their description of themselves and their index
+
+    Raises:
+        UserError: a file has changed, or is none of those that the sidecar beside it knows.
+    """
+    for record in map(Path, records):
+        written = (read_sidecar(record) or {}).get("files")
+        for path in (record, Path(f"{record}.db")) if written is not None else ():
+            if path.name not in written:
+                raise UserError(f"{path}: not one of the files that {sidecar_path(record).name} was written with: "
+                                f"{some(written)}; copy files and sidecar of one conversion")
+            try:
+                found = _fingerprint(path, whole)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            for key, value in found.items():
+                if value != written[path.name].get(key):
+                    raise UserError(f"{path}: damaged, or not the file that was written: its {_FINGERPRINT[key]} is "
+                                    f"{value}, {sidecar_path(record).name} says {written[path.name].get(key)}; copy it "
+                                    "again, or convert again")
 
 
 def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> List[str]:
@@ -190,18 +244,40 @@ def read_sidecar(record: Union[str, Path]) -> Optional[Dict[str, Any]]:
     """The sidecar of a MindRecord file, or None if it has none.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: see `read_settings`.
     """
     path = sidecar_path(record)
+    return read_settings(path) if path.exists() else None
+
+
+# What the values of a sidecar must be, if they are there.
+_SETTINGS = {
+    "seq_length": ("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "pad_token_id": ("an id", lambda value: type(value) is int and value >= 0),
+    "padding_side": ("right or left", lambda value: value in ("right", "left")),
+    "prompt_template": ("text", lambda value: isinstance(value, str)),
+    "tokenizer": ("an object", lambda value: isinstance(value, dict)),
+    "files": ("an object of objects", lambda value: isinstance(value, dict) and all(
+        isinstance(entry, dict) for entry in value.values())),
+}
+
+
+def read_settings(path: Path) -> Dict[str, Any]:
+    """A JSON object that says how data was made: a sidecar, or what training leaves of it with its checkpoints.
+
+    Raises:
+        UserError: it cannot be read, is no JSON object, or has values of another kind.
+    """
     try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(sidecar, dict):
-        raise UserError(f"{path}: found {type(sidecar).__name__}, expected a JSON object")
-    return sidecar
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: found {type(settings).__name__}, expected a JSON object")
+    for key, (expected, fits) in _SETTINGS.items():
+        if settings.get(key) is not None and not fits(settings[key]):
+            raise UserError(f"{path}: {key} is {settings[key]!r}, expected {expected}")
+    return settings
 
 
 def read_sidecars(records: Iterable[Union[str, Path]]) -> Iterator[tuple]:

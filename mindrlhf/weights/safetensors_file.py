@@ -128,7 +128,7 @@ def _read_indexed(folder: Path, index_file: Path) -> Dict[str, StoredTensor]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index_file}: found no weight_map from tensor names to file names")
     names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if Path(name).name != name or len(name.encode("utf-8", "replace")) > 255]
     raise_problems(str(index_file), (f"names the file {name}, expected one in the same folder" for name in outside))
     raise_problems(str(folder), (f"{name} is missing, {INDEX_NAME} names it" for name in names
                                  if not (folder / name).is_file()))

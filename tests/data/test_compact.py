@@ -124,14 +124,26 @@ def test_the_number_of_the_sample_is_the_right_one(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 20, 1 << 25], ids=["nothing", "the header", "half"])
-def test_a_damaged_file_is_one_line(tmp_path, kept):
+def test_a_damaged_file_without_checksums_is_one_line(tmp_path, kept):
     path = write_record(tmp_path / "a.mindrecord", [([1], [2])])
+    (tmp_path / "a.mindrecord.json").unlink()
     with open(path, "r+b") as file:
         file.truncate(kept)
     with pytest.raises(UserError) as error:
         read(str(path))
     assert str(error.value).startswith(f"{path}: not readable as MindRecord: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_among_the_rows_is_found_before_they_are_read(tmp_path):
+    path = write_record(tmp_path / "a.mindrecord", [([1], [2])])
+    with open(path, "r+b") as file:
+        file.seek(-3, 2)
+        byte = file.read(1)[0]
+        file.seek(-3, 2)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(UserError, match=r"a\.mindrecord: damaged, or not the file that was written: its CRC-32 is "):
+        read(str(path))
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------

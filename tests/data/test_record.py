@@ -8,12 +8,15 @@
 | test_shards_...                             | names, every row once, none of other runs   | the folder, rows  |
 | test_pages_are_small_...                    | what bounds the memory that the index takes | the file's header |
 | test_sidecar_...                            | read, absent, broken, one for all shards    | content, messages |
+| test_a_file_that_has_changed_is_named ...   | one bit, one byte, another conversion       | messages          |
 | test_length_statistics_by_hand              | maxima and averages                         | literal numbers   |
 """
 import json
 import os
+import re
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import (
     LengthStatistics,
     RecordWriter,
+    check_files,
     find_record_files,
     read_sidecar,
     read_sidecars,
@@ -95,7 +99,62 @@ def test_written_rows_are_read_back_in_order(tmp_path):
 def test_sidecar_is_written_beside_the_record(tmp_path):
     write_record(tmp_path / "out.mindrecord", sidecar={"prompt_template": "问：{prompt}", "seq_length": 4})
     text = (tmp_path / "out.mindrecord.json").read_text(encoding="utf-8")
-    assert text == '{\n  "prompt_template": "问：{prompt}",\n  "seq_length": 4\n}\n'
+    assert text.startswith('{\n  "prompt_template": "问：{prompt}",\n  "seq_length": 4,\n  "files": {\n')
+    assert text.endswith("\n}\n")
+
+
+def test_sidecar_has_size_and_checksums_of_each_file(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=3, shard_num=2)
+    files = read_sidecar(tmp_path / "out.mindrecord0")["files"]
+    assert sorted(files) == [name for name in names(tmp_path) if not name.endswith(".json")]
+    for name, entry in files.items():
+        content = (tmp_path / name).read_bytes()
+        assert (entry["bytes"], entry["crc32"]) == (len(content), zlib.crc32(content))
+        if not name.endswith(".db"):  # 8 bytes, the length of the JSON behind them
+            assert entry["head"] == zlib.crc32(content[:8 + content[8:].index(b"\0")])
+
+
+@pytest.mark.parametrize(("name", "byte", "whole", "found"), [
+    ("out.mindrecord", 100, False, "header's CRC-32"), ("out.mindrecord", -1, True, "CRC-32"),
+    ("out.mindrecord.db", 5000, False, "CRC-32"), ("out.mindrecord.db", None, False, "size in bytes"),
+    ("out.mindrecord", None, False, "size in bytes")])
+def test_a_file_that_has_changed_is_named(tmp_path, name, byte, whole, found):
+    """One bit, or a byte more; only `whole` reads the rows."""
+    record, path = tmp_path / "out.mindrecord", tmp_path / name
+    write_record(record)
+    check_files([record], whole=True)
+    content = bytearray(path.read_bytes())
+    if byte is None:
+        content += b"x"
+    else:
+        content[byte] ^= 1
+    path.write_bytes(content)
+    if whole:
+        check_files([record])
+    message = message_of(check_files, [record], whole)
+    assert re.fullmatch(re.escape(f"{path}: damaged, or not the file that was written: its {found} is ") +
+                        r"\d+, out.mindrecord.json says \d+; copy it again, or convert again", message)
+
+
+def test_a_file_of_another_conversion_is_named(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=2, shard_num=2)
+    kept = (tmp_path / "out.mindrecord1").read_bytes()
+    write_record(tmp_path / "out.mindrecord", count=1)
+    (tmp_path / "out.mindrecord1").write_bytes(kept)
+    check_files([tmp_path / "out.mindrecord"])
+    assert message_of(check_files, [tmp_path / "out.mindrecord1"]) == (
+        f"{tmp_path / 'out.mindrecord1'}: not one of the files that out.mindrecord.json was written with: "
+        "out.mindrecord, out.mindrecord.db; copy files and sidecar of one conversion")
+
+
+@pytest.mark.parametrize("sidecar", [None, {"seq_length": 4}], ids=["none", "of an earlier release"])
+def test_data_without_checksums_is_not_checked(tmp_path, sidecar):
+    write_record(tmp_path / "out.mindrecord")
+    (tmp_path / "out.mindrecord.json").unlink()
+    if sidecar:
+        (tmp_path / "out.mindrecord.json").write_text(json.dumps(sidecar))
+    (tmp_path / "out.mindrecord").write_bytes(b"x")
+    check_files([tmp_path / "out.mindrecord"], whole=True)
 
 
 def test_second_run_replaces_all_three_files(tmp_path):
@@ -103,7 +162,7 @@ def test_second_run_replaces_all_three_files(tmp_path):
     write_record(tmp_path / "out.mindrecord", count=3)
     assert names(tmp_path) == NAMES
     assert len(read_record(tmp_path / "out.mindrecord")) == 3
-    assert read_sidecar(tmp_path / "out.mindrecord") == {"count": 3}
+    assert read_sidecar(tmp_path / "out.mindrecord")["count"] == 3
 
 
 def shard_names(*shards):
@@ -308,7 +367,10 @@ def test_sidecar_may_be_absent(tmp_path):
     (b"", "cannot be read: Expecting value: line 1 column 1 (char 0)"),
     (b"[1]", "found list, expected a JSON object"),
     (b"\xff", "cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-], ids=["broken", "empty", "an array", "not UTF-8"])
+    (b'{"tokenizer": "t"}', "tokenizer is 't', expected an object"),
+    (b'{"seq_length": "128"}', "seq_length is '128', expected a whole number above 0"),
+    (b'{"files": {"a": 1}}', "files is {'a': 1}, expected an object of objects"),
+], ids=["broken", "empty", "an array", "not UTF-8", "tokenizer", "seq_length", "files"])
 def test_sidecar_that_is_broken_is_named(tmp_path, content, message):
     (tmp_path / "out.mindrecord.json").write_bytes(content)
     assert message_of(read_sidecar, tmp_path / "out.mindrecord") == f"{tmp_path / 'out.mindrecord.json'}: {message}"

@@ -60,11 +60,12 @@ def outcomes_of(name):
     outcomes.write()
 
 
-def one_line(error):
-    """The message of a `UserError`, which must be a line that a terminal can show."""
+def one_line(error, names=""):
+    """The message of a `UserError`, which must be a line that a terminal can show, with the name of a file in it."""
     for message in error.messages:
         assert message.isprintable(), repr(message)
         assert len(message) < 3000, f"{len(message)} characters: {message[:200]}"
+    assert str(names) in str(error)
     return str(error)
 
 
