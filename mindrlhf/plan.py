@@ -311,6 +311,8 @@ def describe_run(config: Dict[str, Any]) -> str:
     """
     facts: Dict[str, str] = {}
     files = check_dataset(config, "train_dataset", "train_dataset")
+    if get(config, "train_dataset.batching", "padded") == "padded":  # otherwise done when the rows are read
+        check_files(files, whole=True)
     dataset, pairs = _open_dataset(config, files), count_pairs(files)
     epochs, count = get(config, "runner_config.epochs"), process_count(config)
     steps = dataset.get_dataset_size()
@@ -323,7 +325,6 @@ def describe_run(config: Dict[str, Any]) -> str:
         sizes = [Size(-(-rows // parts), length) for rows, length in sorted(set(plan))]
     else:
         length = get(config, "model.model_config.seq_length")
-        check_files(files, whole=True)
         tokens = f"{steps * 2 * global_batch(config) * length:,} computed"
         sizes = [Size(2 * get(config, "runner_config.batch_size"), length)]
     layout = "one process"

@@ -20,6 +20,7 @@ from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_s
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.packing import Group, pack_groups, plan_steps, text_group
 from mindrlhf.data.preference import PAIR_FIELDS, Rejected, Row, check_text_fields, read_rows
+from mindrlhf.data.record import check_files
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
@@ -212,6 +213,7 @@ def evaluate(config: Dict[str, Any], checkpoint_path: str, all_checkpoints: bool
     from mindformers.tools.logger import logger
 
     from mindrlhf.data.compact import check_first_row
+    check_files(files, whole=True)
     for file in files:
         check_first_row(file, list(FIELDS), run.model.model_config.seq_length, exact=False)
     scorer = Scorer(run, 2 * run.runner_config.batch_size)

@@ -22,7 +22,7 @@ from mindrlhf.data.compact import (
     unreadable,
 )
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
-from mindrlhf.data.record import find_record_files
+from mindrlhf.data.record import check_files, find_record_files
 from mindrlhf.errors import UserError
 
 __all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
@@ -99,6 +99,8 @@ class RewardModelDataset(BaseDataset):
         files = find_record_files(config.data_loader.dataset_dir or config.data_loader.dataset_files or [])
         if not files:
             raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
+        # Where all of it is read now, a look at it for its checksum takes a fraction of the time.
+        check_files(files, whole=config.batching != "padded")
         for file in files:
             check_first_row(file, columns, config.seq_length, exact=config.batching == "padded")
         if config.batch_size % config.micro_batches:

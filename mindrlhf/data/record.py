@@ -12,7 +12,7 @@ import shutil
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from mindrlhf.data.encode import FIELDS
 from mindrlhf.errors import UserError, some
 from mindrlhf.partial import partial_folder
 
-__all__ = ["LengthStatistics", "RecordWriter", "check_files", "find_record_files", "read_settings", "read_sidecar",
-           "read_sidecars", "sidecar_path"]
+__all__ = ["LengthStatistics", "RecordWriter", "check_files", "check_head", "find_record_files", "read_settings",
+           "read_sidecar", "read_sidecars", "sidecar_path"]
 
 _RECORD_NAME = re.compile(r"\.mindrecord\d*$")
 _BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
@@ -153,25 +153,38 @@ class RecordWriter:
         self._stack.close()
 
 
-_FINGERPRINT = {"bytes": "size in bytes", "head": "header's CRC-32", "crc32": "CRC-32"}
+_FINGERPRINT = {"bytes": "size in bytes", "head": "header's CRC-32", "rows": "rows' CRC-32", "index": "CRC-32"}
+
+
+def _read_head(file: BinaryIO) -> Tuple[bytes, Any]:
+    """(bytes, content) of a MindRecord file's description of itself: its length in 8 bytes, then JSON, by which
+    MindRecord finds everything else. The content is None if it is none.
+    """
+    size = file.read(8)
+    text = file.read(min(int.from_bytes(size, "little"), _HEADER_BYTES))
+    try:
+        return size + text, json.loads(text)
+    except (ValueError, RecursionError):
+        return size + text, None
 
 
 def _fingerprint(path: Path, whole: bool) -> Dict[str, int]:
-    """bytes: the size of a file; head: the CRC-32 of a MindRecord file's description of itself, which is small and by
-    which MindRecord finds everything else; crc32: of the whole file, which is left out of a MindRecord file's unless
-    `whole` (1.5 GB a second).
+    """Size and CRC-32 of an index; size, CRC-32 of the description and, if `whole`, of the rows (1.5 GB a second) of a
+    MindRecord file. Between description and rows there are 64 MB of nothing.
     """
     found = {"bytes": path.stat().st_size}
-    is_index = path.suffix == ".db"
     with open(path, "rb") as file:
-        if not is_index:
-            size = file.read(8)  # of the JSON that follows
-            found["head"] = zlib.crc32(file.read(min(int.from_bytes(size, "little"), _HEADER_BYTES)), zlib.crc32(size))
-            file.seek(0)
-        if is_index or whole:
-            found["crc32"] = 0
+        if path.suffix == ".db":
+            key = "index"
+        else:
+            text, head = _read_head(file)
+            found["head"], key = zlib.crc32(text), "rows"
+            begin = head.get("header_size") if isinstance(head, dict) else None
+            file.seek(begin if type(begin) is int and 0 <= begin <= found["bytes"] else 0)
+        if key == "index" or whole:
+            found[key] = 0
             for chunk in iter(lambda: file.read(_CHUNK), b""):
-                found["crc32"] = zlib.crc32(chunk, found["crc32"])
+                found[key] = zlib.crc32(chunk, found[key])
     return found
 
 
@@ -200,6 +213,25 @@ def check_files(records: Iterable[Union[str, Path]], whole: bool = False) -> Non
                     raise UserError(f"{path}: damaged, or not the file that was written: its {_FINGERPRINT[key]} is "
                                     f"{value}, {sidecar_path(record).name} says {written[path.name].get(key)}; copy it "
                                     "again, or convert again")
+
+
+def check_head(record: Union[str, Path]) -> None:
+    """Raise `UserError` unless a MindRecord file begins with a description that MindRecord's reader survives."""
+    def has(entry: Any, kinds: Dict[str, type]) -> bool:
+        return isinstance(entry, dict) and all(type(entry.get(key)) is kind for key, kind in kinds.items())
+
+    try:
+        with open(record, "rb") as file:
+            size, (_, head) = os.fstat(file.fileno()).st_size, _read_head(file)
+    except OSError as error:
+        raise UserError(f"{record}: cannot be read: {error.strerror}") from None
+    if not has(head, {"header_size": int, "page_size": int, "page": list, "schema": list, "shard_addresses": list}) \
+            or not 0 < head["header_size"] <= size or head["page_size"] <= 0 \
+            or not all(has(page, {"page_id": int, "page_size": int, "start_row_id": int, "end_row_id": int,
+                                  "page_type": str, "page_type_id": int, "row_group_ids": list}) and all(
+                has(group, {"id": int, "offset": int}) for group in page["row_group_ids"]) for page in head["page"]):
+        raise UserError(f"{record}: not readable as MindRecord: its header is damaged or cut short; copy it again, or "
+                        "convert again")
 
 
 def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> List[str]:

@@ -254,6 +254,8 @@ def test_cut_mindrecord_is_one_line(tmp_path):
     path = write_record(tmp_path / "a.mindrecord", PAIRS)
     with open(path, "r+b") as file:
         file.truncate(1 << 20)
+    assert message_of(str(path)).startswith(f"{path}: damaged, or not the file that was written: its size in bytes is ")
+    (tmp_path / "a.mindrecord.json").unlink()
     assert message_of(str(path)).startswith(f"{path}: not readable as MindRecord: ")
 
 

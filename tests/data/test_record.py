@@ -26,6 +26,7 @@ from mindrlhf.data.record import (
     LengthStatistics,
     RecordWriter,
     check_files,
+    check_head,
     find_record_files,
     read_sidecar,
     read_sidecars,
@@ -109,13 +110,15 @@ def test_sidecar_has_size_and_checksums_of_each_file(tmp_path):
     assert sorted(files) == [name for name in names(tmp_path) if not name.endswith(".json")]
     for name, entry in files.items():
         content = (tmp_path / name).read_bytes()
-        assert (entry["bytes"], entry["crc32"]) == (len(content), zlib.crc32(content))
-        if not name.endswith(".db"):  # 8 bytes, the length of the JSON behind them
-            assert entry["head"] == zlib.crc32(content[:8 + content[8:].index(b"\0")])
+        if name.endswith(".db"):
+            assert entry == {"bytes": len(content), "index": zlib.crc32(content)}
+        else:  # 8 bytes, the length of the JSON behind them; the rows come after 64 MB
+            head = content[:8 + content[8:].index(b"\0")]
+            assert entry == {"bytes": len(content), "head": zlib.crc32(head), "rows": zlib.crc32(content[64 << 20:])}
 
 
 @pytest.mark.parametrize(("name", "byte", "whole", "found"), [
-    ("out.mindrecord", 100, False, "header's CRC-32"), ("out.mindrecord", -1, True, "CRC-32"),
+    ("out.mindrecord", 100, False, "header's CRC-32"), ("out.mindrecord", -1, True, "rows' CRC-32"),
     ("out.mindrecord.db", 5000, False, "CRC-32"), ("out.mindrecord.db", None, False, "size in bytes"),
     ("out.mindrecord", None, False, "size in bytes")])
 def test_a_file_that_has_changed_is_named(tmp_path, name, byte, whole, found):
@@ -153,8 +156,22 @@ def test_data_without_checksums_is_not_checked(tmp_path, sidecar):
     (tmp_path / "out.mindrecord.json").unlink()
     if sidecar:
         (tmp_path / "out.mindrecord.json").write_text(json.dumps(sidecar))
-    (tmp_path / "out.mindrecord").write_bytes(b"x")
+    with open(tmp_path / "out.mindrecord", "ab") as file:
+        file.write(b"x")
     check_files([tmp_path / "out.mindrecord"], whole=True)
+
+
+@pytest.mark.parametrize(("found", "instead"), [
+    (b'"header_size":67108864', b'"header_size":99999999'), (b'"header_size"', b'"header_sice"'), (b"{", b"["),
+    (b'"page_size":524288', b'"page_size":"4288"'[:18]), (b'"page_type":"BLOB_DATA"', b'"page_type":1'.ljust(23)),
+    (b'"offset":0', b'"offset":[')])
+def test_old_data_whose_header_would_crash_mindrecord_is_named(tmp_path, found, instead):
+    record = tmp_path / "out.mindrecord"
+    write_record(record)
+    (tmp_path / "out.mindrecord.json").unlink()
+    record.write_bytes(record.read_bytes().replace(found, instead, 1))
+    assert message_of(check_head, record) == (f"{record}: not readable as MindRecord: its header is damaged or cut "
+                                              "short; copy it again, or convert again")
 
 
 def test_second_run_replaces_all_three_files(tmp_path):

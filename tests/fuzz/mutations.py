@@ -49,8 +49,8 @@ class Outcomes:
     def write(self):
         if os.environ.get("FUZZ_SUMMARY") and self.counts:
             with open(os.environ["FUZZ_SUMMARY"], "a", encoding="utf-8") as file:
-                file.write(json.dumps({"test": self.name, "seconds": round(time.monotonic() - self.begin, 1),
-                                       **self.counts}) + "\n")
+                seconds = round(time.monotonic() - self.begin, 1)
+                file.write(json.dumps({"test": self.name, "seed": SEED, "seconds": seconds, **self.counts}) + "\n")
 
 
 def outcomes_of(name):

@@ -233,7 +233,7 @@ def in_this_process(monkeypatch):
 
 @FOUND
 @given(raw=lines())
-@fuzz(few=200, full=5000)
+@fuzz(few=100, full=5000)
 def test_conversion_of_mutated_lines(folder, in_this_process, outcomes, raw):
     with outcomes.no_hang():
         outcomes.count("converted" if check_conversion(folder, file_of(raw)) else "refused")
@@ -259,7 +259,7 @@ def same(found, expected):
 
 @FOUND
 @given(raw=lines())
-@fuzz(few=300, full=5000)
+@fuzz(few=200, full=5000)
 def test_reader_of_mutated_questions(folder, outcomes, raw):
     source = emptied(folder, file_of(raw))
     expected, bad = expected_questions(file_of(raw))
@@ -306,7 +306,7 @@ def without_a_model(monkeypatch):
 
 @FOUND
 @given(raw=lines())
-@fuzz(few=100, full=1000)
+@fuzz(few=50, full=1000)
 def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes, raw):
     source, target = emptied(folder, file_of(raw)), folder / "scores.jsonl"
     expected, bad = expected_questions(file_of(raw))
@@ -329,7 +329,7 @@ BIG = {"letters": "a", "digits": "7", "Chinese": "好", "words": "ab ", "line br
        "punctuation": "!?", "mixed": "a1 好\n", "surrogate pairs": "😀"}
 
 
-@pytest.mark.parametrize("name", BIG if FULL else ["mixed", "spaces"])
+@pytest.mark.parametrize("name", BIG if FULL else ["spaces"])
 def test_a_line_of_10_mb_is_converted_or_named(folder, in_this_process, outcomes, name):
     piece = BIG[name]
     text = "x" + piece * (LONGEST // len(piece.encode())) + "y"
