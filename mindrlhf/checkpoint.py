@@ -1,6 +1,5 @@
 """Finding, reading and strictly loading checkpoints; what was loaded is reported, what is missing is an error."""
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,15 @@ from mindrlhf.models.glm4.dimensions import with_prefix
 from mindrlhf.partial import partial_file
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
 
-__all__ = ["LoadReport", "check_weights", "checkpoint_files", "list_checkpoints", "load_strictly", "merge_slices",
+__all__ = ["TO_RESUME", "LoadReport", "check_weights", "checkpoint_files", "list_checkpoints", "load_strictly",
            "newest_whole_checkpoint", "raise_left_over", "read_checkpoint", "read_data_settings", "step_of",
            "write_data_settings"]
 
 DATA_SETTINGS = "data_settings.json"
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
 _RUN = re.compile(r"_rank_\d+_(\d+)-[^-]*\.ckpt$")
-_TO_RESUME = ("epoch_num", "step_num", "global_step")
+# What a run goes on with, beside weights and optimizer.
+TO_RESUME = ("epoch_num", "step_num", "global_step")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.ckpt")
 
 # What a network may start without: the value head when training begins from a base model (it then has its documented
@@ -145,7 +145,7 @@ def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, ski
         while left:
             try:
                 for file in checkpoint_files(left[-1]):
-                    check(file, _TO_RESUME if resume else ())
+                    check(file, TO_RESUME if resume else ())
                 break
             except UserError as error:
                 damage = str(error)
@@ -181,7 +181,8 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
     return parameters
 
 
-def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: bool) -> LoadReport:
+def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: bool,
+                  stage: Optional[int] = None) -> LoadReport:
     """Load `parameters` into a network; every weight of it must be among them, in its own shape.
 
     Args:
@@ -189,6 +190,7 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
         parameters: name -> Parameter; names of the original MindRLHF example become those of MindFormers, in place
         source:     for messages: the file or folder they come from
         need_head:  False where training begins and a base model without value head will do
+        stage:      of a pipeline, whose weights alone the checkpoint has; None: it has all
 
     Raises:
         UserError: weights are missing, or shapes differ; nothing has been loaded then.
@@ -198,6 +200,10 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
         parameters[with_prefix(name)] = parameters.pop(name)
     wanted = {parameter.name: parameter for parameter in network.get_parameters()
               if not _NO_WEIGHT.match(parameter.name)}
+    if stage is not None:
+        of_stage = {parameter.name for _, cell in network.cells_and_names()
+                    if getattr(cell, "pipeline_stage", None) == stage for parameter in cell.get_parameters()}
+        wanted = {name: parameter for name, parameter in wanted.items() if name in of_stage}
     fresh = check_weights(source, {name: parameter.shape for name, parameter in parameters.items()},
                           {name: parameter.shape for name, parameter in wanted.items()}, need_head)
     ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
@@ -231,45 +237,6 @@ def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mappi
                         f"that of this checkpoint? is it sliced for another layout?): {some(different, '; ')}")
     raise_left_over(source, found, wanted)
     return fresh
-
-
-def merge_slices(source: Path, strategy: str, folder: Path) -> Path:
-    """Merge a checkpoint that is sliced over ranks into one file, with MindSpore's own `transform_checkpoints`.
-
-    Args:
-        source:   folder with rank_0, rank_1, ...; of each the last step is taken
-        strategy: a strategy file, or the folder of them that MindFormers leaves in output/strategy
-        folder:   an empty one to work in
-
-    Returns:
-        the merged file, in `folder`
-
-    Raises:
-        UserError: a rank is missing, or the strategy is not that of these slices.
-    """
-    import mindspore as ms
-    ranks = sorted(int(path.name[5:]) for path in source.glob("rank_*") if path.name[5:].isdigit())
-    missing = sorted(set(range(max(ranks) + 1)) - set(ranks))
-    if missing:
-        raise UserError(f"{source}: no folder {some(f'rank_{rank}' for rank in missing)}, but rank_{max(ranks)}; "
-                        "expected the slices of all ranks")
-    for rank in ranks:  # one file a rank, however many steps it has
-        slices = folder / "slices" / f"rank_{rank}"
-        slices.mkdir(parents=True)
-        last = list_checkpoints(source, rank, flag="input")[-1]
-        check_ckpt(last)
-        (slices / f"rank_{rank}.ckpt").symlink_to(last.absolute())
-    strategy_file = strategy
-    try:
-        if os.path.isdir(strategy):
-            strategy_file = str(folder / "strategy.ckpt")
-            ms.merge_pipeline_strategys(strategy, strategy_file)
-        ms.transform_checkpoints(str(folder / "slices"), str(folder / "whole"), "whole", strategy_file, None)
-    except (ValueError, RuntimeError, TypeError, KeyError, OSError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{source}: the slices of {len(ranks)} ranks could not be merged with the strategy {strategy}: "
-                        f"{reason[0] if reason else error!r}") from None
-    return folder / "whole" / "rank_0" / "whole0.ckpt"
 
 
 def raise_left_over(source: Union[str, Path], names: Iterable[str], wanted: Container[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from tqdm import tqdm
 
-from mindrlhf.checkpoint import checkpoint_files, list_checkpoints, merge_slices, raise_left_over, read_data_settings
+from mindrlhf.checkpoint import checkpoint_files, list_checkpoints, raise_left_over, read_data_settings
 from mindrlhf.config import get
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, RankTokenizer, check_same_tokenizer, open_tokenizer
@@ -34,6 +34,7 @@ from mindrlhf.models.glm4.dimensions import (
 from mindrlhf.models.glm4.huggingface import model_card, model_config
 from mindrlhf.partial import partial_folder
 from mindrlhf.report import format_table
+from mindrlhf.slices import merge_slices, newest_whole_slices
 from mindrlhf.weights.ckpt_file import read_ckpt_files, write_ckpt
 from mindrlhf.weights.safetensors_file import INDEX_NAME, read_json, read_safetensors_folder, write_safetensors
 from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Part, StoredTensor, Writer, split_into_shards
@@ -275,8 +276,9 @@ def _read_source(source: str, weights: Sequence[Weight], output: Path, src_strat
     if len(ranks) < 2:
         raise UserError(f"--src_strategy is {src_strategy!r}, but {source} has no folders rank_0, rank_1, ... of a "
                         "sliced checkpoint; expected none")
+    slices = newest_whole_slices(Path(source), "input")
     folder = stack.enter_context(partial_folder(output.with_name(f"{output.name}.merged")))
-    return checkpoint, _read_named(merge_slices(Path(source), src_strategy, folder))
+    return slices[0], _read_named(merge_slices(slices, src_strategy, folder))
 
 
 def _read_named(checkpoint: Path) -> Dict[str, StoredTensor]:

@@ -37,6 +37,7 @@ from mindrlhf.models.glm4.dimensions import (
     with_prefix,
 )
 from mindrlhf.runtime import output_path
+from mindrlhf.slices import is_sliced
 from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
@@ -107,7 +108,7 @@ def _check_checkpoint(config: Mapping[str, Any]) -> None:
     if not path:
         return
     check_checkpoint_path("load_checkpoint", path)
-    if is_semi_auto(config) and any(Path(path).glob("rank_*")):  # slices, whose shapes are the layout's
+    if is_sliced(path) and (config.get("auto_trans_ckpt") or is_semi_auto(config)):  # shapes are the layout's
         for rank in range(1 if config.get("auto_trans_ckpt") else process_count(config)):
             list_checkpoints(path, rank, flag="load_checkpoint")
     else:

@@ -28,6 +28,7 @@ from mindrlhf.partial import partial_file
 from mindrlhf.processes import sum_over_processes
 from mindrlhf.report import format_table, plot_score_histogram
 from mindrlhf.runtime import output_path, start
+from mindrlhf.slices import is_sliced, steps_of_slices
 
 __all__ = ["EvalResult", "Scorer", "check_output_file", "count_questions", "evaluate", "infer", "load_eval_config",
            "load_infer_config", "read_questions", "row_shapes"]
@@ -51,17 +52,14 @@ class Scorer:
     """
 
     def __init__(self, run, texts: int):
-        import mindspore as ms
         from mindformers.core.parallel_config import build_parallel_config
-        from mindformers.models.build_model import build_network
         from mindformers.tools.utils import get_real_group_size, get_real_rank
 
-        from mindrlhf import compat
         self.rank = get_real_rank()
-        self.sliced = is_semi_auto(run)
-        divided = run.use_parallel and not self.sliced
+        self._semi_auto, self._sliced = is_semi_auto(run), False
+        divided = run.use_parallel and not self._semi_auto
         self._part, self._parts = (self.rank, get_real_group_size()) if divided else (0, 1)  # of the batches
-        if not self.sliced:
+        if not self._semi_auto:
             for key in ("data_parallel", "model_parallel", "pipeline_stage"):
                 run.parallel_config[key] = 1
         self.seq_length = run.model.model_config.seq_length
@@ -70,27 +68,49 @@ class Scorer:
                                  run.parallel_config.data_parallel)
         self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
         build_parallel_config(run)
+        self._run = run
+        self._build()
+
+    def _build(self) -> None:
+        """The network, without weights."""
+        import mindspore as ms
+        from mindformers.models.build_model import build_network
+
+        from mindrlhf import compat
         with compat.no_init_parameters():
-            self.network = build_network(run.model, default_args={"parallel_config": run.parallel_config,
-                                                                  "moe_config": run.moe_config})
+            self.network = build_network(self._run.model, default_args={"parallel_config": self._run.parallel_config,
+                                                                        "moe_config": self._run.moe_config})
         self.network.set_train(False)
         self._model = ms.Model(self.network)
         self._laid_out = False
 
     def checkpoints(self, path: str) -> List[Path]:
-        """The checkpoints at a path, see `list_checkpoints`: the rank's own slices, or the whole ones of rank 0."""
-        return list_checkpoints(path, self.rank if self.sliced else 0)
+        """The checkpoints at a path, see `list_checkpoints`: the rank's own slices, or whole ones."""
+        self._sliced = self._semi_auto and is_sliced(path)
+        if not self._sliced:
+            return list_checkpoints(path, 0)
+        list_checkpoints(path, self.rank)
+        return [slices[self.rank] for slices in steps_of_slices(path, "distributed_ckpt_path")]
 
     def load(self, path: Path) -> None:
-        """Load a checkpoint, strictly, and log what was loaded."""
+        """Load one of `checkpoints`, strictly, and log what was loaded."""
         from mindformers.tools.logger import logger
         parameters = read_checkpoint(path)
-        if self.sliced and not self._laid_out:
+        if self._laid_out and not self._sliced:  # a network that is cut takes slices alone
+            self._build()
+        if self._sliced:
+            self._lay_out()
+        logger.info(load_strictly(self.network, parameters, str(path), need_head=True).as_text())
+        self.network.init_parameters_data()
+        if self._semi_auto:
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Cut the network, and the weights that are in it, for the layout."""
+        if not self._laid_out:
             rows, length = self.shapes[0]
             self._model.infer_predict_layout(*self._tensors([[]] * rows, length)[0])
             self._laid_out = True
-        logger.info(load_strictly(self.network, parameters, str(path), need_head=True).as_text())
-        self.network.init_parameters_data()
 
     def _tensors(self, rows: Sequence[Sequence[Group]], length: int):
         """(the network's inputs, where there is a text)."""
@@ -148,6 +168,14 @@ def _base_overrides(args) -> Dict[str, Any]:
     return {"model.model_config.seq_length": args.seq_length, "run_mode": "eval"}
 
 
+def _check_layout(config: Dict[str, Any]) -> None:
+    """Raise `UserError` where the first process, which says and writes what is found, would not have the scores."""
+    stages = get(config, "parallel_config.pipeline_stage") or 1
+    if is_semi_auto(config) and stages > 1:
+        raise UserError(f"parallel_config.pipeline_stage is {stages}, expected 1 to score: the stages of a pipeline do "
+                        "not hear of the scores; scripts/convert_weight.py ms_to_hf merges the slices of training")
+
+
 def _warn_of_template(found: Optional[str], trained: Optional[str], place: str) -> None:
     """Say so when texts were rendered otherwise than in training; None where it is not known."""
     from mindformers.tools.logger import logger
@@ -190,6 +218,7 @@ def load_eval_config(args) -> Dict[str, Any]:
     overrides = {**_base_overrides(args), "eval_dataset.data_loader.dataset_dir": args.eval_dataset,
                  "runner_config.batch_size": args.batch_size}
     config = load_config(args.config, overrides)
+    _check_layout(config)
     files = check_dataset(config, "eval_dataset", "eval_dataset")
     check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
     settings, trained = read_data_settings(args.distributed_ckpt_path)
@@ -260,6 +289,7 @@ def load_infer_config(args) -> Tuple[Dict[str, Any], Tokenizer, str]:
     The template is `--prompt_template`, or the one that the model was trained with, or the default.
     """
     config = load_config(args.config, _base_overrides(args))
+    _check_layout(config)
     check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
     tokenizer = open_tokenizer(args.tokenizer)
     settings, trained = read_data_settings(args.distributed_ckpt_path)

@@ -1,15 +1,17 @@
 """Training: a checked configuration to MindFormers' `Trainer`."""
+import shutil
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 
-from mindrlhf.checkpoint import load_strictly, newest_whole_checkpoint, step_of, write_data_settings
+from mindrlhf.checkpoint import TO_RESUME, load_strictly, newest_whole_checkpoint, step_of, write_data_settings
 from mindrlhf.config import (
     check_checkpoint_path,
     check_dataset,
     checked_data_settings,
     config_problems,
+    get,
     has_numbers,
     is_semi_auto,
     read_config,
@@ -18,6 +20,15 @@ from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.plan import check_run
 from mindrlhf.processes import stack_over_processes
 from mindrlhf.runtime import output_path, start
+from mindrlhf.slices import (
+    is_sliced,
+    merge_slices,
+    merged_checkpoint,
+    newest_whole_slices,
+    stage_of_rank,
+    stage_slices,
+    staged_strategy,
+)
 
 __all__ = ["load_train_config", "train"]
 
@@ -75,6 +86,16 @@ def _check_transformation(config: Dict[str, Any]) -> None:
                         "how the checkpoint is sliced: there is nothing to cut anew, expected False")
     if strategy:
         check_checkpoint_path("src_strategy", strategy, "a strategy file")
+    source = config.get("load_checkpoint")
+    if source and transform and is_sliced(source) != bool(strategy):
+        raise UserError(f"--load_checkpoint: {source}: the slices of several ranks, expected --src_strategy with "
+                        "--auto_trans_ckpt True: strategy files say how they were cut" if not strategy else
+                        f"--src_strategy is {strategy!r}, but {source} has no folders rank_0, rank_1, ... of a sliced "
+                        "checkpoint; expected none")
+    if source and is_semi_auto(config) and (transform or is_sliced(source)) and \
+            not get(config, "runner_config.sink_mode"):
+        raise UserError(f"runner_config.sink_mode is {get(config, 'runner_config.sink_mode')!r}, expected True: "
+                        "MindFormers loads slices into a compiled step, which it compiles for data sinking alone")
 
 
 def train(config: Dict[str, Any], task: str) -> None:
@@ -94,10 +115,16 @@ def train(config: Dict[str, Any], task: str) -> None:
     rank, ranks = get_real_rank(), get_real_group_size()
     resumed_from = None
     if run.load_checkpoint:
-        if not run.auto_trans_ckpt:
-            resumed_from = _choose_checkpoint(run, rank, ranks, logger.warning)
+        strategy = run.src_strategy_path_or_dir
+        source = f"{run.load_checkpoint}, cut anew with {strategy}" if strategy else None
+        stages, stage = run.parallel_config.pipeline_stage, None
+        if is_semi_auto(run) and stages > 1 and (run.auto_trans_ckpt or is_sliced(run.load_checkpoint)):
+            stage = stage_of_rank(rank, ranks, stages)
+        choose = _stage_checkpoint if run.auto_trans_ckpt else _choose_checkpoint
+        resumed_from = choose(run, rank, ranks, logger.warning)
+        source = source or run.load_checkpoint
         compat.use_strict_loading(lambda network, parameters: logger.info(
-            load_strictly(network, parameters, run.load_checkpoint, need_head=bool(run.resume_training)).as_text()))
+            load_strictly(network, parameters, source, bool(run.resume_training), stage).as_text()))
     run.train_dataset.data_loader.dataset_dir = files
     run.train_dataset.seq_length = run.model.model_config.seq_length
     run.train_dataset.seed = run.seed or 0
@@ -126,7 +153,7 @@ def train(config: Dict[str, Any], task: str) -> None:
 
 def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[Path]:
     """Let MindFormers load the last step whose checkpoint is whole; returns its file if it is a run to resume."""
-    sliced = is_semi_auto(run) and any(Path(run.load_checkpoint).glob("rank_*"))
+    sliced = is_semi_auto(run) and is_sliced(run.load_checkpoint)
     chosen = newest_whole_checkpoint(
         run.load_checkpoint, rank if sliced else 0, bool(run.resume_training), warn,
         *([lambda step: stack_over_processes(np.array(step, np.float32)).tolist()] if ranks > 1 else []))
@@ -137,6 +164,33 @@ def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]
     else:
         run.load_checkpoint = str(chosen)
     return chosen if run.resume_training else None
+
+
+def _stage_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[Path]:
+    """Have MindFormers cut the last whole step anew, or merge it where every process has the whole model; returns the
+    first rank's file if it is a run to resume.
+
+    MindFormers takes each rank's newest file by time, and loads all that it finds in its folder of results, that of
+    earlier runs too.
+    """
+    output, source = output_path(run), Path(run.load_checkpoint)
+    if rank == 0:
+        shutil.rmtree(output / "transformed_checkpoint", ignore_errors=True)
+    if not is_sliced(source):
+        return _choose_checkpoint(run, rank, ranks, warn)
+    folder = output / "load_checkpoint"
+    if rank == 0:
+        slices = newest_whole_slices(source, "load_checkpoint", warn, TO_RESUME if run.resume_training else ())
+        (stage_slices if is_semi_auto(run) else merge_slices)(slices, run.src_strategy_path_or_dir, folder)
+    if ranks > 1:
+        stack_over_processes(np.zeros(1, np.float32))  # the others wait for the first one
+    if is_semi_auto(run):
+        run.load_checkpoint, run.src_strategy_path_or_dir = str(folder), str(staged_strategy(folder))
+        run.resume_by_last_timestamp_ckpt = True  # there is one file a rank
+    else:
+        folder, run.load_checkpoint = folder / "slices", str(merged_checkpoint(folder))
+        run.auto_trans_ckpt = False
+    return next((folder / "rank_0").iterdir()) if run.resume_training else None
 
 
 def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:

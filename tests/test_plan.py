@@ -107,6 +107,22 @@ def test_every_problem_is_told_at_once_a_line_for_each(arguments, tmp_path):
     assert lines[4].startswith("--auto_trans_ckpt is True, but the run is not semi-auto parallel")
 
 
+@pytest.mark.parametrize(("ranks", "strategy", "sink", "message"), [
+    (2, None, True, "the slices of several ranks, expected --src_strategy with --auto_trans_ckpt True"),
+    (1, "run.yaml", True, "has no folders rank_0, rank_1, ... of a sliced checkpoint; expected none"),
+    (2, "run.yaml", False, "runner_config.sink_mode is False, expected True: MindFormers loads slices into a"),
+])
+def test_cutting_slices_anew_needs_slices_their_strategy_and_data_sinking(ranks, strategy, sink, message, arguments,
+                                                                          tmp_path):
+    for rank in range(ranks):
+        (tmp_path / "sliced" / f"rank_{rank}").mkdir(parents=True)
+        write_weights(tmp_path / "sliced" / f"rank_{rank}" / f"a_rank_{rank}-1_1.ckpt", load_config(TINY_YAML))
+    with pytest.raises(UserError) as error:
+        load_train_config(arguments({"runner_config.sink_mode": sink}, source=PRODUCTION_YAML, auto_trans_ckpt=True,
+                                    load_checkpoint=str(tmp_path / "sliced"), src_strategy=strategy))
+    assert any(message in problem for problem in error.value.messages), error.value.messages
+
+
 def test_a_misspelt_key_does_not_hide_that_the_checkpoint_is_of_another_model(arguments, tmp_path):
     path = write_weights(tmp_path / "base.ckpt", load_config(TINY_YAML), dense=(64, 32))
     with pytest.raises(UserError) as error:

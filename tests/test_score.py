@@ -10,11 +10,13 @@
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import TINY_YAML, dimensions_of
+import yaml
+from conftest import PRODUCTION_YAML, TINY_YAML, dimensions_of
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
 
@@ -22,7 +24,8 @@ from mindrlhf import score
 from mindrlhf.config import load_config
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import RecordWriter
-from mindrlhf.score import Scorer, evaluate, infer, row_shapes
+from mindrlhf.errors import UserError
+from mindrlhf.score import Scorer, evaluate, infer, load_eval_config, row_shapes
 
 SEQ = 512
 PAD = 63
@@ -204,7 +207,7 @@ class CountingScorer(Scorer):
     windows = []
 
     def __init__(self, run, texts):
-        self.rank, self.sliced, self.seq_length = 0, False, run.model.model_config.seq_length
+        self.rank, self._semi_auto, self.seq_length = 0, False, run.model.model_config.seq_length
 
     def load(self, path):
         pass
@@ -234,3 +237,13 @@ def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_pat
                        {**row, "pos_score": len(row["prompt"]) + 3, "neg_score": len(row["prompt"]) + 4}
                        for row in rows]
     assert CountingScorer.windows == [4, 4, 2]
+
+
+def test_a_pipeline_is_not_scored_in(tmp_path):
+    config = yaml.safe_load(PRODUCTION_YAML.read_text(encoding="utf-8"))
+    config["parallel_config"].update(data_parallel=2, pipeline_stage=2, micro_batch_num=2)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    args = SimpleNamespace(config=str(tmp_path / "run.yaml"), seq_length=None, eval_dataset=None, batch_size=None,
+                           distributed_ckpt_path="absent")
+    with pytest.raises(UserError, match="parallel_config.pipeline_stage is 2, expected 1 to score"):
+        load_eval_config(args)

@@ -14,10 +14,12 @@ from mindformers.tools.resume_ckpt import get_resume_checkpoint
 from mindformers.trainer import utils as trainer_utils
 from safetensors.numpy import load_file
 
+from mindrlhf.checkpoint import TO_RESUME
 from mindrlhf.config import load_config
 from mindrlhf.convert_weight import ms_to_hf
 from mindrlhf.errors import UserError
-from mindrlhf.train import _choose_checkpoint
+from mindrlhf.slices import newest_whole_slices
+from mindrlhf.train import _choose_checkpoint, _stage_checkpoint
 
 STRATEGY = REFERENCE / "strategy_data2_model2.ckpt"
 
@@ -76,9 +78,13 @@ def test_a_missing_slice_and_a_strategy_of_something_else_are_refused(slices, co
     incomplete = tmp_path / "incomplete"
     shutil.copytree(slices, incomplete)
     shutil.rmtree(incomplete / "rank_2")
+    cut_off = tmp_path / "cut_off"
+    shutil.copytree(slices, cut_off)
+    shutil.rmtree(cut_off / "rank_3")
     for source, strategy, message in ((incomplete, STRATEGY, "no folder rank_2, but rank_3"),
-                                      (slices, tmp_path / "notes.txt", "could not be merged with the strategy"),
-                                      (slices, tmp_path / "absent", "could not be merged with the strategy")):
+                                      (cut_off, STRATEGY, "the strategy of 4 ranks, expected that of the 3 ranks"),
+                                      (slices, tmp_path / "notes.txt", "notes.txt: not readable as the strategy"),
+                                      (slices, tmp_path / "absent", "absent: not readable as the strategy")):
         with pytest.raises(UserError, match=message):
             ms_to_hf(str(source), config, tmp_path / "hf", src_strategy=str(strategy))
     assert not (tmp_path / "hf").exists()
@@ -95,6 +101,7 @@ def test_training_takes_the_last_whole_step_of_the_slices_whatever_the_times(tmp
     """Step 3 is damaged, step 1 is the newest by time and the one that meta.json names."""
     folder = tmp_path / "rank_0"
     folder.mkdir()
+    (tmp_path / "rank_1").mkdir()
     for step in (1, 2, 3):
         file = folder / f"glm4-9b_rank_0-1_{step}.ckpt"
         ms.save_checkpoint([{"name": name, "data": ms.Tensor(step)}
@@ -112,3 +119,49 @@ def test_training_takes_the_last_whole_step_of_the_slices_whatever_the_times(tmp
     assert run.load_checkpoint == str(tmp_path)
     assert get_resume_checkpoint(run.load_checkpoint, resume, not run.resume_by_last_timestamp_ckpt) is True
     assert int(trainer_utils.load_distributed_checkpoint(run.load_checkpoint)["step_num"]) == 2
+
+
+def write_step(folder, rank, run, step):
+    file = folder / f"rank_{rank}" / f"glm4_rank_{rank}{run}-1_{step}.ckpt"
+    file.parent.mkdir(exist_ok=True)
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(step)} for name in TO_RESUME], str(file))
+    file.chmod(0o600)
+    return file
+
+
+def test_slices_are_of_the_last_step_that_all_ranks_have_whole(tmp_path):
+    """Rank 1 has no step 4; the second run has step 3 of both ranks, rank 1's is damaged."""
+    for rank in (0, 1):
+        for run, step in (("", 1), ("", 9), ("_1", 2), ("_1", 3)):
+            damaged = write_step(tmp_path, rank, run, step)
+    write_step(tmp_path, 0, "_1", 4)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    said = []
+    slices = newest_whole_slices(tmp_path, "load_checkpoint", said.append, TO_RESUME)
+    assert {rank: file.name for rank, file in slices.items()} == {0: "glm4_rank_0_1-1_2.ckpt",
+                                                                  1: "glm4_rank_1_1-1_2.ckpt"}
+    assert len(said) == 1
+    assert said[0].startswith(f"{damaged}: ")
+    with pytest.raises(UserError, match=str(damaged)):
+        newest_whole_slices(tmp_path, "input")
+
+
+def test_slices_that_share_no_step_are_refused(tmp_path):
+    for rank in (0, 1):
+        write_step(tmp_path, rank, "", rank)
+    with pytest.raises(UserError, match="no step that all 2 ranks have a checkpoint of"):
+        newest_whole_slices(tmp_path, "load_checkpoint")
+
+
+def test_one_process_starts_from_slices_that_are_merged_for_it(slices, reference, tmp_path):
+    output = tmp_path / "output"
+    (output / "transformed_checkpoint" / "of_an_earlier_run").mkdir(parents=True)
+    run = MindFormerConfig(load_checkpoint=str(slices), src_strategy_path_or_dir=str(STRATEGY), auto_trans_ckpt=True,
+                           resume_training=False, use_parallel=False, output_dir=str(output))
+    assert _stage_checkpoint(run, 0, 1, pytest.fail) is None
+    assert run.auto_trans_ckpt is False
+    found = {name: value.asnumpy() for name, value in ms.load_checkpoint(run.load_checkpoint).items()}
+    expected = {name[len("weight/"):]: value for name, value in reference.items() if name.startswith("weight/")}
+    assert found.keys() == expected.keys()
+    assert all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
+    assert not (output / "transformed_checkpoint").exists()

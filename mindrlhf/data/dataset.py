@@ -74,8 +74,8 @@ class RewardModelDataset(BaseDataset):
             row_length:     of "packing"; default S
             pad_token_id:   fills up packed rows
             drop_remainder: of "padded": leave out the last, smaller batch; several processes must
-            repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets, with as many workers as the
-                machine has cores at most
+            repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets; of workers no
+                            more than the machine has cores
             micro_batches:  pieces that a step cuts the batch into (`batch_pairs`); default 1
 
     Returns:

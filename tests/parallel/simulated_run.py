@@ -1,0 +1,82 @@
+"""One process of a run on several devices, on a machine that has none of them; started by test_layouts.py.
+
+    simulated_run.py RANK RANKS CONFIG DATA [--KEY VALUE ...] [--weights FILE.npz]
+
+The run is the real one, from the check of the YAML to MindFormers' trainer, whose compilation of the training step
+contains MindSpore's parallel pass. MindSpore's simulation stands in for the other processes, empty libraries for the
+devices (cuda_stubs.py). Compilation ends before kernels are chosen, so nothing is computed. With `only_save_strategy`
+in the YAML the run ends there; otherwise it ends before the first step, and the parameters that it would start with,
+this rank's slices of the checkpoint, go to a file. With --evaluate they are those of `Scorer`.
+"""
+import argparse
+import os
+import sys
+
+
+def arguments():
+    parser = argparse.ArgumentParser()
+    for name in ("rank", "ranks", "config", "train_dataset"):
+        parser.add_argument(name)
+    parser.add_argument("--load_checkpoint")
+    parser.add_argument("--src_strategy")
+    parser.add_argument("--auto_trans_ckpt", action="store_true", default=None)
+    parser.add_argument("--resume", action="store_true", default=None)
+    parser.add_argument("--weights")
+    parser.add_argument("--evaluate", metavar="CHECKPOINT")
+    parser.add_argument("--unchecked", action="store_true", help="leave out the checks before the run")
+    parser.set_defaults(seq_length=None, use_parallel=None)
+    return parser.parse_args()
+
+
+def compile_step(model, train_dataset, valid_dataset=None, sink_size=-1, epoch=1, sink_mode=True):
+    """`Model._init` of MindSpore 2.7, which is for Ascend only, without its warming-up of the device's data queue."""
+    train_dataset.__no_send__ = True
+    inputs, network = model._exec_preprocess(is_train=True, dataset=train_dataset, dataset_sink_mode=sink_mode,
+                                             sink_size=sink_size)
+    network.compile(*next(iter(inputs)))
+    model._train_network.parameter_layout_dict = network.parameter_layout_dict
+
+
+def main():
+    args = arguments()
+    os.environ.update(MS_SIMULATION_LEVEL="0", RANK_ID=args.rank, RANK_SIZE=args.ranks,
+                      OMPI_COMMAND="simulated", PMIX_RANK=args.rank,  # without these there must be a scheduler
+                      MS_DEV_PRECOMPILE_ONLY="1")
+    import mindspore as ms
+    import numpy as np
+    from mindformers.tools import ckpt_transform
+
+    import mindrlhf.train
+    from mindrlhf.config import read_config
+    from mindrlhf.runtime import start
+    from mindrlhf.score import Scorer
+
+    def keep(network):
+        np.savez(args.weights, **{parameter.name: parameter.asnumpy() for parameter in network.get_parameters()})
+
+    def stop(model, _, train_dataset, **kwargs):
+        compile_step(model, train_dataset, sink_size=kwargs["sink_size"])
+        keep(model._network)
+        sys.exit()
+
+    # Nothing is sent, and nobody waited for: the others find the same in the same files.
+    mindrlhf.train.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
+    ckpt_transform.transform_checkpoint.barrier_world = lambda action: None
+    ms.Tensor.__mul__ = lambda tensor, factor: ms.Tensor(tensor.asnumpy() * factor)  # no kernels: of steps, to resume
+    ms.train.Model._init, ms.train.Model.train = compile_step, stop
+    if args.unchecked or args.evaluate:
+        config = read_config(args.config, {"train_dataset.data_loader.dataset_dir": args.train_dataset})
+    else:
+        config = mindrlhf.train.load_train_config(args)
+    config["context"]["device_target"] = "GPU"
+    if args.evaluate:
+        scorer = Scorer(start(config), texts=8)
+        (checkpoint,) = scorer.checkpoints(args.evaluate)
+        scorer.load(checkpoint)
+        keep(scorer.network)
+    else:
+        mindrlhf.train.train(config, "text_generation")
+
+
+if __name__ == "__main__":
+    main()

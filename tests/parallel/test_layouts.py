@@ -1,0 +1,302 @@
+"""Layouts of several devices, on none: MindSpore's parallel pass over the real training step, and its strategy files.
+
+| test | proves | judged against |
+| --- | --- | --- |
+| test_each_layout_is_legal_... | every operator of the step is legal; each parameter's slice | slices by hand |
+| test_slices_are_cut_and_merged_... | whole, to 8, to whole; and 8 to 2 | the whole checkpoint, bit by bit |
+| test_flash_attention_over_more_... | the check refuses before the run what the pass refuses | the parallel pass |
+| test_a_stage_of_a_pipeline_... | resuming a pipeline: a rank's checkpoint has its stage alone | slices as above |
+| test_training_starts_from_... | whole and sliced ones, `--src_strategy`, `--auto_trans_ckpt` | slices as above |
+| test_evaluation_takes_... | `reward_eval` and `reward_infer` are cut as training is | slices as above |
+| test_the_strategy_of_another_layout_... | it is named, and nothing is trained | the same strategy's own layout |
+
+The production YAML's heads and groups, which decide what is legal, are as they are; widths and layers are fewer, and
+collectives off Ascend do not take bfloat16. What no test here shows: numbers, kernels, memory and speed.
+"""
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+from conftest import PRODUCTION_YAML, ROOT, SAMPLE
+from cuda_stubs import NotPossible, cuda_stubs
+
+from mindrlhf.config import config_problems, read_config
+from mindrlhf.plan import weights_of
+
+SMALLER = {"num_layers": 2, "hidden_size": 512, "ffn_hidden_size": 1712, "kv_channels": 16, "seq_length": 128,
+           "padded_vocab_size": 1184, "pad_token_id": 996, "eos_token_id": 996, "compute_dtype": "float16"}
+
+# name: data parallel, model parallel, stages, flash attention, batching
+LAYOUTS = {
+    "data 4 x model 2, packing": (4, 2, 1, True, "packing"),  # as shipped
+    "data 4 x model 2, padded": (4, 2, 1, True, "padded"),
+    "data 8 x model 1": (8, 1, 1, True, "packing"),
+    "data 2 x model 4, no flash": (2, 4, 1, False, "packing"),
+    "data 1 x model 8, no flash": (1, 8, 1, False, "packing"),
+    "data 2 x model 2 x pipeline 2": (2, 2, 2, True, "packing"),
+    "data 1 x model 2": (1, 2, 1, True, "packing"),
+}
+
+
+def write_yaml(path, data, model, stages, flash, batching, **settings):
+    config = yaml.safe_load(PRODUCTION_YAML.read_text(encoding="utf-8"))
+    config.update(output_dir=str(path.parent / "output"), **settings)
+    config["model"]["model_config"].update(SMALLER, use_flash_attention=flash)
+    config["parallel_config"].update(data_parallel=data, model_parallel=model, pipeline_stage=stages,
+                                     micro_batch_num=stages)
+    for name in ("train_dataset", "eval_dataset"):
+        config[name].update(pad_token_id=SMALLER["pad_token_id"])
+    config["train_dataset"].update(batching=batching, row_length=SMALLER["seq_length"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory):
+    """Environment variables with which MindSpore takes this machine for one with devices."""
+    try:
+        return cuda_stubs(tmp_path_factory.mktemp("cuda"))
+    except NotPossible as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    subprocess.run([sys.executable, str(SAMPLE.parent / "cvalues_comparison.py"), "--tokenizer",
+                    str(SAMPLE / "tokenizer.model"), "--src_file", str(SAMPLE / "train.jsonl"), "--dst_file",
+                    str(folder / "train.mindrecord"), "--seq_length", str(SMALLER["seq_length"])],
+                   check=True, capture_output=True)
+    return folder / "train.mindrecord"
+
+
+@pytest.fixture(scope="module")
+def train(devices, records):
+    """A function that runs one process of a run without its devices; returns (exit code, all it printed)."""
+    def run(config, rank, ranks, *flags):
+        result = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("simulated_run.py")), str(rank), str(ranks), str(config),
+             str(records), *flags], cwd=config.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, **devices, "PYTHONPATH": str(ROOT)}, check=False)
+        return result.returncode, result.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def strategies(train, tmp_path_factory):
+    """{layout: the folder of strategy files}, of one process for each stage."""
+    folder = tmp_path_factory.mktemp("strategies")
+
+    def run(job):
+        name, stage = job
+        data, model, stages, *_ = LAYOUTS[name]
+        config = write_yaml(folder / name / "run.yaml", *LAYOUTS[name], only_save_strategy=True)
+        return train(config, data * model * stage, data * model * stages)
+
+    jobs = [(name, stage) for name, layout in LAYOUTS.items() for stage in range(layout[2])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (name, stage), (code, output) in zip(jobs, pool.map(run, jobs)):
+            assert code == 0, f"{name}, stage {stage}: {output[-3000:]}"
+    return {name: folder / name / "output" / "strategy" for name in LAYOUTS}
+
+
+def strategy_file(folder):
+    """The one file of a folder of strategies, of all stages together."""
+    files = sorted(folder.glob("ckpt_strategy_rank_*.ckpt"))
+    if len(files) == 1:
+        return str(files[0])
+    merged = folder.parent / "merged.ckpt"
+    ms.merge_pipeline_strategys(str(folder), str(merged))
+    return str(merged)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder of a whole checkpoint of made-up numbers, {name: array}): weights and the optimizer's moments."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = read_config(str(write_yaml(folder / "run.yaml", *LAYOUTS["data 8 x model 1"])), {})
+    numbers = np.random.default_rng(5)
+    values = {f"{kind}{weight.name}": numbers.standard_normal(weight.shape, np.float32)
+              for weight in weights_of(config) for kind in ("", "adam_m.", "adam_v.")}
+    save(folder / "rank_0" / "whole.ckpt", values)
+    return folder, values
+
+
+def save(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(value)} for name, value in values.items()], str(path))
+
+
+def read(path):
+    return {name: value.asnumpy() for name, value in ms.load_checkpoint(str(path)).items()}
+
+
+@pytest.fixture(scope="module")
+def slices(strategies, whole, tmp_path_factory):
+    """A function from a layout's name to the folder with rank_0, rank_1, ... that MindSpore cuts `whole` into."""
+    made = {}
+
+    def cut(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("slices") / "checkpoint"
+            ms.transform_checkpoints(str(whole[0]), str(made[name]), "glm4-network", None,
+                                     strategy_file(strategies[name]))
+        return made[name]
+
+    return cut
+
+
+def expected_slice(name, shape, data, model):
+    """By hand, from how MindFormers 1.3.2 shards each layer (glm2_transformer.py, llama_layer.py), and that the
+    optimizer divides the first dimension of what is larger than 64 KB by the number of its copies.
+    """
+    if "embedding" in name:
+        return shape[0] // (data * model), shape[1]  # vocab_emb_dp: a copy on each process
+    if name.endswith("query_key_value.bias"):
+        return (shape[0] // model,)
+    if len(shape) == 1 or "v_head0" in name:
+        return shape
+    if name.endswith("dense_4h_to_h.weight"):
+        return shape[0] // data, shape[1] // model  # its inputs are divided
+    return shape[0] // model // data, shape[1]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_is_legal_for_every_operator_and_parameter(name, slices, whole):
+    data, model, stages, *_ = LAYOUTS[name]
+    _, values = whole
+    found = [read(next((slices(name) / f"rank_{rank}").iterdir())) for rank in range(data * model * stages)]
+    for rank, parameters in enumerate(found):
+        shapes = {name: value.shape for name, value in parameters.items()}
+        stage = rank // (data * model)
+        expected = {name: expected_slice(name, value.shape, data, model) for name, value in values.items()
+                    if stages == 1 or stage_of(name) == stage}
+        assert shapes == expected, f"rank {rank}"
+
+
+def stage_of(name):
+    """In a pipeline of 2 stages: of 2 layers, each has one."""
+    return int("layers.1." in name or "final_layernorm" in name or "v_head0" in name)
+
+
+@pytest.mark.parametrize("name", ["data 4 x model 2, packing", "data 1 x model 8, no flash",
+                                  "data 2 x model 2 x pipeline 2"])
+def test_slices_are_cut_and_merged_bit_by_bit(name, slices, strategies, whole, tmp_path):
+    _, values = whole
+    ms.transform_checkpoints(str(slices(name)), str(tmp_path / "back"), "whole", strategy_file(strategies[name]), None)
+    (file,) = (tmp_path / "back" / "rank_0").iterdir()
+    assert same(read(file), values)
+    two = "data 1 x model 2"
+    ms.transform_checkpoints(str(slices(name)), str(tmp_path / "two"), "glm4-network",
+                             strategy_file(strategies[name]), strategy_file(strategies[two]))
+    for rank in range(2):
+        assert same(read(next((tmp_path / "two" / f"rank_{rank}").iterdir())),
+                    read(next((slices(two) / f"rank_{rank}").iterdir())))
+
+
+def same(found, expected):
+    """Whether two mappings have the same names and bits."""
+    return found.keys() == expected.keys() and all(found[name].tobytes() == expected[name].tobytes() for name in found)
+
+
+@pytest.mark.parametrize("model", [4, 8])
+def test_flash_attention_over_more_processes_than_groups_is_refused(model, train, tmp_path):
+    config = write_yaml(tmp_path / "run.yaml", 8 // model, model, 1, True, "packing", only_save_strategy=True)
+    message = (f"parallel_config.model_parallel is {model}, expected a divisor of multi_query_group_num (2) with flash "
+               "attention")
+    assert any(message in problem for problem in config_problems(read_config(str(config), {})))
+    if model == 4:
+        code, output = train(config, 0, 8, "--unchecked")
+        assert code != 0
+        assert "operator FlashAttentionScore init failed" in output
+
+
+@pytest.fixture(scope="module")
+def left_behind(slices, tmp_path_factory):
+    """Checkpoint of a run on 8 processes that was killed: the last step that all have is 7, the newest file is 6."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    for rank in range(8):
+        values = read(next((slices("data 4 x model 2, packing") / f"rank_{rank}").iterdir()))
+        for step in (6, 7, 8) if rank == 3 else (7, 6):
+            counted = {"epoch_num": 1, "step_num": step, "global_step": step}
+            save(folder / f"rank_{rank}" / f"glm4_rank_{rank}-1_{step}.ckpt",
+                 {**{name: value if step == 7 else value + 1 for name, value in values.items()},
+                  **{name: np.array(value, np.int32) for name, value in counted.items()}})
+    return folder
+
+
+def test_a_stage_of_a_pipeline_starts_from_its_slices(slices, train, tmp_path):
+    name, rank = "data 2 x model 2 x pipeline 2", 6
+    config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[name])
+    code, output = train(config, rank, 8, "--load_checkpoint", str(slices(name)), "--weights", "found.npz")
+    assert code == 0, output[-3000:]
+    expected = weights(read(next((slices(name) / f"rank_{rank}").iterdir())))
+    with np.load(tmp_path / "found.npz") as found:
+        assert same({name: found[name] for name in expected}, expected)
+
+
+def weights(values):
+    return {name: value for name, value in values.items() if not name.startswith("adam_")}
+
+
+def test_training_starts_from_a_whole_checkpoint(slices, whole, train, tmp_path):
+    two = "data 1 x model 2"
+    config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[two])
+    code, output = train(config, 1, 2, "--load_checkpoint", str(whole[0] / "rank_0" / "whole.ckpt"),
+                         "--weights", "found.npz")
+    assert code == 0, output[-3000:]
+    expected = weights(read(next((slices(two) / "rank_1").iterdir())))
+    with np.load(tmp_path / "found.npz") as found:
+        assert same({name: found[name] for name in expected}, expected)
+
+
+@pytest.mark.parametrize("source", ["whole", "slices, to resume"])
+def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, strategies, whole, left_behind, train,
+                                                            tmp_path):
+    """The first of 2 processes, which does the cutting for both."""
+    two, resume = "data 1 x model 2", source != "whole"
+    config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[two])
+    flags = ["--load_checkpoint", str(left_behind), "--resume", "--src_strategy",
+             str(strategies["data 4 x model 2, packing"])] if resume else \
+        ["--load_checkpoint", str(whole[0] / "rank_0" / "whole.ckpt")]
+    code, output = train(config, 0, 2, *flags, "--auto_trans_ckpt", "--weights", "found.npz")
+    assert code == 0, output[-3000:]
+    expected = [read(next((slices(two) / f"rank_{rank}").iterdir())) for rank in range(2)]
+    (other,) = (tmp_path / "output" / "transformed_checkpoint").glob("*/rank_1/*.ckpt")
+    other = read(other)
+    assert same({name: other[name] for name in expected[1]}, expected[1])
+    if not resume:
+        expected[0] = weights(expected[0])
+    with np.load(tmp_path / "found.npz") as found:
+        assert same({name: found[name] for name in expected[0]}, expected[0])
+        assert int(found["global_step"].item()) == 7 * resume
+
+
+@pytest.mark.parametrize("sliced", [True, False])
+def test_evaluation_takes_the_slices_of_training_and_whole_checkpoints(sliced, slices, whole, train, tmp_path):
+    name = "data 4 x model 2, packing"
+    config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[name])
+    code, output = train(config, 5, 8, "--evaluate", str(slices(name) if sliced else whole[0]), "--weights", "5.npz")
+    assert code == 0, output[-3000:]
+    expected = read(next((slices(name) / "rank_5").iterdir()))
+    with np.load(tmp_path / "5.npz") as found:
+        assert same(dict(found), {name: expected[name] for name in found.files})
+
+
+def test_the_strategy_of_another_layout_is_refused(strategies, left_behind, train, tmp_path):
+    config = write_yaml(tmp_path / "run.yaml", *LAYOUTS["data 1 x model 2"])
+    strategy = strategies["data 2 x model 4, no flash"]
+    flags = ["--load_checkpoint", str(left_behind), "--auto_trans_ckpt", "--src_strategy", str(strategy)]
+    code, output = train(config, 0, 2, *flags, "--weights", "found.npz")
+    assert code != 0
+    assert (f"UserError: {left_behind}, cut anew with {strategy}: 4 parameters have another shape than the "
+            "network's") in output
+    assert list(tmp_path.glob("*.npz")) == []
