@@ -164,8 +164,8 @@ KINDS = {
         isinstance(value, list) and all(map(_ID.fits, value))))),
     "model.model_config.pad_token_id": _ID,
     "model.model_config.checkpoint_name_or_path": _or_none(_TEXT),
-    "model.model_config.offset": _or_none(Kind("a whole number or a list of them", lambda value: _FROM_0.fits(
-        value) or (isinstance(value, list) and all(map(_FROM_0.fits, value))))),
+    "model.model_config.offset": _or_none(Kind("a whole number or a list of them", lambda value: all(
+        map(_whole(-_MOST_LAYERS, _MOST_LAYERS), value if isinstance(value, list) else [value])))),
 }
 
 # What every configuration must have.

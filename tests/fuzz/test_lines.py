@@ -5,6 +5,7 @@ and fields that are put together here: conversion writes exactly the rows that a
 
 | test                                  | proves                                                | judged against |
 | test_conversion_of_mutated_lines      | every line is converted right or named; nothing stays | json, tiktoken |
+| test_arrays_with_a_mutated_item       | the same for a .json array, by item                   | json           |
 | test_reader_of_mutated_questions      | the same for what reward_infer.py scores              | json           |
 | test_scored_rows_are_written_...      | a row's own keys come back in scores.jsonl            | json           |
 | test_a_line_of_10_mb_...              | size is no reason to fail, or to fail otherwise       | tiktoken       |
@@ -25,7 +26,7 @@ from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
 from mindrlhf import score
 from mindrlhf.data import convert as convert_module
 from mindrlhf.data.convert import convert_preferences
-from mindrlhf.data.preference import read_preferences
+from mindrlhf.data.preference import Rejected, read_preferences
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
 from mindrlhf.errors import UserError
 
@@ -131,13 +132,14 @@ def file_of(raw):
     return b"\n".join((sound(FIRST), raw, sound(LAST)))
 
 
+def once(pairs):
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key twice")
+    return dict(pairs)
+
+
 def parsed_lines(content):
     """(number, object or None) of each line that is not blank: None where it is no object with each key once."""
-    def once(pairs):
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key twice")
-        return dict(pairs)
-
     for number, line in enumerate(content.split(b"\n"), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
@@ -146,6 +148,16 @@ def parsed_lines(content):
             except (ValueError, RecursionError):
                 row = None
             yield number, row if isinstance(row, dict) else None
+
+
+def items_of(content):
+    """The same of the items of a .json array; None if the file is none."""
+    try:
+        items = json.loads(content.removeprefix(b"\xef\xbb\xbf").decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return [(number, item if isinstance(item, dict) else None) for number, item in enumerate(items, start=1)] \
+        if isinstance(items, list) else None
 
 
 def is_usable(row, fields):
@@ -237,6 +249,30 @@ def in_this_process(monkeypatch):
 def test_conversion_of_mutated_lines(folder, in_this_process, outcomes, raw):
     with outcomes.no_hang():
         outcomes.count("converted" if check_conversion(folder, file_of(raw)) else "refused")
+
+
+@FOUND
+@example(b"[" * 900 + b"]" * 900)
+@given(raw=lines())
+@fuzz(few=100, full=1000)
+def test_arrays_with_a_mutated_item(folder, outcomes, raw):
+    content = b"[" + b",".join((sound(FIRST), raw, sound(LAST))) + b"]"
+    source = folder / "pairs.json"
+    source.write_bytes(content)
+    expected = items_of(content)
+    with outcomes.no_hang():
+        if expected is None:
+            with pytest.raises(UserError) as caught:
+                list(read_preferences(source))
+            assert one_line(caught.value).startswith(f"{source}: ")
+            outcomes.count("arrays refused")
+            return
+        found = list(read_preferences(source))
+    assert [None if isinstance(row, Rejected) else row[1:] for row in found] == [
+        tuple(row[key] for key in PAIR) if is_usable(row, PAIR) else None for _, row in expected]
+    assert [(row.place if isinstance(row, Rejected) else row[0]) for row in found] == [
+        f"{source}:item {number}" for number, _ in expected]
+    outcomes.count("arrays read")
 
 
 # --- reward_infer.py ------------------------------------------------------------------------------------------------
