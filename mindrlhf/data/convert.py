@@ -10,11 +10,10 @@ import json
 import multiprocessing
 import os
 import signal
-import tempfile
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from mindrlhf.data.record import LengthStatistics, RecordWriter
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.partial import partial_folder
 from mindrlhf.report import format_table
 
 __all__ = ["ConversionReport", "convert_preferences"]
@@ -238,18 +238,18 @@ class _RejectedLines:
     def __init__(self, output: Path, keep: bool):
         self.keep = keep
         self.path = output.with_name(f"{output.name}.rejected.jsonl")
-        self._file = None
+        self._file: Optional[TextIO] = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "_RejectedLines":
+        self._hidden = self._stack.enter_context(partial_folder(self.path)) / self.path.name
         return self
 
     def add(self, line: Rejected) -> None:
         if not self.keep:
             raise line.as_error()
-        if self._file is None:
-            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed by finish or __exit__)
-                "w", encoding="utf-8", dir=self.path.parent, delete=False, prefix=f".{self.path.name}.",
-                errors="backslashreplace")  # half of a surrogate pair becomes the JSON escape that it came from
+        if self._file is None:  # half of a surrogate pair becomes the JSON escape that it came from
+            self._file = self._stack.enter_context(self._hidden.open("w", encoding="utf-8", errors="backslashreplace"))
         place = int(line.place.rpartition(":")[2].removeprefix("item "))
         json.dump({"line": place, "reason": line.reason, "text": line.text}, self._file, ensure_ascii=False)
         self._file.write("\n")
@@ -260,14 +260,11 @@ class _RejectedLines:
             self.path.unlink(missing_ok=True)
             return None
         self._file.close()
-        os.chmod(self._file.name, 0o644)
-        os.replace(self._file.name, self.path)
+        os.replace(self._hidden, self.path)
         return self.path
 
     def __exit__(self, *_) -> None:
-        if self._file is not None:
-            self._file.close()
-            Path(self._file.name).unlink(missing_ok=True)
+        self._stack.close()
 
 
 def _progress(what: str, source: Path) -> tqdm:
