@@ -10,9 +10,19 @@ value in float32 and stays finite.
 """
 import mindspore.common.dtype as mstype
 from mindspore import nn
+from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
 __all__ = ["PackedPairLoss", "PairLoss"]
+
+
+def _with_gradient_of_its_kind(loss):
+    """The loss (), whose gradient is NaN where it is not finite itself; otherwise nothing changes, bit by bit.
+
+    A step is skipped for its gradients, and that of an infinite margin is a finite one.
+    """
+    value = F.stop_gradient(loss)                                                         # ()
+    return loss * (value - value + 1)                                                     # ()
 
 
 class PairLoss(nn.Cell):
@@ -59,7 +69,7 @@ class PairLoss(nn.Cell):
         token_loss = self.cross_entropy(margin, self.ones_like(margin))                   # (B, S)
         total = self.row_sum(self.mul(token_loss, mask), -1)                              # (B,)
         count = self.maximum(self.row_sum(mask, -1), 1.0)                                 # (B,)
-        return self.mean(self.div(total, count))                                          # ()
+        return _with_gradient_of_its_kind(self.mean(self.div(total, count)))              # ()
 
 
 class PackedPairLoss(nn.Cell):
@@ -93,4 +103,4 @@ class PackedPairLoss(nn.Cell):
         rejected = self.gather(token_scores, 1, rejected_index)                           # (R, L)
         margin = self.sub(chosen, rejected)                                               # (R, L)
         token_loss = self.cross_entropy(margin, self.ones_like(margin))                   # (R, L)
-        return self.sum(self.mul(token_loss, weights))                                    # ()
+        return _with_gradient_of_its_kind(self.sum(self.mul(token_loss, weights)))        # ()

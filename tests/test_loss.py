@@ -4,6 +4,7 @@
 | test_two_tokens_by_hand                | value of the formula                              | a calculation by hand  |
 | test_equals_the_formula_in_float64     | value, masks, several pairs, margins of +-100     | NumPy in float64       |
 | test_gradient_...                      | gradient, also where both scores are equal        | the derivative, NumPy  |
+| test_a_loss_that_is_not_finite_...     | the step is skipped, see wrapper.py               | IEEE 754               |
 """
 import math
 
@@ -14,7 +15,7 @@ from mindformers.core.loss import CompareLoss
 from mindformers.modules.transformer import TransformerOpParallelConfig
 from mindspore import Tensor, ops
 
-from mindrlhf.loss import PairLoss
+from mindrlhf.loss import PackedPairLoss, PairLoss
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,17 @@ def test_a_pair_without_any_masked_position_counts_as_zero(pair_loss):
     scores = Tensor(np.arange(8).reshape(4, 2), ms.float32)
     one = float(pair_loss(scores, Tensor([[1, 1], [1, 1]], ms.float32)))
     assert float(pair_loss(scores, Tensor([[1, 1], [0, 0]], ms.float32))) == pytest.approx(one / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("scores", [[[-3e38], [3e38]], [[math.inf], [0]], [[math.nan], [0]]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(pair_loss, packed, scores):
+    """-log sigmoid(-inf) is inf, its derivative -1: the step would go on with the next pair's gradient."""
+    scores = np.array(scores, np.float32)
+    loss, inputs = pair_loss, (Tensor(scores), Tensor([[1]], ms.float32))
+    if packed:
+        loss = PackedPairLoss(TransformerOpParallelConfig())
+        inputs = (Tensor(scores.T), *(Tensor([[place, place]], ms.int32) for place in (0, 1)),
+                  Tensor([[1, 0]], ms.float32))
+    assert not np.isfinite(loss(*inputs).asnumpy())
+    assert not np.isfinite(ops.GradOperation()(loss)(*inputs).asnumpy()).any()
