@@ -7,16 +7,17 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
 
-number() { # WHAT TEXT
-  [[ $2 =~ ^[0-9]{1,9}$ ]] || { echo "error: $1: found '$2', expected a whole number" >&2; exit 1; }
+number() { # WHAT LEAST TEXT
+  [[ $3 =~ ^[0-9]{1,9}$ ]] && [ "$3" -ge "$2" ] ||
+    { echo "error: $1: found '$3', expected a whole number, $2 or more" >&2; exit 1; }
 }
 
 if [ "${1:-}" = --seed ]; then
-  number --seed "${2:-}"
+  number --seed 0 "${2:-}"
   seeds=("$2")
   shift 2
 else
-  number SEEDS "${1:-1}"
+  number SEEDS 1 "${1:-1}"
   mapfile -t seeds < <(seq 0 $((${1:-1} - 1)))
   shift $(($# > 0 ? 1 : 0))
 fi
