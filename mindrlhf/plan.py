@@ -36,6 +36,7 @@ from mindrlhf.models.glm4.dimensions import (
     head_weights,
     with_prefix,
 )
+from mindrlhf.models.glm4.pieces import query_pieces
 from mindrlhf.runtime import output_path
 from mindrlhf.slices import is_sliced
 from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files
@@ -266,7 +267,7 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     parameter_bytes, compute_bytes = (FLOAT_BYTES[model[key]] for key in ("param_init_type", "compute_dtype"))
     matrix = size.rows * size.length ** 2
     if get(config, "context.device_target") == "CPU":
-        pieces = _pieces(size.length)
+        pieces = len(query_pieces(size.length))
         seen = matrix * (pieces + 1) / (2 * pieces)
         layer = 4 * (tokens * (40 * hidden + 18 * width + 4.7 * inner) + seen * (10 * heads + 2))
         return MemoryEstimate(values * parameter_bytes, values * _MOMENT_BYTES, 2 * values * parameter_bytes, 0,
@@ -292,11 +293,6 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     activations = stored * in_flight + (layer if recompute else 0) + masks
     return MemoryEstimate(stored_values * parameter_bytes, stored_values * _MOMENT_BYTES, values * parameter_bytes,
                           values * kept, activations, 0)
-
-
-def _pieces(length: int) -> int:
-    """Number of `mindrlhf.models.glm4.cpu.query_pieces`, which needs MindSpore."""
-    return max(count for count in range(1, 9) if count == 1 or (length % count == 0 and length // count >= 64))
 
 
 # --- the dry run ----------------------------------------------------------------------------------------------------

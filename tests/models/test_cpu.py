@@ -17,7 +17,8 @@ from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer, CoreAt
 from mindspore import Tensor, nn, ops
 
 from mindrlhf.models.glm4.backbone import CausalMask, Glm4Backbone, SegmentMask
-from mindrlhf.models.glm4.cpu import PiecewiseAttention, query_pieces, use_cpu_cells
+from mindrlhf.models.glm4.cpu import PiecewiseAttention, use_cpu_cells
+from mindrlhf.models.glm4.pieces import query_pieces
 
 SIZE = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 4, "multi_query_group_num": 2,
         "multi_query_attention": True, "kv_channels": 4, "ffn_hidden_size": 24, "padded_vocab_size": 32,

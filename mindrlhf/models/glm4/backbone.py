@@ -16,7 +16,8 @@ from mindspore.ops import operations as P
 
 from mindrlhf import compat
 from mindrlhf.data.packing import segment_stride
-from mindrlhf.models.glm4.cpu import query_pieces, use_cpu_cells
+from mindrlhf.models.glm4.cpu import use_cpu_cells
+from mindrlhf.models.glm4.pieces import query_pieces
 
 __all__ = ["CausalMask", "Glm4Backbone", "SegmentMask"]
 

@@ -5,7 +5,6 @@ machine's peak: on two cores, `CoreAttention` and `ChatGLM2RMSNorm` take twice a
 The cells of this module sum by matrix products, leave out what causality hides, and keep intermediate results small
 enough for the cache. Values and gradients are those of the cells that they replace, up to rounding.
 """
-from typing import List, Tuple
 
 import mindspore.common.dtype as mstype
 import numpy as np
@@ -16,18 +15,11 @@ from mindspore import Tensor, nn
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["PiecewiseAttention", "query_pieces", "use_cpu_cells"]
+from mindrlhf.models.glm4.pieces import MOST_PIECES
 
-_MOST_PIECES, _SHORTEST_PIECE = 4, 64
+__all__ = ["PiecewiseAttention", "use_cpu_cells"]
+
 _MASKED = -10000.0  # CoreAttention's
-
-
-def query_pieces(seq_length: int) -> List[Tuple[int, int]]:
-    """(first, end) of the pieces in which `PiecewiseAttention` takes the queries; all have the same length."""
-    pieces = max(count for count in range(1, _MOST_PIECES + 1)
-                 if count == 1 or (seq_length % count == 0 and seq_length // count >= _SHORTEST_PIECE))
-    length = seq_length // pieces
-    return [(first, first + length) for first in range(0, seq_length, length)]
 
 
 class PiecewiseAttention(nn.Cell):
@@ -59,7 +51,7 @@ class PiecewiseAttention(nn.Cell):
         self.transposed_times = P.BatchMatMul(transpose_a=True)
         self.softmax = P.Softmax(-1)
         self.join = P.Concat(2)
-        self.split = [P.Split(2, count) for count in range(1, _MOST_PIECES + 1)]
+        self.split = [P.Split(2, count) for count in range(1, MOST_PIECES + 1)]
         self.transpose = P.Transpose()
         self.reshape = P.Reshape()
         self.head_sum = P.MatMul()
