@@ -107,15 +107,20 @@ def kill_and_resume(work: Path, kills: int, processes: int, chance: random.Rando
                 break
             time.sleep(0.001)
         run.send(signal.SIGKILL)
-        if run.wait() != -signal.SIGKILL:
+        code = run.wait()
+        if code == 0:
             break  # it came to its end
+        if code != -signal.SIGKILL:
+            return f"FAILED: start {len(at) + 1}, behind kills at steps {at} of {steps}, ended with exit code {code}"
         at.append(run.step)
         halves += any((killed / "output").glob("checkpoint*/rank_0/.*.partial"))
-    code = Run(killed, processes).wait()
-    expected, found = content(whole), content(killed)
     said = f"killed behind steps {at} of {steps}, {halves} of {len(at)} times while a checkpoint was being written"
-    if code or found != expected:
-        return f"FAILED: {said}; exit code {code}; differing: " + ", ".join(
+    code = Run(killed, processes).wait()
+    if code:
+        return f"FAILED: {said}; the last start ended with exit code {code}"
+    expected, found = content(whole), content(killed)
+    if found != expected:
+        return f"FAILED: {said}; differing: " + ", ".join(
             sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)))
     return f"the same bits in all of {len(expected)} parameters and figures of the run: {said}"
 
