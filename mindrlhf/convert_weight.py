@@ -35,7 +35,7 @@ from mindrlhf.models.glm4.huggingface import model_card, model_config
 from mindrlhf.partial import partial_folder
 from mindrlhf.report import format_table
 from mindrlhf.slices import merge_slices, newest_whole_slices
-from mindrlhf.weights.ckpt_file import read_ckpt_files, write_ckpt
+from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt_files, write_ckpt
 from mindrlhf.weights.safetensors_file import INDEX_NAME, read_json, read_safetensors_folder, write_safetensors
 from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Part, StoredTensor, Writer, split_into_shards
 
@@ -272,6 +272,8 @@ def _read_source(source: str, weights: Sequence[Weight], output: Path, src_strat
                 f"{source}: sliced over {len(ranks)} ranks ({name} of rank_0 is {list(stored[name].shape)}, the whole "
                 f"one {list(expected[name])}): give --src_strategy, the folder output/strategy or the strategy file "
                 "that the run wrote; without it, start the run once more with only_save_strategy: True in the YAML")
+        for file in checkpoint_files(checkpoint):
+            check_ckpt(file)
         return checkpoint, stored
     if len(ranks) < 2:
         raise UserError(f"--src_strategy is {src_strategy!r}, but {source} has no folders rank_0, rank_1, ... of a "

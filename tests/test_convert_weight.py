@@ -1116,6 +1116,15 @@ def test_damaged_checkpoint_is_refused(tmp_path, reference, damaged):
     assert message.startswith(f"{path}: not readable as a checkpoint")
 
 
+def test_a_flipped_bit_of_a_value_is_found_by_the_checksum(tmp_path, reference):
+    path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"), crc_check=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    message = export_refused(tmp_path, path, yaml_of(size_of(reference)))
+    assert message.startswith(f"{path}: damaged: the checksum of its content is ")
+
+
 def test_no_single_flipped_byte_of_a_checkpoints_structure_ends_in_a_traceback(tmp_path, reference):
     """Bytes around each name, where lengths, dimensions and types are: refused in one line, or converted."""
     path = save_checkpoint(tmp_path / "a.ckpt", {name: value for name, value in group(reference, "weight/").items()
