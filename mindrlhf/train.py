@@ -16,6 +16,7 @@ from mindrlhf.config import (
     is_semi_auto,
     read_config,
 )
+from mindrlhf.data.record import check_files
 from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.plan import check_run
 from mindrlhf.processes import stack_over_processes
@@ -113,6 +114,8 @@ def train(config: Dict[str, Any], task: str) -> None:
     from mindrlhf.guard import InterruptionGuard
 
     rank, ranks = get_real_rank(), get_real_group_size()
+    if rank == 0 and (run.train_dataset.batching or "padded") == "padded":  # otherwise done when the rows are read
+        check_files(files, whole=True)
     resumed_from = None
     if run.load_checkpoint:
         strategy = run.src_strategy_path_or_dir

@@ -255,6 +255,8 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
 @pytest.mark.parametrize(("name", "args", "message"), [
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--seq_length", "64"],
      "the data's seq_length is 128, model.model_config.seq_length (or --seq_length) is 64"),
+    ("reward_train.py", ["--train_dataset", "damaged/test.mindrecord", "--config", "padded.yaml"],
+     "damaged/test.mindrecord: damaged, or not the file that was written: its rows' CRC-32 is"),
     ("reward_train.py", ["--train_dataset", "absent.mindrecord"], "absent.mindrecord: no such file or folder"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--resume", "True"], "but no checkpoint is named"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "output/checkpoint_network",
@@ -305,6 +307,14 @@ def _write_mistakes(folder):
     (folder / "empty.jsonl").touch()
     (folder / "ascend.yaml").write_text(TINY_YAML.read_text(encoding="utf-8").replace("'CPU'", "'Ascend'"),
                                         encoding="utf-8")
+    (folder / "padded.yaml").write_text(TINY_YAML.read_text(encoding="utf-8").replace("'buckets'", "'padded'"),
+                                        encoding="utf-8")
+    (folder / "damaged").mkdir(exist_ok=True)
+    for file in folder.glob("test.mindrecord*"):
+        content = bytearray(file.read_bytes())
+        if file.suffix == ".mindrecord":
+            content[-100000] ^= 1
+        (folder / "damaged" / file.name).write_bytes(content)
     (folder / "other.model").write_bytes((SAMPLE / "tokenizer.model").read_bytes() + b"\n")
     whole = next((folder / "output" / "checkpoint_network" / "rank_0").glob("*.ckpt"))
     (folder / "cut.ckpt").write_bytes(whole.read_bytes()[:5000])
