@@ -16,8 +16,8 @@ from mindrlhf.config import (
     is_semi_auto,
     read_config,
 )
-from mindrlhf.data.record import check_files
-from mindrlhf.errors import Problems, UserError, raise_each
+from mindrlhf.data.record import check_files, without_checksums
+from mindrlhf.errors import Problems, UserError, raise_each, some
 from mindrlhf.plan import check_run
 from mindrlhf.processes import stack_over_processes
 from mindrlhf.runtime import output_path, start
@@ -116,6 +116,10 @@ def train(config: Dict[str, Any], task: str) -> None:
     rank, ranks = get_real_rank(), get_real_group_size()
     if rank == 0 and (run.train_dataset.batching or "padded") == "padded":  # otherwise done when the rows are read
         check_files(files, whole=True)
+    unknown = without_checksums(files)
+    if rank == 0 and unknown:
+        logger.warning("%s: no checksums of it, damage may go unnoticed; this project's cvalues_comparison.py "
+                       "writes them", some(unknown))
     resumed_from = None
     if run.load_checkpoint:
         strategy = run.src_strategy_path_or_dir

@@ -31,6 +31,7 @@ from mindrlhf.data.record import (
     read_sidecar,
     read_sidecars,
     sidecar_path,
+    without_checksums,
 )
 from mindrlhf.errors import UserError
 
@@ -152,6 +153,8 @@ def test_a_file_of_another_conversion_is_named(tmp_path):
 
 @pytest.mark.parametrize("sidecar", [None, {"seq_length": 4}], ids=["none", "of an earlier release"])
 def test_data_without_checksums_is_not_checked(tmp_path, sidecar):
+    whole = tmp_path / "whole.mindrecord"
+    write_record(whole)
     write_record(tmp_path / "out.mindrecord")
     (tmp_path / "out.mindrecord.json").unlink()
     if sidecar:
@@ -159,6 +162,7 @@ def test_data_without_checksums_is_not_checked(tmp_path, sidecar):
     with open(tmp_path / "out.mindrecord", "ab") as file:
         file.write(b"x")
     check_files([tmp_path / "out.mindrecord"], whole=True)
+    assert without_checksums([tmp_path / "out.mindrecord", whole]) == [str(tmp_path / "out.mindrecord")]
 
 
 @pytest.mark.parametrize(("found", "instead"), [
