@@ -387,7 +387,7 @@ def test_a_folder_that_is_a_file_or_absent_is_refused(tmp_path):
      f"{INDEX_NAME}: names the file sub/{SHARDS[1]}, expected one in the same folder"),
     ({"a": SHARDS[0], "b": ".."}, f": .. is missing, {INDEX_NAME} names it"),
     ({"a": SHARDS[0], "b": ""}, f" is missing, {INDEX_NAME} names it"),
-    ({"a": SHARDS[0], "b": "b\0.safetensors"}, f"b\0.safetensors is missing, {INDEX_NAME} names it"),
+    ({"a": SHARDS[0], "b": "b\0.safetensors"}, f"b\\x00.safetensors is missing, {INDEX_NAME} names it"),
     ({"a": SHARDS[0], "b": 2}, f"{INDEX_NAME}: found no weight_map from tensor names to file names"),
     ({"a": SHARDS[0], "b": [SHARDS[1]]}, f"{INDEX_NAME}: found no weight_map from tensor names to file names"),
     ([SHARDS[0]], f"{INDEX_NAME}: found no weight_map from tensor names to file names"),
