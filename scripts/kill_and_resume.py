@@ -7,7 +7,6 @@ end, bit by bit, with a run that was left alone.
 A run saves at every step, so that many kills fall into the writing of a checkpoint. The kills are divided among the
 given batchings and numbers of processes. Exit code 1 if any bit differs.
 """
-import argparse
 import os
 import random
 import re
@@ -23,7 +22,9 @@ from typing import Dict, Tuple
 
 import yaml
 
+from mindrlhf.arguments import new_parser, positive_int
 from mindrlhf.checkpoint import list_checkpoints
+from mindrlhf.config import BATCHINGS
 from mindrlhf.weights.ckpt_file import read_ckpt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,10 +128,10 @@ def kill_and_resume(work: Path, kills: int, processes: int, chance: random.Rando
 
 def main() -> int:
     """Exit code 0 if the bits are the same everywhere."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--batching", nargs="+", default=["padded", "buckets", "packing"])
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser = new_parser(__doc__)
+    parser.add_argument("--kills", type=positive_int, default=50)
+    parser.add_argument("--batching", nargs="+", choices=BATCHINGS, default=BATCHINGS)
+    parser.add_argument("--processes", nargs="+", type=positive_int, default=[1, 2])
     parser.add_argument("--seed", type=int, default=int(time.time()))
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
