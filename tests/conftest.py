@@ -107,3 +107,16 @@ def in_tmp_path(tmp_path, monkeypatch):
     """Run a test inside its own folder: the frameworks write to the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_numbered_pairs(path, count, seq_length, pad_token_id):
+    """A MindRecord file of pairs whose texts begin with 1000 plus the pair's number; returns its path as text."""
+    from mindrlhf.data.encode import encode_pair
+    from mindrlhf.data.record import RecordWriter
+    random = np.random.default_rng(2)
+    with RecordWriter(path) as writer:
+        for number in range(count):
+            sides = ([1000 + number, *random.integers(10, 900, length)] for length in random.integers(1, seq_length, 2))
+            writer.write(encode_pair(*sides, seq_length, pad_token_id))
+        writer.finish({})
+    return str(path)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
+from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML, write_numbered_pairs
 from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf import runtime
@@ -28,8 +28,7 @@ from mindrlhf.callbacks import callbacks_of_process, of_whole_batch
 from mindrlhf.config import load_config
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.dataset import RewardModelDataset
-from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.record import RecordWriter
+from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
@@ -40,15 +39,7 @@ PAD, SEQ, PAIRS = 9, 24, 45
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
-    """45 pairs, whose texts begin with 1000 plus their number."""
-    path = tmp_path_factory.mktemp("record") / "a.mindrecord"
-    random = np.random.default_rng(2)
-    with RecordWriter(path) as writer:
-        for number in range(PAIRS):
-            sides = ([1000 + number, *random.integers(10, 900, length)] for length in random.integers(1, SEQ, 2))
-            writer.write(encode_pair(*sides, SEQ, PAD))
-        writer.finish({})
-    return str(path)
+    return write_numbered_pairs(tmp_path_factory.mktemp("record") / "a.mindrecord", PAIRS, SEQ, PAD)
 
 
 def steps_of(record, monkeypatch, rank, ranks, **keys):

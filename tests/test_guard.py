@@ -13,13 +13,12 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import write_numbered_pairs
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Parameter, Tensor, nn
 
 from mindrlhf import guard
 from mindrlhf.data.dataset import RewardModelDataset
-from mindrlhf.data.encode import encode_pair
-from mindrlhf.data.record import RecordWriter
 from mindrlhf.errors import UserError
 from mindrlhf.guard import InterruptionGuard, SkippedStepMonitor, rows_of_step
 
@@ -28,14 +27,7 @@ PAD, SEQ, PAIRS = 9, 24, 15
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
-    """15 pairs, whose texts begin with 1000 plus their number."""
-    path = tmp_path_factory.mktemp("record") / "a.mindrecord"
-    random = np.random.default_rng(2)
-    with RecordWriter(path) as writer:
-        for number in range(PAIRS):
-            writer.write(encode_pair(*([1000 + number, *random.integers(10, 900, 9)] for _ in range(2)), SEQ, PAD))
-        writer.finish({})
-    return str(path)
+    return write_numbered_pairs(tmp_path_factory.mktemp("record") / "a.mindrecord", PAIRS, SEQ, PAD)
 
 
 @pytest.mark.parametrize("batching", ["padded", "buckets"])
