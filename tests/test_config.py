@@ -94,9 +94,9 @@ def test_a_flag_takes_the_place_of_the_value_and_an_absent_one_leaves_it():
 def test_a_number_without_a_dot_is_a_number(tmp_path):
     """YAML 1.1 reads 1e-5 as text."""
     path = tmp_path / "run.yaml"
-    path.write_text(TINY_YAML.read_text(encoding="utf-8").replace("learning_rate: 2.0e-3", "learning_rate: 2e-3"),
-                    encoding="utf-8")
-    assert get(load_config(path), "lr_schedule.learning_rate") == 0.002
+    text = TINY_YAML.read_text(encoding="utf-8").replace("learning_rate: 3.0e-4", "learning_rate: 4e-4")
+    path.write_text(text, encoding="utf-8")
+    assert get(load_config(path), "lr_schedule.learning_rate") == 0.0004
 
 
 @pytest.mark.parametrize(("changes", "message"), [

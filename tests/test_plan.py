@@ -88,7 +88,7 @@ def write_weights(path, config, **shapes):
 # --- problems -------------------------------------------------------------------------------------------------------
 
 def test_a_sound_run_passes_the_check(arguments):
-    assert load_train_config(arguments())["runner_config"]["epochs"] == 3
+    assert load_train_config(arguments())["runner_config"]["epochs"] == 5
 
 
 def test_every_problem_is_told_at_once_a_line_for_each(arguments, tmp_path):
@@ -231,9 +231,9 @@ def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
 # --- figures --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("changes", "steps", "tokens", "rows"), [
-    ({"train_dataset.batching": "padded"}, "2 an epoch, 6 in 3 epochs", "4,096 computed", "16 x 128 tokens"),
+    ({"train_dataset.batching": "padded"}, "2 an epoch, 10 in 5 epochs", "4,096 computed", "16 x 128 tokens"),
     ({"train_dataset.batching": "packing", "train_dataset.row_length": 128, "runner_config.batch_size": 5},
-     "2 an epoch, 6 in 3 epochs", "1,280 computed, 1,600 of text", "5 x 128 tokens"),
+     "2 an epoch, 10 in 5 epochs", "1,280 computed, 1,600 of text", "5 x 128 tokens"),
     ({"train_dataset.batching": "buckets", "runner_config.epochs": 1}, "4 an epoch, 4 in 1 epoch",
      "1,536 computed, 1,600 of text", "6 x 64 tokens"),
 ], ids=("padded", "packing", "buckets"))

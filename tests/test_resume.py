@@ -35,7 +35,7 @@ def test_a_run_that_is_killed_five_times_ends_with_the_same_bits():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the sample is converted and a run of 165 steps is described that saves every 20."""
+    """Where the sample is converted and a run is described that saves every 20 steps."""
     folder = tmp_path_factory.mktemp("resume")
     subprocess.run([sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer",
                     str(SAMPLE / "tokenizer.model"), "--src_file", str(SAMPLE / "train.jsonl"), "--dst_file",
