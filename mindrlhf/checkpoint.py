@@ -252,10 +252,9 @@ def raise_left_over(source: Union[str, Path], names: Iterable[str], wanted: Cont
 
 
 def write_data_settings(folder: Path, settings: Dict[str, Any]) -> None:
-    """Leave with the checkpoints below `folder` how the training data was made (template, tokenizer, ...)."""
-    if settings:
-        with partial_file(folder / DATA_SETTINGS) as file:
-            file.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    """Leave with the checkpoints below `folder` how the training data was made and read (template, tokenizer, ...)."""
+    with partial_file(folder / DATA_SETTINGS) as file:
+        file.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_data_settings(path: Union[str, Path]) -> Tuple[Optional[Path], Dict[str, Any]]:

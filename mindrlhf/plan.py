@@ -26,8 +26,8 @@ from mindrlhf.config import (
     is_semi_auto,
     process_count,
 )
-from mindrlhf.data.record import check_files
-from mindrlhf.errors import Problems, UserError
+from mindrlhf.data.record import check_files, read_sidecar, without_checksums
+from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.models.glm4.dimensions import (
     LM_HEAD_NAME,
     Dimensions,
@@ -42,7 +42,8 @@ from mindrlhf.slices import is_sliced
 from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
-__all__ = ["MemoryEstimate", "Size", "check_run", "checkpoint_space", "count_pairs", "describe_run", "estimate_memory"]
+__all__ = ["MemoryEstimate", "Size", "check_run", "checkpoint_space", "count_pairs", "describe_run", "estimate_memory",
+           "order_of_pairs"]
 
 _GB = 1e9
 _MOMENT_BYTES = 8   # Adam's two moments, which FP32StateAdamWeightDecay keeps in float32
@@ -120,15 +121,35 @@ def _check_checkpoint(config: Mapping[str, Any]) -> None:
                       need_head=bool(config.get("resume_training")))
 
 
+def order_of_pairs(config: Mapping[str, Any], files: Sequence[str]) -> Dict[str, Any]:
+    """What decides which pairs a step has, beside their number; training leaves it with its checkpoints."""
+    batching = get(config, "train_dataset.batching") or "padded"
+    order = {"pairs": count_pairs(files), "seed": config.get("seed") or 0,
+             "shuffle": bool(get(config, "train_dataset.data_loader.shuffle")), "batching": batching}
+    if batching == "packing":
+        order["row_length"] = get(config, "train_dataset.row_length") or get(config, "model.model_config.seq_length")
+    if not without_checksums(files):
+        order["checksums"] = [read_sidecar(file)["files"].get(Path(file).name, {}).get("rows") for file in files]
+    return order
+
+
+# What a resumed run has in common with its beginning, under the names that a user knows.
+_OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", "pad_token_id", "padding_side")},
+           "pairs": "--train_dataset: its number of pairs", "checksums": "--train_dataset: the CRC-32 of its rows",
+           "seed": "seed", "shuffle": "train_dataset.data_loader.shuffle", "batching": "train_dataset.batching",
+           "row_length": "train_dataset.row_length"}
+
+
 def _check_settings(config: Mapping[str, Any], files: Sequence[str]) -> None:
-    """Whether the data of a run to resume was made as that of its beginning."""
-    if config.get("resume_training") and config.get("load_checkpoint"):
+    """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
+    if config.get("resume_training") and config.get("load_checkpoint") and files:
         place, trained = read_data_settings(config["load_checkpoint"])
-        settings = checked_data_settings(files)
-        for key in ("prompt_template", "pad_token_id", "padding_side"):
-            if settings and key in trained and settings.get(key) != trained[key]:
-                raise UserError(f"--train_dataset: its {key} is {settings.get(key)!r}, expected {trained[key]!r}, with "
-                                f"which the run to resume was trained ({place})")
+        trained = {**trained, **(trained.get("order") or {})}
+        found = {**checked_data_settings(files), **order_of_pairs(config, files)}
+        raise_each("--resume", (
+            f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained ({place}); "
+            "without --resume a run of its own begins from its weights"
+            for key, name in _OF_RUN.items() if key in found and key in trained and found[key] != trained[key]))
 
 
 def checkpoint_space(config: Mapping[str, Any], steps: int) -> Tuple[int, int, int]:

@@ -8,7 +8,7 @@ from mindformers.core.callback import CheckpointMonitor
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from mindrlhf import compat
-from mindrlhf.checkpoint import step_of
+from mindrlhf.checkpoint import step_of, write_data_settings
 from mindrlhf.errors import UserError
 from mindrlhf.partial import partial_folder
 
@@ -50,19 +50,22 @@ class WholeCheckpointMonitor(CheckpointMonitor):
         async_save:          False; a checkpoint that is written beside the training cannot be checked by it
         resumed_run:         the number in the names of the checkpoint that training goes on from, see `step_of`; the
                              files' names go on with it. None: a run of its own (filled in by `mindrlhf.train`)
+        data_settings:       how the data was made, left beside the checkpoints when the first one is there; a run that
+                             ends before does not describe those of an earlier one (filled in likewise)
         others:              as there
 
     Raises:
         UserError: async_save is True.
     """
 
-    def __init__(self, prefix="CKP", keep_checkpoint_max=5, async_save=False, resumed_run=None, **others):
+    def __init__(self, prefix="CKP", keep_checkpoint_max=5, async_save=False, resumed_run=None,
+                 data_settings=None, **others):
         if async_save:
             raise UserError("CheckpointMonitor.async_save is True, expected False: training would not know whether the "
                             "checkpoint is whole")
         super().__init__(prefix=prefix, keep_checkpoint_max=keep_checkpoint_max and sys.maxsize, **others)
         compat.use_saving(save_whole)
-        self._keep = keep_checkpoint_max
+        self._keep, self._data_settings = keep_checkpoint_max, data_settings
         if resumed_run is not None:
             self._prefix = f"{prefix}_rank_{self.rank_id}" + (f"_{resumed_run}" if resumed_run else "")
         self._first_step, self._append_step_num = self._append_step_num, 0
@@ -80,6 +83,10 @@ class WholeCheckpointMonitor(CheckpointMonitor):
         super()._save_ckpt(of_whole_run, force_to_save)
 
     def save_checkpoint(self, cb_params):
+        if self._data_settings:
+            for folder in (self._directory, self.network_directory):
+                write_data_settings(Path(folder).parent, self._data_settings)
+            self._data_settings = None
         # The weights alone come first: a run that was killed behind its last checkpoint has nothing left to write.
         super().save_checkpoint_network(cb_params)
         super().save_checkpoint(cb_params)

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 
-from mindrlhf.checkpoint import TO_RESUME, load_strictly, newest_whole_checkpoint, step_of, write_data_settings
+from mindrlhf.checkpoint import TO_RESUME, load_strictly, newest_whole_checkpoint, step_of
 from mindrlhf.config import (
     check_checkpoint_path,
     check_dataset,
@@ -18,7 +18,7 @@ from mindrlhf.config import (
 )
 from mindrlhf.data.record import check_files, without_checksums
 from mindrlhf.errors import Problems, UserError, raise_each, some
-from mindrlhf.plan import check_run
+from mindrlhf.plan import check_run, order_of_pairs
 from mindrlhf.processes import stack_over_processes
 from mindrlhf.runtime import output_path, start
 from mindrlhf.slices import (
@@ -102,7 +102,7 @@ def _check_transformation(config: Dict[str, Any]) -> None:
 def train(config: Dict[str, Any], task: str) -> None:
     """Train the reward model that `config` describes. Checkpoints, metrics.csv and curves.png go to its output_dir."""
     files = check_dataset(config, "train_dataset", "train_dataset")
-    settings = checked_data_settings(files)
+    settings = {**checked_data_settings(files), "order": order_of_pairs(config, files)}
     run = start(config)
 
     from mindformers import Trainer
@@ -146,10 +146,8 @@ def train(config: Dict[str, Any], task: str) -> None:
         elif callback["type"] == "SkippedStepMonitor":
             callback.update(files=files, runner_config=run.runner_config)
         elif callback["type"] == "CheckpointMonitor":
-            callback.update(resumed_run=int(step_of(resumed_from)[0]) if resumed_from else None)
-    if rank == 0:
-        for folder in ("checkpoint", "checkpoint_network"):
-            write_data_settings(output_path(config) / folder, settings)
+            callback.update(resumed_run=int(step_of(resumed_from)[0]) if resumed_from else None,
+                            data_settings=settings if rank == 0 else None)
     try:
         Trainer(args=run, task=task, callbacks=[InterruptionGuard(resumed_from)]).train()
     except ValueError:  # what MindSpore raises for a run without steps

@@ -4,6 +4,7 @@
 | test_every_problem_is_told_at_once ...    | YAML, data and checkpoint in one answer      | literal lines      |
 | test_a_layout_that_cannot_be_divided ...  | heads, widths, layers, processes             | messages           |
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
+| test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
 | test_space_for_checkpoints                | bytes and number of what will be kept        | by hand            |
 | test_memory_of_glm4_9b ...                | shares of a layout                           | by hand            |
@@ -15,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,11 +25,12 @@ import yaml
 from conftest import EXAMPLE, PRODUCTION_YAML, TINY_YAML
 
 from mindrlhf import plan
+from mindrlhf.checkpoint import write_data_settings
 from mindrlhf.config import config_problems, load_config, process_count, put
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import RecordWriter
 from mindrlhf.errors import UserError
-from mindrlhf.plan import Size, checkpoint_space, count_pairs, describe_run, estimate_memory
+from mindrlhf.plan import Size, checkpoint_space, count_pairs, describe_run, estimate_memory, order_of_pairs
 from mindrlhf.train import load_train_config
 
 PAIRS, SEQ, PAD = 20, 128, 996
@@ -208,17 +211,49 @@ def test_a_checkpoint_that_does_not_match_is_refused_before_it_is_loaded(argumen
         load_train_config(arguments(load_checkpoint=path, resume=resume))
 
 
-def test_a_run_is_not_resumed_on_data_with_another_template(arguments, tmp_path):
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    config = load_config(TINY_YAML)
-    write_weights(folder / "a-1_1.ckpt", config)
-    (folder / "data_settings.json").write_text(json.dumps({"prompt_template": "Q {prompt}{response}"}))
-    load_train_config(arguments(load_checkpoint=str(folder)))
+@pytest.fixture
+def check_resumed(arguments, record):
+    """A function that checks a run to resume, with changes to its YAML, and to what its beginning left; `order`: None
+    if it left none, as an earlier release.
+    """
+    files = [f"{record}/a.mindrecord{shard}" for shard in (0, 1)]
+
+    def check(changes, order, **others):
+        left = {"prompt_template": "{prompt}{response}", **others}
+        if order is not None:
+            left["order"] = {**order_of_pairs(load_config(TINY_YAML), files), **order}
+        write_data_settings(Path("checkpoint"), left)
+        config = load_config(arguments(changes).config, {"resume_training": True, "load_checkpoint": "checkpoint"})
+        plan._check_settings(config, files)
+    return check
+
+
+@pytest.mark.parametrize(("changes", "trained", "message"), [
+    ({}, {"prompt_template": "Q {prompt}{response}"},
+     "--train_dataset: its prompt_template is '{prompt}{response}', expected 'Q {prompt}{response}'"),
+    ({}, {"order": {"pairs": 19}}, "--train_dataset: its number of pairs is 20, expected 19"),
+    ({}, {"order": {"checksums": [1, 2]}}, "--train_dataset: the CRC-32 of its rows is ["),
+    ({"seed": 1}, {}, "seed is 1, expected 0"),
+    ({"train_dataset.data_loader.shuffle": False}, {}, "train_dataset.data_loader.shuffle is False, expected True"),
+    ({"train_dataset.batching": "packing"}, {}, "train_dataset.batching is 'packing', expected 'buckets'"),
+    ({"train_dataset.batching": "packing", "train_dataset.row_length": 64},
+     {"order": {"batching": "packing", "row_length": 128}}, "train_dataset.row_length is 64, expected 128"),
+], ids=("template", "pairs", "rows", "seed", "shuffle", "batching", "row_length"))
+def test_a_run_is_not_resumed_with_other_data_or_another_order(check_resumed, changes, trained, message):
+    """Its steps would have other pairs: some would come twice in an epoch, some never."""
     with pytest.raises(UserError) as error:
-        plan._check_settings({"resume_training": True, "load_checkpoint": str(folder)},
-                             [f"{arguments().train_dataset[0]}/a.mindrecord0"])
-    assert "its prompt_template is '{prompt}{response}', expected 'Q {prompt}{response}'" in str(error.value)
+        check_resumed(changes, **{"order": {}, **trained})
+    found, = error.value.messages
+    assert found.startswith(f"--resume: {message}"), found
+    assert "with which the run to resume was trained (checkpoint/data_settings.json)" in found
+
+
+def test_a_run_is_resumed_with_more_epochs_and_another_batch(check_resumed):
+    check_resumed({"runner_config.epochs": 7, "runner_config.batch_size": 4, "train_dataset.row_length": 128}, order={})
+
+
+def test_a_run_that_left_no_order_of_its_pairs_is_resumed(check_resumed):
+    check_resumed({"seed": 1}, order=None)
 
 
 def test_a_full_disk_is_told_before_training(arguments, monkeypatch):

@@ -5,6 +5,7 @@
 | test_files_are_named_by_the_step ...  | a resumed run writes the names of the whole run  | one run           |
 | test_the_last_steps_are_kept ...      | by step, not by time                             | names             |
 | test_a_run_beside_another ...         | nothing of another run is overwritten            | names and bytes   |
+| test_how_the_data_was_made ...        | which run's data the checkpoints beside it saw   | settings          |
 | test_what_cannot_be_written ...       | a full disk leaves the earlier file as it was    | bytes             |
 """
 import os
@@ -15,7 +16,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindrlhf import saving
-from mindrlhf.checkpoint import list_checkpoints
+from mindrlhf.checkpoint import list_checkpoints, read_data_settings
 from mindrlhf.errors import UserError
 from mindrlhf.saving import WholeCheckpointMonitor, save_whole
 
@@ -88,6 +89,14 @@ def test_weights_alone_are_there_when_the_last_checkpoint_is(tmp_path, monkeypat
         saved.append(os.path.basename(path)), save_whole(network, path, *args, **keys)))
     train(tmp_path, steps=4, save_checkpoint_steps=4)
     assert saved == ["a_rank_0-network.ckpt", "a_rank_0-1_4.ckpt"]
+
+
+def test_how_the_data_was_made_is_told_with_the_first_checkpoint(tmp_path):
+    """A run that ends before it leaves an earlier run's checkpoints described as they were."""
+    train(tmp_path, steps=4, save_checkpoint_steps=2, data_settings={"pad_token_id": 3})
+    assert [read_data_settings(tmp_path / part)[1] for part in RANK_0] == [{"pad_token_id": 3}] * 2
+    WholeCheckpointMonitor(prefix="a", directory=str(tmp_path), data_settings={"pad_token_id": 4})
+    assert [read_data_settings(tmp_path / part)[1] for part in RANK_0] == [{"pad_token_id": 3}] * 2
 
 
 def test_what_cannot_be_written_leaves_the_earlier_file_as_it_was(tmp_path, monkeypatch):

@@ -294,6 +294,7 @@ _SETTINGS = {
     "padding_side": ("right or left", lambda value: value in ("right", "left")),
     "prompt_template": ("text", lambda value: isinstance(value, str)),
     "tokenizer": ("an object", lambda value: isinstance(value, dict)),
+    "order": ("an object", lambda value: isinstance(value, dict)),
     "files": ("an object of objects", lambda value: isinstance(value, dict) and all(
         isinstance(entry, dict) for entry in value.values())),
 }
