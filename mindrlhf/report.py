@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> Dict[str, List[float]]:
 def plot_training_curves(table: Path, target: Path) -> Path:
     """Draw loss, accuracy, margin, learning rate and gradient norm over the steps of `table` to a PNG.
 
-    Steps are drawn thin, their mean over the last twentieth of the run thick.
+    Steps are drawn thin, their mean over the last twentieth of the run thick; the learning rate as it is.
     """
     columns = read_metrics(table)
     wanted = [("loss", "loss"), ("accuracy", "accuracy"), ("margin", "mean margin"),
@@ -63,7 +63,8 @@ def plot_training_curves(table: Path, target: Path) -> Path:
     for axis, (name, _) in zip(axes, wanted):
         values = columns.get(name, [])
         axis.plot(steps, values, color=_COLORS["line"], alpha=0.35, linewidth=0.8)
-        axis.plot(steps, _running_mean(values, max(1, len(values) // 20)), color=_COLORS["mean"], linewidth=1.6)
+        window = 1 if name == "learning_rate" else max(1, len(values) // 20)  # a schedule has no noise to take away
+        axis.plot(steps, _running_mean(values, window), color=_COLORS["mean"], linewidth=1.6)
         axis.set_xlabel("step")
     axes[1].set_ylim(-0.05, 1.05)
     return _save(figure, target)

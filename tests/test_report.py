@@ -4,6 +4,7 @@
 | test_table_by_hand              | columns are aligned, a rule below the heading | the text written out |
 | test_metrics_are_read_by_column | an empty cell is NaN, not an error            | literal numbers      |
 | test_curves_are_drawn           | one step, NaN, empty cells, no steps          | a PNG of that size   |
+| test_the_learning_rate_is ...   | a schedule is not smoothed                    | the lines drawn      |
 | test_histogram_is_drawn         | one pair, equal scores, NaN                   | a PNG of that size   |
 | test_running_mean_by_hand       | the thick line of the curves                  | literal numbers      |
 """
@@ -81,6 +82,17 @@ def test_histogram_is_drawn(tmp_path, chosen, rejected):
     target = tmp_path / "deep" / "scores.png"
     assert plot_score_histogram(chosen, rejected, "glm4-10.ckpt", target) == target
     assert png_size(target) == (1200, 408)
+
+
+def test_the_learning_rate_is_drawn_as_it_is_and_the_rest_with_a_mean(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axis, steps, values, **style: drawn.append(
+        (axis.get_title(), list(values))))
+    table = write_table(tmp_path, *[f"{step},{step},0,0,{step},0" for step in range(1, 41)])  # a window of 2
+    plot_training_curves(table, tmp_path / "curves.png")
+    steps, halves = list(range(1, 41)), [1, *(step - 0.5 for step in range(2, 41))]
+    assert [values for title, values in drawn if title == "learning rate"] == [steps, steps]
+    assert [values for title, values in drawn if title == "loss"] == [steps, halves]
 
 
 def test_picture_of_an_earlier_step_is_replaced(tmp_path):
