@@ -10,6 +10,8 @@
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
+import logging
+from logging.handlers import BufferingHandler
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -173,19 +175,21 @@ def pairs(tmp_path):
 
 
 @pytest.mark.usefixtures("start")
-def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, scorer, pairs, in_tmp_path, caplog):
+def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, scorer, pairs, in_tmp_path,
+                                                     monkeypatch):
     """Data of a smaller sequence length than the model's; the last batch is a smaller one."""
     path, texts = pairs
+    log = BufferingHandler(1000)
+    monkeypatch.setattr(logging.getLogger("mindformers"), "handlers", [log])
     results = []
     for size in (1, 6):
         config = configure(64, **{"eval_dataset.data_loader.dataset_dir": [str(path)],
                                   "runner_config.batch_size": size})
         for block in ("train_dataset", "eval_dataset"):
             config[block]["pad_token_id"] = PAD
-        caplog.clear()
-        with caplog.at_level("INFO", logger="mindformers"):
-            results += evaluate(config, str(checkpoint), False)
-        lines = [message for message in caplog.messages if message.startswith("acc: [")]
+        log.flush()
+        results += evaluate(config, str(checkpoint), False)
+        lines = [line for line in (record.getMessage() for record in log.buffer) if line.startswith("acc: [")]
         assert len(lines) == -(-20 // size)
         assert lines[-1].endswith(f"avg acc: [{results[-1].accuracy}]")
     one, other = results
