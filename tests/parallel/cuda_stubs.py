@@ -17,7 +17,7 @@ from typing import Dict
 __all__ = ["NotPossible", "cuda_stubs"]
 
 CUDA = "11.6"
-PLUGIN, CUDA_OPERATORS = f"libmindspore_gpu.so.{CUDA}", "gpu/libcuda_ops.so.11"
+PLUGIN = f"libmindspore_gpu.so.{CUDA}"
 
 # What the plugin reads while it loads: a device, its memory, handles.
 WITH_RESULTS = {
@@ -52,7 +52,8 @@ def run(*command):
 def needed_functions(plugins):
     """{file name of a CUDA library: names of the functions} that the plugin's undefined symbols ask for."""
     # A symbol's version is its library's name. Where there is none, functions of the same prefix tell: cudnn..., cu...
-    symbols = re.findall(r" U ((cu[a-z]*|nvrtc)[A-Z]\w*)(?:@+(\S+))?", run("nm", "-D", "--undefined-only", *plugins))
+    listing = run("nm", "-D", "--undefined-only", *plugins)
+    symbols = re.findall(r" U ((?:__)?(cu[a-z]*|nvrtc)[A-Z]\w*)(?:@+(\S+))?", listing)
     libraries = {"cu": "libcuda.so.1", **{prefix: version for _, prefix, version in symbols if version}}
     found = {}
     for name, prefix, _ in symbols:
@@ -88,11 +89,10 @@ def cuda_stubs(folder: Path) -> Dict[str, str]:
         raise NotPossible(f"MindSpore's GPU plugin is for Linux on x86-64, not {platform.system()} on "
                           f"{platform.machine()}")
     mindspore = Path(importlib.util.find_spec("mindspore").submodule_search_locations[0])
-    plugins = [mindspore / "lib" / "plugin" / name for name in (PLUGIN, CUDA_OPERATORS)]
-    for plugin in plugins:
-        if not plugin.exists():
-            raise NotPossible(f"this MindSpore has no {plugin.name}")
-    for library, functions in needed_functions(plugins).items():
+    plugin = mindspore / "lib" / "plugin" / PLUGIN
+    if not plugin.exists():
+        raise NotPossible(f"this MindSpore has no {PLUGIN}")
+    for library, functions in needed_functions([plugin, *sorted(plugin.with_name("gpu").glob("*.so*"))]).items():
         source, versions = folder / f"{library}.c", folder / f"{library}.map"
         source.write_text(c_source(functions), encoding="ascii")
         versions.write_text(f"{library} {{ global: *; }};\n", encoding="ascii")
