@@ -26,7 +26,7 @@ from mindrlhf.config import (
     is_semi_auto,
     process_count,
 )
-from mindrlhf.data.record import check_files, read_sidecar, without_checksums
+from mindrlhf.data.record import check_files, read_sidecar
 from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.models.glm4.dimensions import (
     LM_HEAD_NAME,
@@ -122,14 +122,21 @@ def _check_checkpoint(config: Mapping[str, Any]) -> None:
 
 
 def order_of_pairs(config: Mapping[str, Any], files: Sequence[str]) -> Dict[str, Any]:
-    """What decides which pairs a step has, beside their number; training leaves it with its checkpoints."""
+    """What decides which pairs a step has, beside how many: `pairs` of the data, `seed`, `shuffle`, `batching`, and
+    where they count, `row_length` (tokens) and `checksums` (CRC-32 of the rows of each file). All of it is JSON;
+    training leaves it with its checkpoints.
+
+    Raises:
+        UserError: an index or a sidecar cannot be read.
+    """
     batching = get(config, "train_dataset.batching") or "padded"
     order = {"pairs": count_pairs(files), "seed": config.get("seed") or 0,
              "shuffle": bool(get(config, "train_dataset.data_loader.shuffle")), "batching": batching}
     if batching == "packing":
         order["row_length"] = get(config, "train_dataset.row_length") or get(config, "model.model_config.seq_length")
-    if not without_checksums(files):
-        order["checksums"] = [read_sidecar(file)["files"].get(Path(file).name, {}).get("rows") for file in files]
+    written = [((read_sidecar(file) or {}).get("files") or {}).get(Path(file).name, {}).get("rows") for file in files]
+    if None not in written:
+        order["checksums"] = written
     return order
 
 

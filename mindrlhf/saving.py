@@ -50,8 +50,8 @@ class WholeCheckpointMonitor(CheckpointMonitor):
         async_save:          False; a checkpoint that is written beside the training cannot be checked by it
         resumed_run:         the number in the names of the checkpoint that training goes on from, see `step_of`; the
                              files' names go on with it. None: a run of its own (filled in by `mindrlhf.train`)
-        data_settings:       how the data was made, left beside the checkpoints when the first one is there; a run that
-                             ends before does not describe those of an earlier one (filled in likewise)
+        data_settings:       how the data was made, left beside the checkpoints with the first one; a run that ends
+                             before it does not describe those of an earlier run (filled in likewise)
         others:              as there
 
     Raises:

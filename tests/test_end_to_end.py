@@ -204,6 +204,17 @@ def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
                                rtol=1e-4)
 
 
+def test_training_does_not_resume_with_other_data(job):
+    result = script(job["folder"], "reward_train.py", "--config", TINY_YAML, "--train_dataset", "test.mindrecord",
+                    "--load_checkpoint", "output/checkpoint", "--resume", "True")
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("reward_train.py: error: --resume: --train_dataset: its number of pairs is 93, expected "
+                               "375, with which the run to resume was trained (output/checkpoint/data_settings.json)")
+    assert "--train_dataset: the CRC-32 of its rows is [" in lines[1]
+    assert lines[2:] == ["reward_train.py: 2 problems"]
+
+
 def converted(folder, direction, *args):
     result = run(folder, [sys.executable, str(ROOT / "scripts" / "convert_weight.py"), direction, *map(str, args)])
     assert result.returncode == 0, result.stderr

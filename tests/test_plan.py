@@ -218,12 +218,12 @@ def check_resumed(arguments, record):
     """
     files = [f"{record}/a.mindrecord{shard}" for shard in (0, 1)]
 
-    def check(changes, order, **others):
+    def check(changes, order, resume=True, **others):
         left = {"prompt_template": "{prompt}{response}", **others}
         if order is not None:
             left["order"] = {**order_of_pairs(load_config(TINY_YAML), files), **order}
         write_data_settings(Path("checkpoint"), left)
-        config = load_config(arguments(changes).config, {"resume_training": True, "load_checkpoint": "checkpoint"})
+        config = load_config(arguments(changes).config, {"resume_training": resume, "load_checkpoint": "checkpoint"})
         plan._check_settings(config, files)
     return check
 
@@ -250,6 +250,10 @@ def test_a_run_is_not_resumed_with_other_data_or_another_order(check_resumed, ch
 
 def test_a_run_is_resumed_with_more_epochs_and_another_batch(check_resumed):
     check_resumed({"runner_config.epochs": 7, "runner_config.batch_size": 4, "train_dataset.row_length": 128}, order={})
+
+
+def test_a_run_of_its_own_may_begin_from_weights_of_other_data_and_order(check_resumed):
+    check_resumed({"seed": 1}, order={"pairs": 19}, resume=False, prompt_template="Q {prompt}{response}")
 
 
 def test_a_run_that_left_no_order_of_its_pairs_is_resumed(check_resumed):
