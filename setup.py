@@ -1,4 +1,9 @@
-"""Installation. The one place where dependencies are listed; its extra "cpu" pins the pair that runs on a laptop."""
+"""Installation. The one place where dependencies are listed.
+
+MindSpore and MindFormers come as a pair, and each pair is an extra, for several distributions (mindspore,
+mindspore-dev, a wheel that came with CANN) own the same folder `mindspore/`: were one of them required, pip would lay
+it over another one.
+"""
 import re
 from pathlib import Path
 
@@ -17,8 +22,6 @@ setup(
     packages=find_packages(include=["mindrlhf", "mindrlhf.*"]),
     python_requires=">=3.9,<3.12",
     install_requires=[
-        "mindspore>=2.4,<2.8",  # an Ascend user's own installation stays as it is
-        "mindformers>=1.3,<1.4",
         "numpy>=1.20,<2",
         "sentencepiece>=0.2.0",
         "pyyaml>=6.0",
@@ -28,8 +31,12 @@ setup(
         "safetensors>=0.4",
     ],
     extras_require={
-        # What the two scripts install: the pair that is in the package registry and runs on a CPU.
+        # What the README's two commands install.
         "cpu": ["mindspore==2.7.2", "mindformers==1.3.2"],
+        # PAIR=production: MindFormers 1.3.0 with the MindSpore nearest to 2.4 that a package registry has; Python 3.10.
+        "production": ["mindspore-dev==2.5.0.dev20250119", "mindformers==1.3.0"],
+        # For a cluster that has MindSpore's own wheel already: leaves it as it is. Run with 2.5.0.dev20250119 to 2.7.2.
+        "ascend": ["mindspore>=2.4,<2.8", "mindformers>=1.3,<1.4"],
         "dev": ["pytest>=7", "ruff>=0.4", "regex", "hypothesis>=6.100"],
         # What this project is compared with, in an environment of its own (.venv-torch).
         "peers": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "tiktoken>=0.6"],

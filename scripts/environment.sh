@@ -1,29 +1,52 @@
-# Sourced by quickstart.sh and run_tests.sh: makes .venv with the project in it, once, and puts it first in PATH.
-# PYTHON=/path/to/python chooses the interpreter (3.9 to 3.11). setup.py alone says what is installed.
+# Sourced by quickstart.sh and run_tests.sh: makes a virtual environment with the project in it, once, and puts it first
+# in PATH. setup.py alone says what is installed.
+#   PAIR    which releases of MindSpore and MindFormers: current (default; in .venv) or production (in .venv-production)
+#   PYTHON  the interpreter; without it, one that fits the pair is looked for
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv
+NO_PYTHON=3  # exit code where no interpreter fits
+
+case ${PAIR:-current} in
+  current) venv=$root/.venv extra=cpu pythons="3.11 3.10 3.9" ;;
+  production) venv=$root/.venv-production extra=production pythons="3.10" ;;
+  *)
+    echo "error: PAIR: found '$PAIR', expected current or production" >&2
+    exit 2
+    ;;
+esac
+
+runs() { # COMMAND: whether it is a Python of the pair, and starts (a shim of pyenv may not)
+  [ -n "$1" ] && "$1" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$pythons'.split())" 2>/dev/null
+}
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-} python3.11 python3.10 python3.9 python3 python; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
+  local version candidate
+  if [ -n "${PYTHON:-}" ]; then
+    runs "$PYTHON" && echo "$PYTHON" && return
+    echo "error: PYTHON: found '$PYTHON', expected an interpreter of Python ${pythons// / or }" >&2
+    return 2
+  fi
+  for version in $pythons; do
+    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python \
+      "$(uv python find "$version" 2>/dev/null)"; do
+      runs "$candidate" && echo "$candidate" && return
+    done
   done
-  echo "error: no Python 3.9, 3.10 or 3.11 found (MindSpore needs one of these); set PYTHON=/path/to/python" >&2
-  return 1
+  for candidate in python3 python; do
+    runs "$candidate" && echo "$candidate" && return
+  done
+  echo "error: no Python ${pythons// / or } found (the releases of MindSpore need it); set PYTHON=/path/to/python" >&2
+  return "$NO_PYTHON"
 }
 
 install_project() {
   local stamp=$venv/.installed wanted python
   wanted="$root $(cksum <"$root/setup.py")"
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
-  python=$(find_python) || return 1
-  echo "== installing into .venv (once; some 4 GB on the disk, a few minutes)"
+  python=$(find_python) || return
+  echo "== installing into ${venv##*/} (once; some 4 GB on the disk, a few minutes)"
   "$python" -m venv --clear "$venv" ||
     { echo "error: $python cannot make a virtual environment (on Debian: apt-get install python3-venv)" >&2; return 1; }
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[cpu,dev]" ||
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra,dev]" ||
     { echo "error: the installation failed, see above; run the command again to retry" >&2; return 1; }
   echo "$wanted" >"$stamp"
 }
@@ -45,6 +68,6 @@ print("\n".join(line.split(";")[0] for line in requires("mindrlhf") if line.ends
   echo "$wanted" >"$peers/.installed"
 }
 
-install_project || exit 1
+install_project || exit
 export PATH=$venv/bin:$PATH
 export GLOG_v=${GLOG_v:-3}  # MindSpore's C++ side: errors only
