@@ -2,12 +2,12 @@
 import csv
 import datetime
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
-from mindformers.core.callback.callback import _get_loss_output
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
@@ -16,7 +16,7 @@ from mindspore.train.callback import Callback
 from mindrlhf.processes import sum_over_processes
 from mindrlhf.report import plot_training_curves
 
-__all__ = ["RewardMonitor", "TABLE_COLUMNS", "callbacks_of_process", "of_whole_batch"]
+__all__ = ["RewardMonitor", "StepOutputs", "TABLE_COLUMNS", "callbacks_of_process", "of_whole_batch", "steps_of_run"]
 
 TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms", "pairs",
                  "text_tokens", "computed_tokens")
@@ -32,19 +32,46 @@ def callbacks_of_process(callbacks: Sequence[Dict[str, Any]], rank: int) -> List
     return [callback for callback in ordered if rank == 0 or callback["type"] != "CheckpointMonitor"]
 
 
-def of_whole_batch(loss: float, figures: np.ndarray, processes: int,
-                   add: Callable[[np.ndarray], np.ndarray] = sum_over_processes) -> Tuple[float, np.ndarray]:
-    """Loss and figures of a step from those of this process's part.
+@dataclass(frozen=True)
+class StepOutputs:
+    """What a step cell of MindFormers returns, as numbers; None where it returns no such thing.
+
+    MindFormers' own reader of it is private, and that of 1.3.0 raises for some kinds of NaN.
+    """
+
+    loss: float
+    overflow: bool
+    scale: Optional[float]
+    learning_rate: Optional[float]
+    global_norm: Optional[float]
+
+    @classmethod
+    def of(cls, outputs: Any) -> "StepOutputs":
+        """From the step's outputs: the loss alone, or loss, overflow, loss scale, learning rate, norm and others."""
+        outputs = tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+        loss, overflow, *others = map(_number, (*outputs, *[None] * 5)[:5])
+        return cls(loss, bool(overflow), *others)
+
+
+def steps_of_run(run) -> int:
+    """The steps of a whole run, resumed or not, from what callbacks are given at its first one: a resumed run counts
+    its epochs on, but `epoch_num` is what is left of them.
+    """
+    return (run.cur_epoch_num - 1 + run.epoch_num) * run.batch_num
+
+
+def of_whole_batch(loss: float, sums: np.ndarray, processes: int,
+                   add: Callable[[np.ndarray], np.ndarray] = sum_over_processes) -> Tuple[np.float32, np.ndarray]:
+    """Loss and sums of a step from those of this process's part.
 
     Args:
         loss:      of the part, scaled so that the mean over processes is that of the whole batch
-        figures:   (6,) float32, those of `StepMetrics`: three means over the part's pairs, number of pairs, two more
-                   counts
+        sums:      (6,) float32, those of `StepMetrics`
         processes: number of them
         add:       the sum of an array over all processes
     """
-    total = add(np.concatenate([[loss], figures[:3] * figures[3], figures[3:]]).astype(np.float32))
-    return total[0] / processes, np.concatenate([total[1:4] / max(total[4], 1), total[4:]])
+    total = add(np.concatenate([[loss], sums]).astype(np.float32))
+    return np.float32(total[0] / processes), total[1:]
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
@@ -52,25 +79,29 @@ class RewardMonitor(Callback):
     """Logs and tabulates the reward figures of each step, and draws the curves at the end.
 
     At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step (in sink mode, a row every
-    sink_size steps): step, loss (mean over pairs), learning_rate, global_norm (of the gradients, before clipping),
+    sink_size steps, with the last one's loss, rate and norm and the other figures of all of them): step, loss (mean
+    over pairs), learning_rate, global_norm (of the gradients, before clipping),
     accuracy (share of pairs whose chosen end score is the larger one), margin (mean of chosen minus rejected), reward
     (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of both texts of all pairs, without padding),
     computed_tokens (of the rows; fewer than text_tokens where the texts of a pair share their prompt).
-    `OUTPUT/curves.png` shows the curves. Where several processes train data-parallel, all figures are of the whole
-    batch.
+    `OUTPUT/curves.png` shows the curves. Where several processes train data-parallel, and where a step is several
+    micro-batches, all figures are of the whole batch. In a pipeline the last stage has them, and writes.
 
     Args:
         facts:           what the first log block says, name -> text (filled in by `mindrlhf.train`)
         runner_config:   the run's; MindFormers notes in it the `initial_step` of a resumed run (filled in likewise)
+        micro_batches:   of a step, whose losses the step adds up (filled in likewise)
         per_print_times: steps between two log lines; the table has all steps
     """
 
     def __init__(self, facts: Optional[Dict[str, Any]] = None, runner_config: Optional[Dict[str, Any]] = None,
-                 per_print_times: int = 1):
+                 micro_batches: int = 1, per_print_times: int = 1):
         super().__init__()
         self.facts = dict(facts or {})
+        self.micro_batches = micro_batches
         self.per_print_times = per_print_times
-        self.writes = get_real_rank() == 0
+        ranks, stages = get_real_group_size(), ms.get_auto_parallel_context("pipeline_stages")
+        self.writes = get_real_rank() == ranks - ranks // stages  # the first process of the last stage
         data_parallel = ms.get_auto_parallel_context("parallel_mode") == "data_parallel"
         self._parts = get_real_group_size() if data_parallel else 1  # of a batch, one a process
         folder = Path(get_output_root_path())
@@ -109,29 +140,37 @@ class RewardMonitor(Callback):
 
     def on_train_step_end(self, run_context):
         run = run_context.original_args()
-        loss, _, _, rate, norm = _get_loss_output(run.net_outputs)
+        outputs = StepOutputs.of(run.net_outputs)
+        loss = outputs.loss
         steps = run.batch_num if run.dataset_sink_mode else 1  # in sink mode a call covers several steps
         step_ms = (time.perf_counter() - self._step_begin) * 1000 / steps
         step = self._first_step + run.cur_step_num
-        if not self._total:  # a resumed run counts its epochs on, but epoch_num is what is left of them
-            self._total = (run.cur_epoch_num - 1 + run.epoch_num) * run.batch_num
-        figures = self._metrics.asnumpy() if self._metrics is not None else None
-        if self._parts > 1 and figures is not None:
-            loss, figures = of_whole_batch(loss, figures, self._parts)
+        self._total = self._total or steps_of_run(run)
+        sums = self._read_metrics()
+        if self._parts > 1 and sums is not None:
+            loss, sums = of_whole_batch(loss, sums, self._parts)
             run.net_outputs = (loss, *run.net_outputs[1:])
-        row = {"step": step, "loss": _number(loss), "learning_rate": _number(rate), "global_norm": _number(norm),
-               "step_ms": round(step_ms, 1)}
-        if figures is not None:
-            row.update(zip(("accuracy", "margin", "reward"), map(_number, figures)))
-            row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, figures[3:])))
+        row = {"step": step, "loss": _number(loss / self.micro_batches), "learning_rate": outputs.learning_rate,
+               "global_norm": outputs.global_norm, "step_ms": round(step_ms, 1)}
+        if sums is not None:
+            row.update(zip(("accuracy", "margin", "reward"), map(_number, sums[:3] / max(sums[3], 1))))
+            row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, sums[3:])))
         if self.writes:
             self._rows.writerow(row)
         # The first step compiles the graph and says nothing about the time left.
         self._recent = (self._recent + [step_ms])[-20:] if run.cur_step_num > steps else []
         if run.cur_step_num % self.per_print_times == 0:
-            self._log(row, run)
+            self._log(row, steps)
 
-    def _log(self, row, run):
+    def _read_metrics(self) -> Optional[np.ndarray]:
+        """The sums of `StepMetrics` since the last call, (6,) float32; None where the network has none."""
+        if self._metrics is None:
+            return None
+        sums = self._metrics.asnumpy().copy()
+        ms.ops.assign(self._metrics, ms.Tensor(np.zeros_like(sums)))
+        return sums
+
+    def _log(self, row, steps):
         left = "?"
         if self._recent:
             seconds = (self._total - row["step"]) * sum(self._recent) / len(self._recent) / 1000
@@ -139,7 +178,7 @@ class RewardMonitor(Callback):
         figures = ", ".join(f"{name}: {row[name]:.4f}" for name in ("accuracy", "margin", "reward") if name in row)
         logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, %stime left: %s",
                     row["step"], self._total, row["loss"], figures, row["learning_rate"] or 0,
-                    row["global_norm"], row["step_ms"], _rates(row), left)
+                    row["global_norm"], row["step_ms"], _rates(row, steps), left)
 
     def on_train_end(self, run_context):
         del run_context
@@ -149,11 +188,11 @@ class RewardMonitor(Callback):
             logger.info("the figures of all steps are in %s, their curves in %s", self.table, self.curves)
 
 
-def _rates(row) -> str:
-    """Pairs and text tokens a second, and how many of the tokens that were computed are text."""
+def _rates(row, steps: int) -> str:
+    """Pairs and text tokens a second of a row of so many steps, and how many of the computed tokens are text."""
     if not row.get("pairs"):
         return ""
-    seconds = max(row["step_ms"], 1e-3) / 1000
+    seconds = max(row["step_ms"], 1e-3) / 1000 * steps
     return (f"{row['pairs'] / seconds:.1f} pairs/s, {row['text_tokens'] / seconds:.0f} text tokens/s "
             f"({row['text_tokens'] / row['computed_tokens']:.0%} of those computed), ")
 
@@ -162,5 +201,5 @@ def _number(value) -> Optional[float]:
     """A scalar of any kind, rounded to six digits for the table; None stays None."""
     if value is None:
         return None
-    value = value.reshape(-1)[0] if hasattr(value, "reshape") and value.ndim else value
+    value = np.asarray(value.asnumpy() if isinstance(value, ms.Tensor) else value).reshape(-1)[0]
     return float(f"{float(value):.6g}")

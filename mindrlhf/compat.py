@@ -39,16 +39,23 @@ def attention_mask_dtype(use_flash_attention: bool):
     return mstype.uint8 if use_flash_attention else mstype.float32
 
 
+@contextlib.contextmanager
 def no_init_parameters():
     """Context in which parameters get no initial values, because a checkpoint will give all of them.
 
-    MindSpore has it since 2.4.1; before, parameters are initialised for nothing.
+    MindSpore has it since 2.4.1; before, parameters are initialised for nothing. Behind it the class attribute
+    `Parameter.init_param` is True, which was not there before. By it MindSpore 2.4.10 and 2.5 take each parameter for
+    one whose values are made later: a layout then cuts the shape of a loaded weight and leaves zeros in it.
     """
     try:
         from mindspore.nn.utils import no_init_parameters as context
     except ImportError:
         context = contextlib.nullcontext
-    return context()
+    was_there = hasattr(ms.Parameter, "init_param")
+    with context():
+        yield
+    if not was_there and hasattr(ms.Parameter, "init_param"):
+        del ms.Parameter.init_param
 
 
 # --- patches --------------------------------------------------------------------------------------------------------

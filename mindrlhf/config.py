@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 import yaml
 
+from mindrlhf.data.packing import ROW_STEP, longest_row
 from mindrlhf.data.record import check_files, find_record_files, read_sidecars
 from mindrlhf.errors import UserError, raise_each
 from mindrlhf.yaml_keys import unknown_keys
@@ -210,6 +211,10 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if batching not in BATCHINGS:
         yield f"train_dataset.batching is {batching!r}, expected {', '.join(BATCHINGS[:-1])} or {BATCHINGS[-1]}"
     if batching == "padded":
+        seq_length = get(config, "model.model_config.seq_length")
+        if get(config, "model.model_config.use_flash_attention") and seq_length % ROW_STEP:
+            yield (f"model.model_config.seq_length is {seq_length}, expected a multiple of {ROW_STEP} with flash "
+                   "attention and padded rows, which have this length")
         return
     if get(config, "train_dataset.pad_token_id") is None:
         yield f"train_dataset.pad_token_id is missing, which train_dataset.batching {batching} fills up rows with"
@@ -226,9 +231,14 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
                        "several shapes; packing has one")
     else:
         seq_length, row_length = get(config, "model.model_config.seq_length"), get(config, "train_dataset.row_length")
-        if row_length is not None and not (type(row_length) is int and 0 < row_length <= 2 * seq_length):
+        most = longest_row(seq_length)
+        if row_length is not None and not (type(row_length) is int and 0 < row_length <= most):
             yield (f"train_dataset.row_length is {shown(row_length)}, expected a whole number up to twice "
-                   f"model.model_config.seq_length ({2 * seq_length})")
+                   f"model.model_config.seq_length ({most})")
+        elif get(config, "model.model_config.use_flash_attention") and (row_length or seq_length) % ROW_STEP:
+            name = "train_dataset.row_length" if row_length else "model.model_config.seq_length"
+            yield (f"{name} is {row_length or seq_length}, expected a multiple of {ROW_STEP} with flash attention and "
+                   "packed rows of this length")
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:

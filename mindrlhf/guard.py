@@ -8,12 +8,12 @@ from typing import Any, Dict, List, Optional, Sequence
 import mindspore as ms
 import mindspore.dataset as ds
 import numpy as np
-from mindformers.core.callback.callback import _get_loss_output
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_real_group_size
 from mindspore.train.callback import Callback
 
+from mindrlhf.callbacks import StepOutputs
 from mindrlhf.data.compact import PackedDataset
 from mindrlhf.errors import UserError, some
 from mindrlhf.processes import sum_over_processes
@@ -91,35 +91,41 @@ class SkippedStepMonitor(Callback):
 
     def on_train_step_end(self, run_context):
         run = run_context.original_args()
-        loss, overflow, scale, _, _ = _get_loss_output(run.net_outputs)
-        if not overflow and np.isfinite(loss):
+        outputs = StepOutputs.of(run.net_outputs)
+        if not outputs.overflow and np.isfinite(outputs.loss):
             self._in_a_row = 0
             return
         self._in_a_row += 1
         self._in_all += 1
         step = self._first_step + run.cur_step_num
         logger.warning("step %d is skipped, the %d. in a row and the %d. in all: loss %s, loss scale %s", step,
-                       self._in_a_row, self._in_all, loss, scale)
+                       self._in_a_row, self._in_all, outputs.loss, outputs.scale)
         if self._in_a_row > self.most_in_a_row:
             rows = rows_of_step(run.train_dataset, run.train_dataset_element, step, self.files)
+            pairs = (f"its pairs are rows {some(rows, limit=64)} (the first is 0) of {', '.join(self.files)}: look at "
+                     "them" if rows is not None else
+                     "which pairs it has is not known in sink mode with padded rows: runner_config.sink_mode False, or "
+                     "train_dataset.batching packing, names them")
             raise UserError(
                 f"step {step}: its loss or gradients are NaN or infinite, in {self._in_a_row} steps in a row, expected "
-                f"at most {self.most_in_a_row} (SkippedStepMonitor.most_in_a_row); its pairs are rows "
-                f"{some(rows, limit=64)} (the first is 0) of {', '.join(self.files)}: look at them, or lower "
+                f"at most {self.most_in_a_row} (SkippedStepMonitor.most_in_a_row); {pairs}, or lower "
                 "lr_schedule.learning_rate; no weight has changed in these steps")
 
 
-def rows_of_step(dataset, batch, step: int, files: Sequence[str]) -> List[int]:
+def rows_of_step(dataset, batch, step: int, files: Sequence[str]) -> Optional[List[int]]:
     """Numbers of the pairs of a step in the files, from 0; of packed rows all, of padded ones those of this process.
 
     Args:
         dataset: the run's
-        batch:   the step's columns; only those of padded rows are looked at
+        batch:   the step's columns; only those of padded rows are looked at. In sink mode MindSpore gives none: the
+                 pairs of padded rows are then not known, and the result is None
         step:    of the whole run, from 1
         files:   MindRecord files, read in this order
     """
     if isinstance(dataset, PackedDataset):
         return sorted(dataset.steps.groups_of(step))
+    if not batch:
+        return None
     present = {row.tobytes() for row in batch[0].asnumpy()}
     pairs = ds.MindDataset(list(files), columns_list=["chosen_input_ids", "rejected_input_ids"], shuffle=False)
     return [number for number, pair in enumerate(pairs.create_tuple_iterator(num_epochs=1, output_numpy=True))

@@ -24,9 +24,9 @@ def start(config: Dict[str, Any]):
     Raises:
         UserError: MindSpore has no such device here, or `use_parallel` does not fit the number of processes.
     """
-    processes = int(os.environ.get("MS_WORKER_NUM", 1))  # from msrun
-    if processes > 1 and not config.get("use_parallel"):
-        raise UserError(f"use_parallel is False, but {processes} processes were started: set use_parallel: True in the "
+    started = int(os.environ.get("MS_WORKER_NUM", 1))  # from msrun
+    if started > 1 and not config.get("use_parallel"):
+        raise UserError(f"use_parallel is False, but {started} processes were started: set use_parallel: True in the "
                         "YAML, or start one; each of them would do all the work and write to the same files")
     if os.environ.get("MS_ROLE") == "MS_SCHED" and not config.get("use_parallel"):
         # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
@@ -43,8 +43,9 @@ def start(config: Dict[str, Any]):
 
     from mindformers import MindFormerConfig
     from mindformers.core.context import build_context
+    from mindformers.tools.utils import get_real_group_size
 
-    from mindrlhf import callbacks, compat, guard, saving, wrapper  # noqa: F401
+    from mindrlhf import callbacks, compat, guard, processes, saving, wrapper  # noqa: F401
     from mindrlhf.data import dataset  # noqa: F401
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 
@@ -59,4 +60,6 @@ def start(config: Dict[str, Any]):
         raise UserError(f"MindSpore cannot be set up for context.device_target {config.context.device_target} on this "
                         f"machine: {reason}") from None
     compat.use_portable_overflow_check()
+    if get_real_group_size() > 1:
+        processes.meet()
     return config

@@ -8,6 +8,7 @@ from mindformers.core.callback import CheckpointMonitor
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from mindrlhf import compat
+from mindrlhf.callbacks import steps_of_run
 from mindrlhf.checkpoint import step_of, write_data_settings
 from mindrlhf.errors import UserError
 from mindrlhf.partial import partial_folder
@@ -44,6 +45,9 @@ class WholeCheckpointMonitor(CheckpointMonitor):
     MindFormers 1.3 counts a resumed run's steps from its own beginning in files' names, gives them another prefix,
     and removes the oldest file, by time, before it writes a new one.
 
+    The checkpoint to resume from is written before the weights alone, for a run that is asked to end may be killed
+    soon. Behind the last step it is the other way round: there is nothing left to train that would write them.
+
     Args:
         prefix:              of the files' names
         keep_checkpoint_max: checkpoints of this run to keep; the last steps, each removed after a new one is whole
@@ -70,6 +74,11 @@ class WholeCheckpointMonitor(CheckpointMonitor):
             self._prefix = f"{prefix}_rank_{self.rank_id}" + (f"_{resumed_run}" if resumed_run else "")
         self._first_step, self._append_step_num = self._append_step_num, 0
         self._last_triggered_step = self._first_step
+        self._total = None
+
+    def step_end(self, run_context):
+        self._total = self._total or steps_of_run(run_context.original_args())
+        super().step_end(run_context)
 
     def _check_save_ckpt(self, cb_params, force_to_save):
         every = self._config.save_checkpoint_steps
@@ -87,9 +96,11 @@ class WholeCheckpointMonitor(CheckpointMonitor):
             for folder in (self._directory, self.network_directory):
                 write_data_settings(Path(folder).parent, self._data_settings)
             self._data_settings = None
-        # The weights alone come first: a run that was killed behind its last checkpoint has nothing left to write.
-        super().save_checkpoint_network(cb_params)
-        super().save_checkpoint(cb_params)
+        parts = [super().save_checkpoint, super().save_checkpoint_network]
+        if self._total and cb_params.cur_step_num >= self._total:
+            parts.reverse()
+        for save in parts:
+            save(cb_params)
         if self._keep:
             own = sorted(Path(self._directory).glob(f"{self._prefix}-*_*.ckpt"), key=step_of)
             now = own.index(Path(self._latest_ckpt_file_name)) + 1

@@ -18,7 +18,7 @@ import numpy as np
 from mindrlhf.checkpoint import list_checkpoints, load_strictly, read_checkpoint, read_data_settings
 from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_settings, get, is_semi_auto, load_config
 from mindrlhf.data.encode import FIELDS
-from mindrlhf.data.packing import Group, pack_groups, plan_steps, text_group
+from mindrlhf.data.packing import Group, longest_row, pack_groups, plan_steps, text_group, whole_steps
 from mindrlhf.data.preference import PAIR_FIELDS, Rejected, Row, check_text_fields, read_rows
 from mindrlhf.data.record import check_files
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
@@ -28,7 +28,7 @@ from mindrlhf.partial import partial_file
 from mindrlhf.processes import sum_over_processes
 from mindrlhf.report import format_table, plot_score_histogram
 from mindrlhf.runtime import output_path, start
-from mindrlhf.slices import is_sliced, steps_of_slices
+from mindrlhf.slices import check_cut, is_sliced, steps_of_slices
 
 __all__ = ["EvalResult", "Scorer", "check_output_file", "count_questions", "evaluate", "infer", "load_eval_config",
            "load_infer_config", "read_questions", "row_shapes"]
@@ -102,8 +102,10 @@ class Scorer:
             self._lay_out()
         logger.info(load_strictly(self.network, parameters, str(path), need_head=True).as_text())
         self.network.init_parameters_data()
-        if self._semi_auto:
+        if self._semi_auto and not self._sliced:
             self._lay_out()
+            check_cut({name: value.asnumpy() for name, value in parameters.items()},
+                      {value.name: value.asnumpy() for value in self.network.get_parameters()})
 
     def _lay_out(self) -> None:
         """Cut the network, and the weights that are in it, for the layout."""
@@ -155,11 +157,11 @@ def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]
     >>> row_shapes(1024, 4096, 1)
     [(16, 256), (8, 512), (4, 1024), (2, 2048)]
     >>> row_shapes(100, 4096, 2)
-    [(20, 200)]
+    [(20, 208)]
     """
-    longest = 2 * seq_length
+    longest = longest_row(seq_length)
     growth = max(longest / _SHORTEST_ROW, 1) ** (1 / (_MOST_LENGTHS - 1))
-    lengths = [round(_SHORTEST_ROW * growth ** number) for number in range(_MOST_LENGTHS - 1)]
+    lengths = [whole_steps(round(_SHORTEST_ROW * growth ** number)) for number in range(_MOST_LENGTHS - 1)]
     lengths = sorted({length for length in lengths if length < longest} | {longest})
     return [(-(-max(tokens // length, 1) // split) * split, length) for length in lengths]
 

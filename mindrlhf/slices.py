@@ -4,14 +4,19 @@ anew. The cutting and merging itself is MindSpore's and MindFormers'.
 import os
 import shutil
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Union
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
+
+import numpy as np
 
 from mindrlhf.checkpoint import list_checkpoints, step_of
 from mindrlhf.errors import UserError, some
 from mindrlhf.weights.ckpt_file import check_ckpt
 
-__all__ = ["is_sliced", "merge_slices", "merged_checkpoint", "newest_whole_slices", "stage_of_rank",
+__all__ = ["check_cut", "is_sliced", "merge_slices", "merged_checkpoint", "newest_whole_slices", "stage_of_rank",
            "stage_slices", "staged_strategy", "steps_of_slices"]
+
+
+_SAMPLES = 32  # along each dimension of a weight
 
 
 def is_sliced(path: Union[str, Path]) -> bool:
@@ -21,6 +26,36 @@ def is_sliced(path: Union[str, Path]) -> bool:
 
 def _ranks(source: Union[str, Path]) -> List[int]:
     return sorted(int(path.name[5:]) for path in Path(source).glob("rank_*") if path.name[5:].isdigit())
+
+
+def check_cut(whole: Mapping[str, np.ndarray], cut: Mapping[str, np.ndarray]) -> None:
+    """Compare what a layout made of weights with the weights: each must be a block of its whole one, or all of it.
+
+    MindSpore cuts them while it compiles. Where that goes wrong there is nothing else that tells.
+
+    Args:
+        whole: name -> array
+        cut:   name -> array, perhaps of another type
+
+    Raises:
+        UserError: some are not what was loaded.
+    """
+    wrong = [name for name, block in cut.items() if name in whole and not _is_block(block, whole[name])]
+    if wrong:
+        raise UserError(f"{len(wrong)} of {len(cut)} weights are no longer what was loaded, after MindSpore has cut them "
+                        f"for the layout: {some(wrong)}; score with the slices that training wrote, or data-parallel")
+
+
+def _is_block(block: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether a sample of at most some thousand values of a block, spread over it, is that of a block of the whole."""
+    if block.ndim != whole.ndim or any(large % small for small, large in zip(block.shape, whole.shape)):
+        return False
+    steps = [max(size // _SAMPLES, 1) for size in block.shape]
+    sample = block[tuple(slice(None, None, step) for step in steps)]
+    corners = np.ndindex(*(large // small for small, large in zip(block.shape, whole.shape)))
+    return any(np.array_equal(sample, whole[tuple(
+        slice(number * size, (number + 1) * size, step) for number, size, step in zip(corner, block.shape, steps)
+    )].astype(block.dtype), equal_nan=True) for corner in corners)
 
 
 def stage_of_rank(rank: int, ranks: int, stages: int) -> int:

@@ -142,7 +142,8 @@ def train(config: Dict[str, Any], task: str) -> None:
         run.callbacks = callbacks_of_process(run.callbacks, rank)
     for callback in run.callbacks:
         if callback["type"] == "RewardMonitor":
-            callback.update(facts=_facts(run, ranks, files), runner_config=run.runner_config)
+            callback.update(facts=_facts(run, ranks, files), runner_config=run.runner_config,
+                            micro_batches=run.train_dataset.micro_batches)
         elif callback["type"] == "SkippedStepMonitor":
             callback.update(files=files, runner_config=run.runner_config)
         elif callback["type"] == "CheckpointMonitor":

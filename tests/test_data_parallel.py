@@ -76,19 +76,25 @@ def test_fewer_pairs_than_a_step_of_all_processes_are_refused(record, monkeypatc
         steps_of(record, monkeypatch, 1, 2, batch_size=24)
 
 
-def test_figures_of_parts_become_those_of_the_whole_batch():
+def test_sums_of_parts_become_those_of_the_whole_batch():
     """Three pairs, one and none: each pair weighs the same, and a part without pairs nothing."""
     margins = [[1.0, -2.0, 4.0], [3.0], []]
-    parts = [(part, np.array([np.mean(np.array(part) > 0) if part else 0, np.mean(part) if part else 0,
-                              np.mean(part) / 2 if part else 0, len(part), 10 * len(part), 64], np.float32))
-             for part in margins]
+    parts = [(part, np.array([np.sum(np.array(part) > 0), np.sum(part), np.sum(part) / 2, len(part), 10 * len(part),
+                              64], np.float32)) for part in margins]
     losses = [3 * sum(part) / 4 for part, _ in parts]  # the mean over all pairs, times the processes
     given = []
     for loss, (_, figures) in zip(losses, parts):
         of_whole_batch(loss, figures, 3, lambda values: given.append(values) or values)
-    loss, figures = of_whole_batch(losses[0], parts[0][1], 3, lambda values: sum(given))
+    loss, sums = of_whole_batch(losses[0], parts[0][1], 3, lambda values: sum(given))
     assert loss == pytest.approx(1.5)
-    assert figures.tolist() == pytest.approx([0.75, 1.5, 0.75, 4, 40, 192])
+    assert sums.tolist() == pytest.approx([3, 6, 3, 4, 40, 192])
+
+
+def test_a_loss_that_is_not_finite_stays_a_float32_which_mindformers_lets_pass():
+    """Its log line in 1.3.0 raises for a NaN that is a Python float, np.float64 among them."""
+    loss, _ = of_whole_batch(np.nan, np.zeros(6, np.float32), 2, lambda values: values)
+    assert np.isnan(loss)
+    assert not isinstance(loss, float)
 
 
 def test_one_process_saves_and_the_loss_is_averaged_before_it_is_printed():

@@ -3,6 +3,7 @@
 | test                                  | proves                                              | judged against    |
 | test_rows_of_a_step ...               | the pairs of a step, of both kinds of batches       | ids in the batch  |
 | test_a_row_of_skipped_steps ...       | one too many ends the run with step and rows        | message           |
+| test_padded_rows_in_sink_mode ...     | nothing but that is said where rows are not known   | message           |
 | test_a_signal_to_another_process ...  | all processes end behind the same step              | the request       |
 | test_the_loss_scale ...               | what MindFormers saves and does not load            | the checkpoint    |
 """
@@ -58,6 +59,14 @@ def test_a_row_of_skipped_steps_ends_the_run_with_its_step_and_rows(monkeypatch)
                                         r"expected at most 2 \(SkippedStepMonitor.most_in_a_row\); its pairs are rows "
                                         r"106, 7, 8 \(the first is 0\) of a\.mindrecord"):
         monitor.on_train_step_end(a_step(6, *bad[0], train_dataset=7, train_dataset_element=8))
+
+
+def test_padded_rows_in_sink_mode_end_the_run_too_and_say_how_to_learn_the_pairs():
+    """MindSpore gives callbacks an empty batch there."""
+    monitor = SkippedStepMonitor(most_in_a_row=0, files=["a.mindrecord"])
+    with pytest.raises(UserError, match=r"step 1: .*; which pairs it has is not known in sink mode with padded rows: "
+                                        r"runner_config\.sink_mode False, or train_dataset\.batching packing, names "):
+        monitor.on_train_step_end(a_step(1, np.nan, False, train_dataset=None, train_dataset_element=()))
 
 
 class Context(SimpleNamespace):

@@ -4,27 +4,32 @@
 | test_a_checkpoint_has_a_checksum      | what MindSpore itself reads and checks           | the weights       |
 | test_files_are_named_by_the_step ...  | a resumed run writes the names of the whole run  | one run           |
 | test_the_last_steps_are_kept ...      | by step, not by time                             | names             |
+| test_weights_alone_are_there ...      | the order of the two files behind the last step  | names             |
+| test_a_run_that_is_asked_to_end ...   | the order of the two files at SIGTERM            | names             |
 | test_a_run_beside_another ...         | nothing of another run is overwritten            | names and bytes   |
 | test_how_the_data_was_made ...        | which run's data the checkpoints beside it saw   | settings          |
 | test_what_cannot_be_written ...       | a full disk leaves the earlier file as it was    | bytes             |
 """
 import os
+import signal
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
+from mindspore.train.callback import Callback
 
 from mindrlhf import saving
 from mindrlhf.checkpoint import list_checkpoints, read_data_settings
 from mindrlhf.errors import UserError
+from mindrlhf.guard import InterruptionGuard
 from mindrlhf.saving import WholeCheckpointMonitor, save_whole
 
 RANK_0 = ("checkpoint/rank_0", "checkpoint_network/rank_0")
 
 
-def train(folder, first_step=0, steps=10, of_epoch=4, **keys):
-    """Train a matrix in `folder`, beginning after a step; an epoch has 4 steps."""
+def train(folder, first_step=0, steps=10, of_epoch=4, others=(), **keys):
+    """Train a matrix in `folder`, beginning after a step; an epoch has 4 steps. `others` are further callbacks."""
     network = nn.Dense(2, 1)
     append_info = [{"epoch_num": 0, "step_num": first_step, "global_step": 0, "loss_scale": 1}] if first_step else None
     monitor = WholeCheckpointMonitor(prefix="a", directory=str(folder), append_info=append_info, **keys)
@@ -32,7 +37,7 @@ def train(folder, first_step=0, steps=10, of_epoch=4, **keys):
                                           "y": np.ones((of_epoch, 1), np.float32)}, shuffle=False).batch(1)
     data.set_init_step(first_step)
     ms.Model(network, nn.MSELoss(), nn.Momentum(network.trainable_params(), 0.1, 0.9)).train(
-        -(-steps // of_epoch), data, callbacks=[monitor], dataset_sink_mode=False,
+        -(-steps // of_epoch), data, callbacks=[monitor, *others], dataset_sink_mode=False,
         initial_epoch=first_step // of_epoch)
     return network
 
@@ -82,13 +87,32 @@ def test_a_run_beside_another_has_names_of_its_own_and_so_has_its_resumption(tmp
     assert list_checkpoints(tmp_path / "checkpoint", 0)[-1].name == "a_rank_0_1-2_4.ckpt"
 
 
-def test_weights_alone_are_there_when_the_last_checkpoint_is(tmp_path, monkeypatch):
-    """A run that is killed behind it would not come back to them."""
-    saved = []
+@pytest.fixture
+def saved(monkeypatch):
+    """Names of the files that are written, in their order."""
+    names = []
     monkeypatch.setattr(saving, "save_whole", lambda network, path, *args, **keys: (
-        saved.append(os.path.basename(path)), save_whole(network, path, *args, **keys)))
-    train(tmp_path, steps=4, save_checkpoint_steps=4)
-    assert saved == ["a_rank_0-network.ckpt", "a_rank_0-1_4.ckpt"]
+        names.append(os.path.basename(path)), save_whole(network, path, *args, **keys)))
+    return names
+
+
+@pytest.mark.parametrize("first_step", [0, 4, 6])
+def test_weights_alone_are_there_when_the_last_checkpoint_is(tmp_path, saved, first_step):
+    """A run that is killed behind it would not come back to them."""
+    train(tmp_path, first_step, steps=8, save_checkpoint_steps=4, resumed_run=0)
+    assert saved == [*["a_rank_0-1_4.ckpt", "a_rank_0-network.ckpt"] * (first_step == 0),
+                     "a_rank_0-network.ckpt", "a_rank_0-2_4.ckpt"]
+
+
+def test_a_run_that_is_asked_to_end_saves_first_what_it_can_be_resumed_from(tmp_path, saved):
+    """Whoever asks may not wait for more than that."""
+    class Asked(Callback):
+        def on_train_step_begin(self, run_context):
+            if run_context.original_args().cur_step_num == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    train(tmp_path, steps=4, save_checkpoint_steps=100, others=[Asked(), InterruptionGuard()])
+    assert saved == ["a_rank_0-1_2.ckpt", "a_rank_0-network.ckpt"]
 
 
 def test_how_the_data_was_made_is_told_with_the_first_checkpoint(tmp_path):

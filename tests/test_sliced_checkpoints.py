@@ -7,6 +7,7 @@ import os
 import shutil
 
 import mindspore as ms
+import numpy as np
 import pytest
 from conftest import REFERENCE, TINY_YAML, dimensions_of
 from mindformers.tools.register import MindFormerConfig
@@ -18,7 +19,7 @@ from mindrlhf.checkpoint import TO_RESUME
 from mindrlhf.config import load_config
 from mindrlhf.convert_weight import ms_to_hf
 from mindrlhf.errors import UserError
-from mindrlhf.slices import newest_whole_slices
+from mindrlhf.slices import check_cut, newest_whole_slices
 from mindrlhf.train import _choose_checkpoint, _stage_checkpoint
 
 STRATEGY = REFERENCE / "strategy_data2_model2.ckpt"
@@ -165,3 +166,15 @@ def test_one_process_starts_from_slices_that_are_merged_for_it(slices, reference
     assert found.keys() == expected.keys()
     assert all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
     assert not (output / "transformed_checkpoint").exists()
+
+
+def test_weights_that_a_layout_has_emptied_are_named():
+    """As MindSpore 2.5 did: shapes are right, and the cut weights are zero."""
+    whole = {"a": np.arange(64.0, dtype=np.float32).reshape(8, 8), "b": np.arange(6.0, dtype=np.float32),
+             "large": np.random.default_rng(1).standard_normal((256, 96), np.float32)}
+    good = {"a": whole["a"][4:, :4], "b": whole["b"], "large": whole["large"][64:128].astype(np.float16)}
+    check_cut(whole, {**good, "step_metrics.value": np.zeros(6)})
+    for name, cut in (("a", np.zeros((4, 4), np.float32)), ("a", whole["a"][1:5, :4]), ("b", np.zeros(6, np.float32)),
+                      ("large", np.zeros((64, 96), np.float32)), ("b", whole["b"][:4])):
+        with pytest.raises(UserError, match=rf"1 of 3 weights are no longer what was loaded, .* the layout: {name};"):
+            check_cut(whole, {**good, name: cut})

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mindrlhf.data.encode import FIELDS
-from mindrlhf.data.packing import Group, Step, pack_groups, pair_group, plan_steps
+from mindrlhf.data.packing import Group, Step, pack_groups, pair_group, plan_steps, whole_steps
 from mindrlhf.data.record import check_head
 from mindrlhf.errors import UserError
 
@@ -83,15 +83,13 @@ def choose_shapes(lengths: Sequence[int], tokens: float, limit: Optional[int] = 
         tokens:  of a step
         limit:   of a row
     """
-    longest = min(_round_up(max(lengths)), limit or _round_up(max(lengths)))
-    shortest = min(_round_up(1.5 * float(np.mean(lengths))), longest)
+    longest = whole_steps(max(lengths), _LENGTH_STEP)
+    longest = min(longest, limit or longest)
+    shortest = min(whole_steps(1.5 * float(np.mean(lengths)), _LENGTH_STEP), longest)
     growth = (longest / shortest) ** (1 / (MOST_LENGTHS - 1))
-    sizes = sorted({_round_up(shortest * growth ** number) for number in range(MOST_LENGTHS - 1)} | {longest})
+    sizes = sorted({whole_steps(shortest * growth ** number, _LENGTH_STEP) for number in range(MOST_LENGTHS - 1)}
+                   | {longest})
     return [(max(round(tokens / size), 1), size) for size in sizes if size <= longest]
-
-
-def _round_up(length: float) -> int:
-    return int(-(-length // _LENGTH_STEP)) * _LENGTH_STEP
 
 
 class PackedSteps:

@@ -22,6 +22,7 @@ from mindrlhf.data.compact import (
     unreadable,
 )
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
+from mindrlhf.data.packing import longest_row
 from mindrlhf.data.record import check_files, find_record_files
 from mindrlhf.errors import UserError
 
@@ -136,7 +137,7 @@ def _packed(config, files, columns, rank, ranks) -> PackedDataset:
         shapes = [(config.batch_size * ranks, config.row_length or config.seq_length)]
     else:
         shapes = choose_shapes(lengths, config.batch_size * ranks * float(np.mean(lengths)),
-                               2 * config.seq_length if config.seq_length else None)
+                               longest_row(config.seq_length) if config.seq_length else None)
     return PackedDataset(PackedSteps(
         pairs, lengths, shapes, config.pad_token_id, config.seed if config.data_loader.shuffle else None, rank, ranks,
         config.micro_batches))

@@ -13,9 +13,10 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["Group", "PackedRows", "Step", "common_length", "pack_groups", "pair_group", "plan_steps", "segment_stride",
-           "text_group"]
+__all__ = ["ROW_STEP", "Group", "PackedRows", "Step", "common_length", "longest_row", "pack_groups", "pair_group",
+           "plan_steps", "segment_stride", "text_group", "whole_steps"]
 
+ROW_STEP = 16           # tokens; rows are multiples of it, as MindFormers' FlashAttention asks of a sequence length
 segment_stride = 256    # more than the texts of a group
 _ALONE = 1 << 12        # added to a group's number where a token sees nothing of the group; more than groups of a row
 
@@ -45,6 +46,20 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def whole_steps(length: float, step: int = ROW_STEP) -> int:
+    """The next multiple of `step`.
+
+    >>> whole_steps(406), whole_steps(512), whole_steps(406.4, 64)
+    (416, 512, 448)
+    """
+    return int(-(-length // step)) * step
+
+
+def longest_row(seq_length: int) -> int:
+    """Tokens of the longest packed row of a model: two whole texts."""
+    return whole_steps(2 * seq_length)
 
 
 def common_length(texts: Sequence[np.ndarray]) -> int:

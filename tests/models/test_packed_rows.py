@@ -71,12 +71,13 @@ def columns_of(rows, scale=1.0):
 
 @pytest.fixture(scope="module")
 def train(build_model, load_reference_weights):
-    """A function from a batch's columns to (loss, gradients by name, step metrics)."""
+    """A function from a batch's columns to (loss, gradients by name, sums of the step's metrics)."""
     model = load_reference_weights(build_model(seq_length=SEQ, track_step_metrics=True)).set_train(True)
     weights = ms.ParameterTuple(model.trainable_params())
     function = ms.value_and_grad(model, None, weights)
 
     def run(columns):
+        model.step_metrics.value.set_data(Tensor(np.zeros(6, np.float32)))
         loss, gradients = function(*map(Tensor, columns))
         return (float(loss), {weight.name: gradient.asnumpy() for weight, gradient in zip(weights, gradients)},
                 model.step_metrics.value.asnumpy().copy())

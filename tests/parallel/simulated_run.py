@@ -46,6 +46,7 @@ def main():
     import numpy as np
     from mindformers.tools import ckpt_transform
 
+    import mindrlhf.processes
     import mindrlhf.train
     from mindrlhf.config import read_config
     from mindrlhf.runtime import start
@@ -60,6 +61,7 @@ def main():
         sys.exit()
 
     # Nothing is sent, and nobody waited for: the others find the same in the same files.
+    mindrlhf.processes.meet = lambda: None
     mindrlhf.train.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
     ckpt_transform.transform_checkpoint.barrier_world = lambda action: None
     ms.Tensor.__mul__ = lambda tensor, factor: ms.Tensor(tensor.asnumpy() * factor)  # no kernels: of steps, to resume

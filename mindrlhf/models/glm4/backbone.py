@@ -15,7 +15,7 @@ from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
 from mindrlhf import compat
-from mindrlhf.data.packing import segment_stride
+from mindrlhf.data.packing import longest_row, segment_stride
 from mindrlhf.models.glm4.cpu import use_cpu_cells
 from mindrlhf.models.glm4.pieces import query_pieces
 
@@ -72,7 +72,7 @@ class SegmentMask(nn.Cell):
     A token sees its own segment and the common beginning of its group, as `mindrlhf.data.packing` numbers them.
 
     Args:
-        config: twice `seq_length`, two whole texts, bounds S; `use_flash_attention` decides the output's type.
+        config: `longest_row` of its `seq_length` bounds S; `use_flash_attention` decides the output's type.
 
     Inputs:
         segments   (N, S) int32
@@ -86,7 +86,7 @@ class SegmentMask(nn.Cell):
         super().__init__()
         dp = config.parallel_config.data_parallel
         rows, full, one = (dp, 1), (dp, 1, 1, 1), (1, 1, 1, 1)
-        self.positions = Tensor(np.arange(2 * config.seq_length), mstype.int32)
+        self.positions = Tensor(np.arange(longest_row(config.seq_length)), mstype.int32)
         self.dtype = compat.attention_mask_dtype(config.use_flash_attention)
         self.slice = P.StridedSlice().shard(((1,),))
         self.cut = P.StridedSlice().shard((rows,))
@@ -122,7 +122,7 @@ class Glm4Backbone(GLM2PreTrainedModel):
         config: the model's dimensions and layout.
 
     Inputs:
-        input_ids   (N, S) int32, S at most `config.seq_length`, or twice that in packed rows
+        input_ids   (N, S) int32, S at most `config.seq_length`, or `longest_row` of it in packed rows
         first_token (N, 1) int32, see `CausalMask`; or, in packed rows, None
         position_id (N, S) int32, positions in packed rows; None: each row counts from its start
         segments    (N, S) int32, see `SegmentMask`; None: each row is one text

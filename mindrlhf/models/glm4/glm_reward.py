@@ -70,12 +70,12 @@ class EndScore(nn.Cell):
 
 
 class StepMetrics(nn.Cell):
-    """Accuracy, mean margin and mean reward of the training step that ran last, and its size, for the log.
+    """Adds up what accuracy, margin and reward of a training step are made of, and its size, for the log.
 
-    The training step returns the loss alone (every step cell of MindFormers asks for a single output), so the figures
-    are left in `value`, (6,) float32, which takes no part in training: share of pairs whose chosen end score is the
-    larger one; mean of chosen minus rejected; mean of all end scores; pairs; tokens of their texts;
-    tokens of the rows.
+    The training step returns the loss alone (every step cell of MindFormers asks for a single output), so the sums are
+    left in `value`, (6,) float32, which takes no part in training: pairs whose chosen end score is the larger one;
+    chosen minus rejected; mean of both end scores; pairs; tokens of their texts; tokens of the rows. A step may call
+    this several times, once for each micro-batch. Whoever reads the sums sets them to 0.
 
     Inputs:
         chosen, rejected (B, 1) float32, end scores
@@ -84,7 +84,7 @@ class StepMetrics(nn.Cell):
         computed         tokens of the rows, a Python int
 
     Output:
-        (6,), float32, the stored figures
+        (6,), float32, the stored sums
     """
 
     def __init__(self):
@@ -93,17 +93,15 @@ class StepMetrics(nn.Cell):
                                parallel_optimizer=False)
         self.sum = P.ReduceSum()
         self.stack = P.Stack()
-        self.assign = P.Assign()
+        self.add = P.AssignAdd()
 
     def construct(self, chosen, rejected, there, tokens, computed):
         margin = F.stop_gradient(chosen - rejected)                                             # (B, 1)
         both = F.stop_gradient(chosen + rejected) / 2                                           # (B, 1)
         right = F.cast(margin > 0, mstype.float32)                                              # (B, 1)
-        pairs = self.sum(there)                                                                 # ()
-        share = there / F.maximum(pairs, 1.0)                                                   # (B, 1)
-        figures = self.stack((self.sum(right * share), self.sum(margin * share), self.sum(both * share), pairs, tokens,
-                              F.ones_like(tokens) * computed))                                  # (6,)
-        return self.assign(self.value, figures)
+        sums = self.stack((self.sum(right * there), self.sum(margin * there), self.sum(both * there), self.sum(there),
+                           tokens, F.ones_like(tokens) * computed))                             # (6,)
+        return self.add(self.value, sums)                                                       # (6,)
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
@@ -126,7 +124,7 @@ class Glm4RewardModel(GLM2PreTrainedModel):
         end_ind        (N,) int32, number of tokens of each row; None: counted from `attention_mask`
 
     Inputs, packed rows:
-        input_ids, position_id (R, L) int32, L at most twice `config.seq_length`
+        input_ids, position_id (R, L) int32, L at most `longest_row(config.seq_length)`
         attention_mask (R, L) int32, segments
         loss_mask      (R, L) float32, the weights of `PackedPairLoss`, used in training only
         end_ind        (R, P) int32, where each text's last token is, -1 where there is no text; in training a pair's
