@@ -42,8 +42,9 @@ def check_cut(whole: Mapping[str, np.ndarray], cut: Mapping[str, np.ndarray]) ->
     """
     wrong = [name for name, block in cut.items() if name in whole and not _is_block(block, whole[name])]
     if wrong:
-        raise UserError(f"{len(wrong)} of {len(cut)} weights are no longer what was loaded, after MindSpore has cut them "
-                        f"for the layout: {some(wrong)}; score with the slices that training wrote, or data-parallel")
+        raise UserError(f"{len(wrong)} of {len(cut)} weights are no longer what was loaded, after MindSpore has cut "
+                        f"them for the layout: {some(wrong)}; score with the slices that training wrote, or "
+                        "data-parallel")
 
 
 def _is_block(block: np.ndarray, whole: np.ndarray) -> bool:

@@ -28,6 +28,7 @@ from mindrlhf.data.compact import (
 )
 from mindrlhf.data.dataset import OUTPUT_COLUMNS, RewardModelDataset, batch_pairs
 from mindrlhf.data.encode import FIELDS, encode_pair
+from mindrlhf.data.packing import longest_row
 from mindrlhf.data.record import RecordWriter, find_record_files
 from mindrlhf.errors import UserError
 

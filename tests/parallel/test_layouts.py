@@ -92,20 +92,25 @@ def train(devices, records):
 
 @pytest.fixture(scope="module")
 def strategies(train, tmp_path_factory):
-    """{layout: the folder of strategy files}, of one process for each stage."""
+    """A function from a layout's name to the folder of its strategy files. All layouts are compiled, side by side, one
+    process for each stage; one that is not legal fails where it is asked for.
+    """
     folder = tmp_path_factory.mktemp("strategies")
 
-    def run(job):
-        name, stage = job
+    def run(name, stage):
         data, model, stages, *_ = LAYOUTS[name]
-        config = write_yaml(folder / name / "run.yaml", *LAYOUTS[name], only_save_strategy=True)
+        config = write_yaml(folder / name / f"stage_{stage}.yaml", *LAYOUTS[name], only_save_strategy=True)
         return train(config, data * model * stage, data * model * stages)
 
-    jobs = [(name, stage) for name, layout in LAYOUTS.items() for stage in range(layout[2])]
+    def of(name):
+        for stage, run in enumerate(runs[name]):
+            code, output = run.result()
+            assert code == 0, f"{name}, stage {stage}: exit code {code}: {output[-3000:]}"
+        return folder / name / "output" / "strategy"
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (name, stage), (code, output) in zip(jobs, pool.map(run, jobs)):
-            assert code == 0, f"{name}, stage {stage}: {output[-3000:]}"
-    return {name: folder / name / "output" / "strategy" for name in LAYOUTS}
+        runs = {name: [pool.submit(run, name, stage) for stage in range(layout[2])] for name, layout in LAYOUTS.items()}
+        yield of
 
 
 def strategy_file(folder):
@@ -148,7 +153,7 @@ def slices(strategies, whole, tmp_path_factory):
         if name not in made:
             made[name] = tmp_path_factory.mktemp("slices") / "checkpoint"
             ms.transform_checkpoints(str(whole[0]), str(made[name]), "glm4-network", None,
-                                     strategy_file(strategies[name]))
+                                     strategy_file(strategies(name)))
         return made[name]
 
     return cut
@@ -191,12 +196,12 @@ def stage_of(name):
                                   "data 2 x model 2 x pipeline 2"])
 def test_slices_are_cut_and_merged_bit_by_bit(name, slices, strategies, whole, tmp_path):
     _, values = whole
-    ms.transform_checkpoints(str(slices(name)), str(tmp_path / "back"), "whole", strategy_file(strategies[name]), None)
+    ms.transform_checkpoints(str(slices(name)), str(tmp_path / "back"), "whole", strategy_file(strategies(name)), None)
     (file,) = (tmp_path / "back" / "rank_0").iterdir()
     assert same(read(file), values)
     two = "data 1 x model 2"
     ms.transform_checkpoints(str(slices(name)), str(tmp_path / "two"), "glm4-network",
-                             strategy_file(strategies[name]), strategy_file(strategies[two]))
+                             strategy_file(strategies(name)), strategy_file(strategies(two)))
     for rank in range(2):
         assert same(read(next((tmp_path / "two" / f"rank_{rank}").iterdir())),
                     read(next((slices(two) / f"rank_{rank}").iterdir())))
@@ -265,7 +270,7 @@ def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, stra
     two, resume = "data 1 x model 2", source != "whole"
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[two])
     flags = ["--load_checkpoint", str(left_behind), "--resume", "--src_strategy",
-             str(strategies["data 4 x model 2, packing"])] if resume else \
+             str(strategies("data 4 x model 2, packing"))] if resume else \
         ["--load_checkpoint", str(whole[0] / "rank_0" / "whole.ckpt")]
     code, output = train(config, 0, 2, *flags, "--auto_trans_ckpt", "--weights", "found.npz")
     assert code == 0, output[-3000:]
@@ -293,7 +298,7 @@ def test_evaluation_takes_the_slices_of_training_and_whole_checkpoints(sliced, s
 
 def test_the_strategy_of_another_layout_is_refused(strategies, left_behind, train, tmp_path):
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS["data 1 x model 2"])
-    strategy = strategies["data 2 x model 4, no flash"]
+    strategy = strategies("data 2 x model 4, no flash")
     flags = ["--load_checkpoint", str(left_behind), "--auto_trans_ckpt", "--src_strategy", str(strategy)]
     code, output = train(config, 0, 2, *flags, "--weights", "found.npz")
     assert code != 0

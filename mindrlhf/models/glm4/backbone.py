@@ -146,6 +146,9 @@ class Glm4Backbone(GLM2PreTrainedModel):
         self.in_pieces = compat.on_whole_cpu() and use_cpu_cells(self.encoder, config)
         self.slice_cache = P.StridedSlice().shard(((1, 1, 1),))
         self.gather_cache = P.Gather().shard(((1, 1, 1), (layout.data_parallel, 1)))
+        # Layers unpack three tensors and read the last. The compiler of MindSpore 2.5.0.dev20250119 crashes where a
+        # stage's layers are computed again and get a tuple, one of whose members is computed: a stack unpacks as well.
+        self.stack = P.Stack() if layout.pipeline_stage > 1 else None
 
         self.embedding.pipeline_stage = 0
         if last_stage > 0:
@@ -170,7 +173,8 @@ class Glm4Backbone(GLM2PreTrainedModel):
         else:
             mask = self._mask(first_token, segments, 0, seq_length)             # (N, 1, S, S)
         embeddings = self.embedding(input_ids)                                  # (N, S, hidden)
-        return self.encoder(embeddings, mask, (cos, sin, cache))                # (N, S, hidden)
+        rotary = (cos, sin, cache) if self.stack is None else self.stack((cache, cache, cache))
+        return self.encoder(embeddings, mask, rotary)                           # (N, S, hidden)
 
     def _mask(self, first_token, segments, first, end):
         """(N, 1, end - first, end), of either kind."""
