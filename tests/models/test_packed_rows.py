@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from conftest import REFERENCE_CASES, dimensions_of
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from mindrlhf.data.compact import PackedSteps, Pair
 from mindrlhf.data.dataset import batch_pairs
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.packing import pack_groups, plan_steps, text_group
+from mindrlhf.data.packing import pack_groups, plan_steps, segment_stride, text_group
 from mindrlhf.models.glm4.backbone import SegmentMask
 
 PAD = 47              # in the vocabulary of every reference case
@@ -259,3 +259,18 @@ def test_segment_mask_by_hand(flash_attention, dtype):
           [1, 1, 1, 1, 0, 1],
           [1, 1, 1, 1, 1, 0]]],
     ]
+
+
+def test_the_rotary_table_may_come_as_a_stack_as_in_a_pipeline(build_model, load_reference_weights):
+    """Layers unpack three tensors, of a tuple or of a stack, to the same scores."""
+    rows = np.arange(2 * LENGTH, dtype=np.int32).reshape(2, LENGTH)
+    segments = np.full_like(rows, segment_stride)
+    ends = np.arange(2 * TEXTS, dtype=np.int32).reshape(2, TEXTS)
+    inputs = [Tensor(column) for column in (rows % PAD, rows % SEQ, segments, rows, ends)]
+    scores = []
+    for stack in (None, ops.Stack()):
+        model = load_reference_weights(build_model(seq_length=SEQ)).set_train(False)
+        model.transformer.stack = stack
+        scores.append(model(*inputs).asnumpy())
+    np.testing.assert_array_equal(*scores)
+    assert np.abs(scores[0]).max() > 0
