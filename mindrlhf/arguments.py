@@ -1,10 +1,11 @@
 """Types of command-line values that several entry scripts share. Knows nothing of MindSpore."""
 import argparse
+from typing import Callable
 
 from mindrlhf.data.template import check_template
 from mindrlhf.errors import UserError
 
-__all__ = ["boolean", "new_parser", "positive_int", "template"]
+__all__ = ["boolean", "new_parser", "not_used", "positive_int", "template"]
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -19,6 +20,16 @@ def boolean(text: str) -> bool:
     if text.strip().lower() not in values:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
     return values[text.strip().lower()]
+
+
+def not_used(instead: str) -> Callable[[str], str]:
+    """The type of a flag of the original scripts that nothing reads; whoever gives it a value learns what to use."""
+    def kind(text: str) -> str:
+        if text:
+            raise argparse.ArgumentTypeError(f"found {text!r}, which has no effect here: {instead}")
+        return text
+
+    return kind
 
 
 def positive_int(text: str) -> int:

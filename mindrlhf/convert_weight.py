@@ -245,8 +245,7 @@ def _open_rank_file(path: Optional[str], pad_token_id: int, size: Dimensions, se
     if not isinstance(tokenizer, RankTokenizer):
         raise UserError(f"--tokenizer: {tokenizer.path}: found a SentencePiece model, expected GLM-4's rank file "
                         "(lines of `base64-token rank`)")
-    check_same_tokenizer("--tokenizer", {"file": tokenizer.path.name, "sha256": tokenizer.sha256},
-                         settings.get("tokenizer"), settings_file)
+    check_same_tokenizer("--tokenizer", tokenizer.identity, settings.get("tokenizer"), settings_file)
     if tokenizer.vocab_size > size.padded_vocab_size:
         raise UserError(f"--tokenizer: {tokenizer.path}: {tokenizer.vocab_size} ids, model.model_config."
                         f"padded_vocab_size is {size.padded_vocab_size}; expected at least as many")

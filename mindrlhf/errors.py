@@ -88,13 +88,18 @@ def run(main: Callable[[], int]) -> None:
 
     A `UserError` is printed on standard error, a line for each problem and their number if there are several, and ends
     with exit code 1; a failed system call on a file (no space left, no permission) does too, since it is the machine's
-    state and not a fault of the program.
+    state and not a fault of the program, and so does a missing MindSpore or MindFormers, which the user chooses.
     Anything else is a fault of the program and keeps its traceback.
     """
     try:
         code = main()
     except UserError as error:
         code = _report(*error.messages)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("mindspore", "mindformers"):
+            raise
+        code = _report(f"{error.name} is not installed in {sys.prefix}: pip install -e '.[cpu]' in the project's "
+                       "folder installs the pair of releases for a CPU; README, \"Versions\", has the others")
     except KeyboardInterrupt:
         code = _report("interrupted", code=130)
     except BrokenPipeError:

@@ -295,8 +295,7 @@ def load_infer_config(args) -> Tuple[Dict[str, Any], Tokenizer, str]:
     check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
     tokenizer = open_tokenizer(args.tokenizer)
     settings, trained = read_data_settings(args.distributed_ckpt_path)
-    check_same_tokenizer(args.tokenizer, {"file": tokenizer.path.name, "sha256": tokenizer.sha256},
-                         trained.get("tokenizer"), settings)
+    check_same_tokenizer(args.tokenizer, tokenizer.identity, trained.get("tokenizer"), settings)
     vocab = get(config, "model.model_config.padded_vocab_size")
     if tokenizer.vocab_size > vocab:
         raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, "
@@ -381,7 +380,7 @@ def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, templat
         for scores in scorer.score(encoded()):
             question, texts = waiting.popleft()
             for text, score in zip(texts, scores):
-                logger.info("Sample: %s", text)
+                logger.info("Sample:\n%s", text)
                 logger.info("reward score: [[%s]]", score)
             row = {**question.values, **dict(zip(question.answers, scores))}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -16,7 +16,8 @@ from mindrlhf.config import (
     is_semi_auto,
     read_config,
 )
-from mindrlhf.data.record import check_files, without_checksums
+from mindrlhf.data.record import check_files, sidecar_path, without_checksums
+from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each, some
 from mindrlhf.plan import check_run, order_of_pairs
 from mindrlhf.processes import stack_over_processes
@@ -59,7 +60,11 @@ def load_train_config(args) -> Dict[str, Any]:
     with problems:
         files = check_dataset(config, "train_dataset", "train_dataset")
     with problems:
-        checked_data_settings(files)
+        settings = checked_data_settings(files)
+        if args.tokenizer:
+            check_same_tokenizer(f"--tokenizer: {args.tokenizer}", open_tokenizer(args.tokenizer).identity,
+                                 settings.get("tokenizer"), sidecar_path(files[0]) if files else None,
+                                 "the data was made")
     with problems:
         if config.get("load_checkpoint"):
             check_checkpoint_path("load_checkpoint", config["load_checkpoint"])

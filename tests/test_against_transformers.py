@@ -18,7 +18,8 @@ from mindrlhf.models.glm4.glm_reward import Glm4RewardModel
 ROWS = [("为什么天是蓝的？", "因为空气散射蓝光。"), (" How are you?\n", "I'm fine 😀, we'll see; 12345\r\n\n"),
         ("<|user|> [gMASK]<sop>", "<|endoftext|>"), ("q", ""), ("长" * 20, "短")]
 
-pytestmark = pytest.mark.skipif(reference_python() is None, reason="no torch and transformers, no $REFERENCE_PYTHON")
+pytestmark = [pytest.mark.stack, pytest.mark.skipif(reference_python() is None,
+                                                    reason="no torch and transformers, no $REFERENCE_PYTHON")]
 
 
 @pytest.mark.parametrize("rope_ratio", [1, 500])

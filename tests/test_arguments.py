@@ -10,7 +10,7 @@ import argparse
 
 import pytest
 
-from mindrlhf.arguments import boolean, new_parser, positive_int, template
+from mindrlhf.arguments import boolean, new_parser, not_used, positive_int, template
 
 
 @pytest.mark.parametrize(("text", "value"), [
@@ -36,6 +36,7 @@ def test_positive_int_is_a_whole_number_above_0(text, value):
     (positive_int, "1e3", "found '1e3', expected a whole number above 0"),
     (positive_int, "", "found '', expected a whole number above 0"),
     (positive_int, "many", "found 'many', expected a whole number above 0"),
+    (not_used("use b"), "a", "found 'a', which has no effect here: use b"),
     (template, "{prompt}", "{response} occurs 0 times, expected once: '{prompt}'"),
     (template, "{response}{prompt}", "{response} comes before {prompt}: '{response}{prompt}'"),
 ])

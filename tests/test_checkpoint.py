@@ -29,6 +29,8 @@ from mindrlhf.checkpoint import (
 )
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 RESUMABLE = ("a", "step_num", "epoch_num", "global_step")
 
 

@@ -22,6 +22,8 @@ from mindrlhf import compat
 from mindrlhf.checkpoint import load_strictly
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 
 def test_a_cpu_is_not_ascend():
     assert not compat.on_ascend()

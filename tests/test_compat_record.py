@@ -11,6 +11,8 @@ import pytest
 from mindrlhf.compat_record import spare_writer
 from mindrlhf.data.encode import encode_pair
 
+pytestmark = pytest.mark.stack
+
 SCHEMA = {"chosen_input_ids": {"type": "int32", "shape": [-1]}, "loss_mask": {"type": "float32", "shape": [-1]},
           "end_ind": {"type": "int64"}}
 

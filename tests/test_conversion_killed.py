@@ -20,6 +20,8 @@ from conftest import EXAMPLE, SAMPLE
 from mindrlhf.data.record import check_files
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 SCRIPT, NAMES = EXAMPLE / "cvalues_comparison.py", ("out.mindrecord", "out.mindrecord.db", "out.mindrecord.json")
 
 KILLED_WHILE_MOVING = """

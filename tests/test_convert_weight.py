@@ -46,6 +46,8 @@ from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import Dimensions
 from mindrlhf.weights import ckpt_file, safetensors_file, tensors
 
+pytestmark = pytest.mark.stack
+
 SCRIPT = ROOT / "scripts" / "convert_weight.py"
 TOKENIZER = SAMPLE / "tokenizer.model"
 HEAD, LM_HEAD = "v_head0.weight", "transformer.output_layer.weight"

@@ -28,6 +28,8 @@ from mindrlhf.config import load_config
 from mindrlhf.weights.ckpt_file import read_ckpt, write_ckpt
 from mindrlhf.weights.tensors import OutputTensor, Part
 
+pytestmark = pytest.mark.stack
+
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -64,8 +66,8 @@ def job(tmp_path_factory):
                         SAMPLE / f"{part}.jsonl", "--dst_file", f"{part}.mindrecord", "--seq_length", 128)
         assert result.returncode == 0, result.stderr
         logs[part] = result.stdout
-    logs["train_log"] = launched(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord",
-                                 "logs/train")
+    logs["train_log"] = launched(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord "
+                                 f"--tokenizer {SAMPLE / 'tokenizer.model'}", "logs/train")
     logs["eval_log"] = launched(
         folder, "reward_eval.py", f"--config {TINY_YAML} --eval_dataset test.mindrecord --batch_size 16 "
         "--distributed_ckpt_path output/checkpoint_network --load_all_ckpt False", "logs/eval")
@@ -144,7 +146,7 @@ def test_inference_logs_each_answer_and_writes_a_line_for_each_row(job):
     assert [{key: row[key] for key in rows[0]} for row in written] == rows
     scores = re.findall(r"reward score: \[\[(-?[\d.e-]+)\]\]", job["infer_log"])
     assert [float(score) for score in scores] == [row[key] for row in written for key in ("pos_score", "neg_score")]
-    assert job["infer_log"].count("Sample: 根据一下问题，写一个合适的回答。\n\n### 问题：\n") == 2 * len(rows)
+    assert job["infer_log"].count("INFO - Sample:\n根据一下问题，写一个合适的回答。\n\n### 问题：\n") == 2 * len(rows)
 
 
 def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):

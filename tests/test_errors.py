@@ -2,8 +2,12 @@
 
 | test                                  | proves                                            | judged against |
 | test_a_message_is_a_line_that_...     | line breaks, control characters and their escapes | literal text   |
+| test_a_missing_pair_of_releases_...   | which one, and how to install it                  | literal text   |
 | test_a_long_message_keeps_...         | the place in front and what was expected behind   | literal text   |
 """
+import subprocess
+import sys
+
 import pytest
 
 from mindrlhf.errors import UserError
@@ -23,3 +27,19 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
     assert len(message) < 2100
     assert message.startswith("a.yaml: key is xxx")
     assert message.endswith("xxx, expected a number")
+
+
+@pytest.mark.parametrize("missing", ["mindspore", "mindformers", "yaml"])
+def test_a_missing_pair_of_releases_is_named_with_its_installation(missing):
+    """What else is missing is a fault of the installation, and keeps its traceback."""
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules[{missing!r}] = None\nfrom mindrlhf.errors import run\n"
+                               f"run(lambda: __import__({missing!r}))"],
+        capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    if missing == "yaml":
+        assert lines[0].startswith("Traceback")
+    else:
+        assert len(lines) == 1
+        assert f"error: {missing} is not installed in {sys.prefix}: pip install -e '.[cpu]' " in lines[0]

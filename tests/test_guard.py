@@ -23,6 +23,8 @@ from mindrlhf.data.dataset import RewardModelDataset
 from mindrlhf.errors import UserError
 from mindrlhf.guard import InterruptionGuard, SkippedStepMonitor, rows_of_step
 
+pytestmark = pytest.mark.stack
+
 PAD, SEQ, PAIRS = 9, 24, 15
 
 

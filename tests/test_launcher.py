@@ -11,6 +11,8 @@ import subprocess
 import pytest
 from conftest import EXAMPLE, ROOT
 
+pytestmark = pytest.mark.stack
+
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 
 

@@ -17,6 +17,8 @@ from mindspore import Tensor, ops
 
 from mindrlhf.loss import PackedPairLoss, PairLoss
 
+pytestmark = pytest.mark.stack
+
 
 @pytest.fixture(scope="module")
 def pair_loss():

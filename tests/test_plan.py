@@ -22,16 +22,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from conftest import EXAMPLE, PRODUCTION_YAML, TINY_YAML
+from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML
 
 from mindrlhf import plan
 from mindrlhf.checkpoint import write_data_settings
 from mindrlhf.config import config_problems, load_config, process_count, put
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import RecordWriter
+from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.plan import Size, checkpoint_space, count_pairs, describe_run, estimate_memory, order_of_pairs
 from mindrlhf.train import load_train_config
+
+pytestmark = pytest.mark.stack
 
 PAIRS, SEQ, PAD = 20, 128, 996
 
@@ -44,8 +47,12 @@ def record(tmp_path_factory):
         for number in range(PAIRS):
             common = np.arange(30) + number
             writer.write(encode_pair([*common, *range(10)], [*common, *range(10, 20)], SEQ, PAD))
-        writer.finish({"seq_length": SEQ, "pad_token_id": PAD, "prompt_template": "{prompt}{response}"})
+        writer.finish({"seq_length": SEQ, "pad_token_id": PAD, "prompt_template": "{prompt}{response}",
+                       "tokenizer": TOKENIZER.identity})
     return str(path.parent)
+
+
+TOKENIZER = open_tokenizer(SAMPLE / "tokenizer.model")
 
 
 @pytest.fixture
@@ -60,7 +67,7 @@ def arguments(tmp_path, record, monkeypatch):
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         empty = dict.fromkeys(("seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt",
-                               "resume"))
+                               "resume", "tokenizer"))
         return SimpleNamespace(**{"config": str(path), "train_dataset": [record], **empty, **flags})
     return make
 
@@ -92,6 +99,15 @@ def write_weights(path, config, **shapes):
 
 def test_a_sound_run_passes_the_check(arguments):
     assert load_train_config(arguments())["runner_config"]["epochs"] == 5
+
+
+def test_a_tokenizer_that_is_named_must_be_that_of_the_data(arguments, tmp_path):
+    load_train_config(arguments(tokenizer=str(TOKENIZER.path)))
+    other = tmp_path / "other.model"
+    other.write_bytes(TOKENIZER.path.read_bytes().rstrip())
+    with pytest.raises(UserError, match=r"--tokenizer: .*other\.model: the tokenizer is other\.model \(sha256 .*\), "
+                                        r"but the data was made with tokenizer\.model \(sha256 .*mindrecord\.json\)"):
+        load_train_config(arguments(tokenizer=str(other)))
 
 
 def test_every_problem_is_told_at_once_a_line_for_each(arguments, tmp_path):

@@ -19,6 +19,8 @@ from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
 from mindrlhf.checkpoint import list_checkpoints
 
+pytestmark = pytest.mark.stack
+
 ENVIRONMENT = {**os.environ, "GLOG_v": "3"}
 ENDED = re.compile(r"step (\d+) of \d+, loss")
 

@@ -25,6 +25,8 @@ from mindrlhf.errors import UserError
 from mindrlhf.guard import InterruptionGuard
 from mindrlhf.saving import WholeCheckpointMonitor, save_whole
 
+pytestmark = pytest.mark.stack
+
 RANK_0 = ("checkpoint/rank_0", "checkpoint_network/rank_0")
 
 

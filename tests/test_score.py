@@ -29,6 +29,8 @@ from mindrlhf.data.record import RecordWriter
 from mindrlhf.errors import UserError
 from mindrlhf.score import Scorer, evaluate, infer, load_eval_config, row_shapes
 
+pytestmark = pytest.mark.stack
+
 SEQ = 512
 PAD = 63
 

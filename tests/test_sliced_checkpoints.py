@@ -22,6 +22,8 @@ from mindrlhf.errors import UserError
 from mindrlhf.slices import check_cut, newest_whole_slices
 from mindrlhf.train import _choose_checkpoint, _stage_checkpoint
 
+pytestmark = pytest.mark.stack
+
 STRATEGY = REFERENCE / "strategy_data2_model2.ckpt"
 
 

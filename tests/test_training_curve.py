@@ -10,6 +10,8 @@ from reference import adam_curve
 
 from mindrlhf.models.glm4.glm_reward import Glm4RewardModel
 
+pytestmark = pytest.mark.stack
+
 
 def losses_of_50_steps(name):
     """The loss of each step, before its update."""

@@ -17,6 +17,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindrlhf import compat
 from mindrlhf.wrapper import RewardTrainOneStepCell, SkippingAdamWeightDecay
 
+pytestmark = pytest.mark.stack
+
 SHAPES = {"table": (37, 16), "bias": (37,), "scale": (1,), "cube": (2, 3, 5)}
 OURS, MINDFORMERS = (RewardTrainOneStepCell, SkippingAdamWeightDecay), (MFTrainOneStepCell, FP32StateAdamWeightDecay)
 

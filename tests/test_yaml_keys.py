@@ -18,6 +18,8 @@ from mindrlhf.config import get, load_config, put
 from mindrlhf.errors import UserError
 from mindrlhf.yaml_keys import BLOCKS, CALLBACKS, TYPES, unknown_keys
 
+pytestmark = pytest.mark.stack
+
 
 @pytest.fixture(scope="module")
 def tiny():

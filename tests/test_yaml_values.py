@@ -18,6 +18,8 @@ from mindrlhf.errors import UserError
 from mindrlhf.yaml_keys import BLOCKS, TYPES
 from mindrlhf.yaml_values import KINDS, PATHS, REQUIRED, wrong_values
 
+pytestmark = pytest.mark.stack
+
 # Checked by their names in `config_problems`, or never read: MindFormers puts the data set's own block there.
 ELSEWHERE = ("context.device_target", "model.arch.type", "model.model_config.type", "train_dataset.row_length",
              "train_dataset_task.", "eval_dataset_task.", "callbacks")

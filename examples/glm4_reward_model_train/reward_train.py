@@ -11,7 +11,7 @@ every step to output/metrics.csv, their curves to output/curves.png. A flag that
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.arguments import boolean, new_parser, positive_int
+from mindrlhf.arguments import boolean, new_parser, not_used, positive_int
 from mindrlhf.errors import run
 
 
@@ -24,6 +24,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="MindFormers' name for the trainer: text_generation, nothing else")
     parser.add_argument("--train_dataset", nargs="+", metavar="PATH",
                         help="MindRecord files, or folders of them")
+    parser.add_argument("--tokenizer", help="if given, the data must have been made with it")
+    parser.add_argument("--predict_data", type=not_used("reward_infer.py --data_file scores answers"),
+                        help="not used by training: reward_infer.py --data_file scores answers")
     parser.add_argument("--seq_length", type=positive_int,
                         help="tokens of the longest text; the data's may be smaller unless rows are padded")
     parser.add_argument("--use_parallel", type=boolean, metavar="BOOL", help="several processes")

@@ -110,8 +110,7 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
         writer.finish({
             "made_by": f"mindrlhf {__version__}", "source": source.name, "seq_length": seq_length,
             "pad_token_id": pad_token_id, "padding_side": padding_side, "prompt_template": template,
-            "tokenizer": {"file": tokenizer.path.name, "sha256": tokenizer.sha256,
-                          "vocab_size": tokenizer.vocab_size},
+            "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size},
             **lengths.as_dict(), **counts})
         rejected_file = rejected.finish()
     return ConversionReport(lengths, output=output, rejected_file=rejected_file, shard_num=shard_num, **counts)

@@ -42,6 +42,11 @@ class Tokenizer(ABC):
         self.vocab_size = 0
         self.pad_token_id = 0
 
+    @property
+    def identity(self) -> Dict[str, str]:
+        """What a sidecar notes of it, for `check_same_tokenizer`."""
+        return {"file": self.path.name, "sha256": self.sha256}
+
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
         """Ids of each text; text that looks like a control token is text."""
@@ -109,19 +114,19 @@ def open_tokenizer(path: Union[str, Path]) -> Tokenizer:
 
 
 def check_same_tokenizer(place: str, found: Optional[Mapping[str, Any]], trained: Optional[Mapping[str, Any]],
-                         settings: Optional[Path]) -> None:
-    """Raise `UserError` when a tokenizer is not the one that a model was trained with.
+                         settings: Optional[Path], what: str = "the model was trained") -> None:
+    """Raise `UserError` when a tokenizer is not the one that a model was trained with, or data made with.
 
     Args:
         place:    for the message: the flag or file that brings the tokenizer in
         found:    its `file` and `sha256`; None where they are not known
         trained:  likewise of the one that training used
         settings: the file that says so
+        what:     for the message: what was done with `trained`
     """
     if found and trained and found.get("sha256") != trained.get("sha256"):
         raise UserError(f"{place}: the tokenizer is {found.get('file')} (sha256 {str(found.get('sha256'))[:12]}), but "
-                        f"the model was trained with {trained.get('file')} (sha256 "
-                        f"{str(trained.get('sha256'))[:12]}, {settings})")
+                        f"{what} with {trained.get('file')} (sha256 {str(trained.get('sha256'))[:12]}, {settings})")
 
 
 def _parse_ranks(path: Path, content: bytes) -> Dict[bytes, int]:

@@ -32,6 +32,8 @@ from mindrlhf.data.packing import longest_row
 from mindrlhf.data.record import RecordWriter, find_record_files
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 PAD, SEQ = 9, 24
 
 

@@ -37,6 +37,8 @@ from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "glm4_reward_model_train"
 TOKENIZER = EXAMPLE / "sample_data" / "tokenizer.model"
 TEMPLATE = "{prompt}:{response}"

@@ -18,6 +18,8 @@ from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.record import RecordWriter
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 PAD = 9
 # chosen, rejected; N = 4
 PAIRS = [([1, 2, 3], [1, 4]), ([5, 6], [5, 7, 8, 8]), ([2], [3])]

@@ -35,6 +35,8 @@ from mindrlhf.data.record import (
 )
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 NAMES = ["out.mindrecord", "out.mindrecord.db", "out.mindrecord.json"]
 
 

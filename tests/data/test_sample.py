@@ -20,6 +20,8 @@ from mindrlhf.data.preference import Rejected, read_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.stack
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "examples" / "glm4_reward_model_train" / "sample_data"
 FILES = ("train.jsonl", "test.jsonl")

@@ -20,6 +20,8 @@ from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "examples" / "glm4_reward_model_train" / "sample_data"
 SHARED = ROOT.parent / "shared" / "data"

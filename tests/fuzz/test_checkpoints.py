@@ -25,6 +25,8 @@ from mindrlhf.errors import UserError
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
 from mindrlhf.weights.safetensors_file import read_json, read_safetensors, read_safetensors_folder
 
+pytestmark = pytest.mark.stack
+
 RANDOM = np.random.default_rng(5)
 ARRAYS = {"transformer.embedding.embedding_weight": RANDOM.normal(size=(40, 8)).astype("<f4"),
           "transformer.encoder.layers.0.mlp.dense_h_to_4h.weight": RANDOM.normal(size=(130, 3)).astype("<f4"),

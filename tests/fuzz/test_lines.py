@@ -30,6 +30,8 @@ from mindrlhf.data.preference import Rejected, read_preferences
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 FIRST, LAST = {"prompt": "q1", "pos_resp": "a", "neg_resp": "b"}, {"prompt": "q2", "pos_resp": "c", "neg_resp": "d"}
 PAIR, SINGLE = ("prompt", "pos_resp", "neg_resp"), ("prompt", "response")
 ANSWERS = {"score": "response", "pos_score": "pos_resp", "neg_score": "neg_resp"}

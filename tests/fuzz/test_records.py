@@ -27,6 +27,8 @@ from mutations import DAMAGE, damaged, fuzz, outcomes_of
 from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.record import RecordWriter
 
+pytestmark = pytest.mark.stack
+
 NAME, PAIRS, SEQ, PAD = "a.mindrecord", 20, 16, 996
 HEADER = 64 << 20  # where the rows begin; a hole but for its first kilobyte
 _ANSWER = 120  # seconds

@@ -32,6 +32,8 @@ from mindrlhf.data.record import RecordWriter
 from mindrlhf.errors import UserError
 from mindrlhf.train import load_train_config
 
+pytestmark = pytest.mark.stack
+
 SHIPPED = (TINY_YAML, PRODUCTION_YAML)
 TEXTS = [path.read_bytes() for path in SHIPPED]
 SOUND = [yaml.safe_load(text) for text in TEXTS]

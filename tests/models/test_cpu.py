@@ -20,6 +20,8 @@ from mindrlhf.models.glm4.backbone import CausalMask, Glm4Backbone, SegmentMask
 from mindrlhf.models.glm4.cpu import PiecewiseAttention, use_cpu_cells
 from mindrlhf.models.glm4.pieces import query_pieces
 
+pytestmark = pytest.mark.stack
+
 SIZE = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 4, "multi_query_group_num": 2,
         "multi_query_attention": True, "kv_channels": 4, "ffn_hidden_size": 24, "padded_vocab_size": 32,
         "seq_length": 8, "compute_dtype": "float32", "param_init_type": "float32", "use_flash_attention": False,

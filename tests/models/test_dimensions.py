@@ -41,6 +41,8 @@ from mindrlhf.models.glm4.dimensions import (
     with_prefix,
 )
 
+pytestmark = pytest.mark.stack
+
 PLACE = "glm/config.json"
 # glm-4-9b-chat as each of them says it; YAML first.
 YAML = {"type": "ChatGLM2Config", "num_layers": 40, "hidden_size": 4096, "ffn_hidden_size": 13696,

@@ -18,6 +18,8 @@ from mindspore import Tensor, ops
 from mindrlhf.models.glm4.backbone import CausalMask
 from mindrlhf.models.glm4.glm_reward import Glm4RewardModel, VHead
 
+pytestmark = pytest.mark.stack
+
 SEQ = 12  # tokens a row of the reference
 
 

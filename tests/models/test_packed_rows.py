@@ -22,6 +22,8 @@ from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.packing import pack_groups, plan_steps, segment_stride, text_group
 from mindrlhf.models.glm4.backbone import SegmentMask
 
+pytestmark = pytest.mark.stack
+
 PAD = 47              # in the vocabulary of every reference case
 SEQ = 32              # S; packed rows have twice as many
 ROWS, LENGTH, TEXTS = 4, 64, 8

@@ -24,7 +24,7 @@ def arguments():
     parser.add_argument("--weights")
     parser.add_argument("--evaluate", metavar="CHECKPOINT")
     parser.add_argument("--unchecked", action="store_true", help="leave out the checks before the run")
-    parser.set_defaults(seq_length=None, use_parallel=None)
+    parser.set_defaults(seq_length=None, use_parallel=None, tokenizer=None)
     return parser.parse_args()
 
 

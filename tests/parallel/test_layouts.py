@@ -29,6 +29,8 @@ from cuda_stubs import NotPossible, cuda_stubs
 from mindrlhf.config import config_problems, read_config
 from mindrlhf.plan import weights_of
 
+pytestmark = pytest.mark.stack
+
 SMALLER = {"num_layers": 2, "hidden_size": 512, "ffn_hidden_size": 1712, "kv_channels": 16, "seq_length": 128,
            "padded_vocab_size": 1184, "pad_token_id": 996, "eos_token_id": 996, "compute_dtype": "float16"}
 

@@ -23,6 +23,8 @@ from mindrlhf.weights import ckpt_file, tensors
 from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files, write_ckpt
 from mindrlhf.weights.tensors import OutputTensor, Part, Segment, StoredTensor, cast
 
+pytestmark = pytest.mark.stack
+
 UNREADABLE = "not readable as a checkpoint"
 MS_TYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
 LONG_NAME = "层." * 50 + "weight"

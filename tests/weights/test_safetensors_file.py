@@ -29,6 +29,8 @@ from mindrlhf.weights.safetensors_file import (
 )
 from mindrlhf.weights.tensors import OutputTensor, Part
 
+pytestmark = pytest.mark.stack
+
 CODES = {"float64": "F64", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
 
 

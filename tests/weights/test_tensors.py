@@ -21,6 +21,8 @@ from mindrlhf.errors import UserError
 from mindrlhf.weights import tensors
 from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Part, Segment, StoredTensor, cast, split_into_shards
 
+pytestmark = pytest.mark.stack
+
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 SPECIAL = np.array([0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFBFFFFF, 1,

@@ -1,0 +1,89 @@
+"""What is installed, where, and which tests run there.
+
+| test | proves | judged against |
+| --- | --- | --- |
+| test_no_pair_is_required_... | MindSpore and MindFormers come with extras alone | the installed metadata |
+| test_one_distribution_owns_... | no installation lies over another one | the files of all distributions |
+| test_the_pair_is_the_one_that_was_asked_for | PAIR decides the releases | setup.py's extra |
+| test_another_pair_is_refused, test_an_interpreter_... | one line each | messages |
+| test_tests_that_need_the_stack_... | no test that touches it is left out on the second pair | the tests' sources |
+"""
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PAIRS = {".venv": "cpu", ".venv-production": "production"}
+STACK = re.compile(r"^\s*(import|from) (mindspore|mindformers)\b|reward_(train|eval|infer)\.py|cvalues_comparison\.py|"
+                   r"convert_weight\.py|msrun_launcher|\bScorer\b|RecordWriter", re.MULTILINE)
+
+
+def requirements(extra):
+    """{distribution: how it is required} of an extra; None: of the project itself."""
+    found = {}
+    for line in importlib.metadata.requires("mindrlhf"):
+        requirement, _, marker = line.partition(";")
+        of = re.search(r"""extra == ['"](\w+)['"]""", marker)
+        if (of and of[1]) == extra:
+            name, specifier = re.fullmatch(r"([\w.-]+?)\s*\(?([<>=!~].*?)?\)?\s*", requirement).groups()
+            found[name] = specifier or ""
+    return found
+
+
+def test_no_pair_is_required_each_is_an_extra():
+    assert not [name for name in requirements(None) if name.startswith(("mindspore", "mindformers"))]
+    for extra in ("cpu", "production", "ascend"):
+        assert sorted(re.sub("-.*", "", name) for name in requirements(extra)) == ["mindformers", "mindspore"]
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("package", ["mindspore", "mindformers"])
+def test_one_distribution_owns_each_of_the_pair(package):
+    owners = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()
+              if any(file.parts[:2] == (package, "__init__.py") for file in distribution.files or ())}
+    assert len(owners) == 1, owners
+
+
+@pytest.mark.stack
+def test_the_pair_is_the_one_that_was_asked_for():
+    environment = Path(sys.prefix).name
+    if environment not in PAIRS:
+        pytest.skip(f"{environment} was not made by run_tests.sh")
+    for name, specifier in requirements(PAIRS[environment]).items():
+        assert f"=={importlib.metadata.version(name)}" == specifier.replace(" ", "")
+
+
+def run_tests(**environment):
+    return subprocess.run(["bash", str(ROOT / "scripts" / "run_tests.sh"), "--version"], capture_output=True, text=True,
+                          check=False, env={**os.environ, **environment})
+
+
+def test_another_pair_is_refused():
+    result = run_tests(PAIR="newest")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: PAIR: found 'newest', expected current or production\n"
+
+
+def test_an_interpreter_that_does_not_fit_is_refused(tmp_path):
+    """In a copy of the scripts, which has no environment yet."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("environment.sh", "run_tests.sh"):
+        (tmp_path / "scripts" / name).write_bytes((ROOT / "scripts" / name).read_bytes())
+    (tmp_path / "setup.py").touch()
+    result = subprocess.run(["bash", str(tmp_path / "scripts" / "run_tests.sh")], capture_output=True, text=True,
+                            check=False, env={**os.environ, "PAIR": "production", "PYTHON": "/bin/false"})
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: PYTHON: found '/bin/false', expected an interpreter of Python 3.10\n"
+
+
+def test_tests_that_need_the_stack_carry_its_marker():
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    unmarked = [str(path.relative_to(ROOT)) for path in files
+                if STACK.search(text := path.read_text(encoding="utf-8")) and "pytest.mark.stack" not in text]
+    assert len(files) > 40
+    assert unmarked == []
