@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import PRODUCTION_YAML, TINY_YAML
 
-from mindrlhf.config import check_dataset, checked_data_settings, get, is_semi_auto, load_config, put
+from mindrlhf.config import check_dataset, checked_data_settings, config_problems, get, is_semi_auto, load_config, put
 from mindrlhf.errors import UserError
 
 
@@ -277,6 +277,25 @@ def test_rows_that_cannot_be_packed_are_refused(write_yaml, tiny, changes, messa
 def test_rows_that_can_be_made_are_accepted(write_yaml, tiny, changes):
     load_config(write_yaml(tiny, {key if "." in key else f"train_dataset.{key}": value
                                   for key, value in changes.items()}))
+
+
+@pytest.mark.parametrize(("batching", "seq_length", "row_length", "wrong"), [
+    ("padded", 100, 96, "model.model_config.seq_length is 100"),
+    ("packing", 100, None, "model.model_config.seq_length is 100"),
+    ("packing", 96, 100, "train_dataset.row_length is 100"),
+    ("packing", 100, 208, None),  # two whole texts, rounded up
+    ("padded", 96, 100, None),
+])
+def test_flash_attention_wants_rows_of_a_multiple_of_16_tokens(production, batching, seq_length, row_length, wrong):
+    """MindFormers' FlashAttention (modules/flash_attention.py) says so of the lengths of query and key."""
+    config = copy.deepcopy(production)
+    config["model"]["model_config"]["seq_length"] = seq_length
+    config["train_dataset"].update(batching=batching, row_length=row_length)
+    found = [problem for problem in config_problems(config) if "flash" in problem]
+    assert len(found) == (wrong is not None)
+    assert not wrong or found[0].startswith(f"{wrong}, expected a multiple of 16 with flash attention and ")
+    config["model"]["model_config"]["use_flash_attention"] = False
+    assert not [problem for problem in config_problems(config) if "multiple of 16" in problem]
 
 
 def test_a_yaml_without_batching_trains_padded_rows(write_yaml, tiny):

@@ -195,3 +195,14 @@ def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, 
         np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], atol=1e-5)
     assert logs[0].count("INFO - Sample:\n") == 2 * len(found)
     assert "Sample:" not in logs[1]
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, ["set up"]), (2, ["set up", "meet"])])
+def test_processes_connect_before_any_of_them_works(ranks, expected, monkeypatch, in_tmp_path):
+    """The first one may then read or cut for longer than a connection waits."""
+    done = []
+    monkeypatch.setattr("mindformers.core.context.build_context", lambda config: done.append("set up"))
+    monkeypatch.setattr("mindformers.tools.utils.get_real_group_size", lambda: ranks)
+    monkeypatch.setattr("mindrlhf.processes.meet", lambda: done.append("meet"))
+    runtime.start(load_config(TINY_YAML))
+    assert done == expected
