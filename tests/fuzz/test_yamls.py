@@ -119,7 +119,7 @@ def check(folder, number, content):
     path = folder / "run.yaml"
     path.write_bytes(content)
     arguments = SimpleNamespace(config=str(path), train_dataset=[str(folder / f"{number}.mindrecord")], **dict.fromkeys(
-        ("seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume")))
+        ("seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume", "tokenizer")))
     for own_data in (True, False):
         error = None
         try:
