@@ -18,7 +18,8 @@ from mindrlhf.train import load_train_config
 
 
 def read(yaml, folder):
-    absent = dict.fromkeys(("use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume", "tokenizer"))
+    absent = dict.fromkeys(("use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume",
+                            "tokenizer"))
     config = load_train_config(SimpleNamespace(config=yaml, train_dataset=[folder], seq_length=16, **absent))
     files = check_dataset(config, "train_dataset", "train_dataset")
     pairs = count_pairs(files)
