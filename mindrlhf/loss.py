@@ -9,20 +9,27 @@ takes log(sigmoid(x)), which is -inf for a large negative margin, and its input'
 value in float32 and stays finite.
 """
 import mindspore.common.dtype as mstype
-from mindspore import nn
+from mindspore import Tensor, nn
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
 __all__ = ["PackedPairLoss", "PairLoss"]
+
+_ONE, _NAN = Tensor(1.0, mstype.float32), Tensor(float("nan"), mstype.float32)
 
 
 def _with_gradient_of_its_kind(loss):
     """The loss (), whose gradient is NaN where it is not finite itself; otherwise nothing changes, bit by bit.
 
     A step is skipped for its gradients, and that of an infinite margin is a finite one.
+
+    No compiler may fold the factor, as one that takes A - A for 0 may with `value - value + 1`: the rules of graph
+    kernel fusion (jit_level O1), which stand as text in MindSpore's libraries, have `Add(A,Neg(A))=BroadcastTo(0,B)`.
+    Of Select they have `Select(A,B,B)=B` alone, and none of IsFinite. tests/test_loss.py reads those rules, and the
+    compiled graphs of each jit_level and of graph kernel fusion.
     """
-    value = F.stop_gradient(loss)                                                         # ()
-    return loss * (value - value + 1)                                                     # ()
+    finite = P.IsFinite()(F.stop_gradient(loss))                                          # ()
+    return loss * P.Select()(finite, _ONE, _NAN)                                          # ()
 
 
 class PairLoss(nn.Cell):

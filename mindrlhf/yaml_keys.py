@@ -66,6 +66,7 @@ BLOCKS = {
         load_compile_cache enable_compile_cache compile_cache_path runtime_num_threads grad_for_scalar
         pynative_synchronize memory_offload op_timeout deterministic exec_order inter_op_parallel_num
         affinity_cpu_list run_mode debug_level gpu_config"""),
+    "context.jit_config": _keys("jit_level infer_boost"),
     "train_dataset": _DATASET,
     "train_dataset.data_loader": _keys("""
         type dataset_dir dataset_files shuffle columns_list num_parallel_workers num_shards shard_id sampler

@@ -146,6 +146,8 @@ KINDS = {
     "context.max_device_memory": _or_none(Kind("a size such as '58GB'", lambda value: _is_text(value) and bool(
         re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?GB", value)))),
     "context.device_id": _or_none(_FROM_0),
+    "context.jit_config": _or_none(Kind("keys and values", lambda value: isinstance(value, Mapping))),
+    "context.jit_config.jit_level": Kind("O0, O1 or O2", lambda value: value in ("O0", "O1", "O2")),
     **{f"{block}.{key}": kind for block in ("train_dataset", "eval_dataset") for key, kind in _DATASET.items()},
     **{f"model.model_config.{key}": _COUNT for key in (
         "seq_length", "hidden_size", "ffn_hidden_size", "num_attention_heads", "multi_query_group_num", "kv_channels",

@@ -2,8 +2,9 @@
 
 | test                                      | proves                                                                  |
 | test_shipped_yaml_is_accepted             | both YAMLs pass the checks                                              |
-| test_both_yamls_have_the_same_keys        | the laptop's YAML is the production one in small                        |
+| test_both_yamls_have_the_same_keys ...    | the laptop's YAML is the production one in small                        |
 | test_production_dimensions_are_glm4_9b    | against the published config.json of glm-4-9b                           |
+| test_the_epsilon_of_glm4_9b ...           | against the same number in float16                                      |
 | test_problem_is_named ...                 | each fault: key, value found, value expected                            |
 | test_rows_that_cannot_be_packed ...       | the same of packed rows                                                 |
 | test_data_of_another_sequence_length      | what shorter and longer samples are good for                            |
@@ -59,15 +60,16 @@ def test_shipped_yaml_is_accepted(path):
     assert get(load_config(path), "model.arch.type") == "Glm4RewardModel"
 
 
-def test_both_yamls_have_the_same_keys(tiny, production):
-    assert sorted(keys_of(tiny)) == sorted(keys_of(production))
+def test_both_yamls_have_the_same_keys_but_for_how_ascend_compiles(tiny, production):
+    assert sorted([*keys_of(tiny), ".context.jit_config.jit_level"]) == sorted(keys_of(production))
+    assert get(production, "context.jit_config.jit_level") == "O1"
 
 
 def test_production_dimensions_are_glm4_9b(production):
     model = get(production, "model.model_config")
     expected = {"num_layers": 40, "hidden_size": 4096, "ffn_hidden_size": 13696, "num_attention_heads": 32,
                 "multi_query_group_num": 2, "kv_channels": 128, "padded_vocab_size": 151552, "seq_length": 8192,
-                "add_qkv_bias": True, "add_bias_linear": False, "rmsnorm": True, "layernorm_epsilon": 1e-5,
+                "add_qkv_bias": True, "add_bias_linear": False, "rmsnorm": True, "layernorm_epsilon": 1.5625e-07,
                 "eos_token_id": 151329, "pad_token_id": 151329, "compute_dtype": "bfloat16",
                 "param_init_type": "float32", "use_flash_attention": True}
     assert {key: model[key] for key in expected} == expected
@@ -75,6 +77,16 @@ def test_production_dimensions_are_glm4_9b(production):
                                        "weight_decay": 0.1}
     assert get(production, "lr_schedule.learning_rate") == 1e-5
     assert get(production, "lr_schedule.warmup_ratio") == 0.01
+
+
+def test_the_epsilon_of_glm4_9b_counts_in_the_type_of_the_norms(production):
+    """MindFormers' norm holds it as a tensor of that type, or gives it to the fused operator as a number."""
+    import mindspore as ms
+    model = get(production, "model.model_config")
+    kept = ms.Tensor(model["layernorm_epsilon"], getattr(ms, model["layernorm_compute_type"]))
+    assert float(kept) == pytest.approx(1.5625e-07, rel=1e-6)
+    assert float(ms.Tensor(1.5625e-07, ms.float16)) != pytest.approx(1.5625e-07, rel=0.1)
+    assert ms.ops.operations.RmsNorm(model["layernorm_epsilon"]).epsilon == 1.5625e-07
 
 
 def test_production_layout_is_for_eight_npus(production):

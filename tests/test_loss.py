@@ -5,8 +5,16 @@
 | test_equals_the_formula_in_float64     | value, masks, several pairs, margins of +-100     | NumPy in float64       |
 | test_gradient_...                      | gradient, also where both scores are equal        | the derivative, NumPy  |
 | test_a_loss_that_is_not_finite_...     | the step is skipped, see wrapper.py               | IEEE 754               |
+| test_each_jit_level_keeps_...          | the same compiled otherwise; finite ones: no bit  | IEEE 754, the graph    |
+| test_graph_kernel_fusion_keeps_...     | its passes leave the factor of the gradient       | the graph after them   |
+| test_no_rule_of_graph_kernel_...       | nor is there a rule that would fold it            | MindSpore's libraries  |
 """
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -109,3 +117,69 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(pair_loss, packed,
                   Tensor([[1, 0]], ms.float32))
     assert not np.isfinite(loss(*inputs).asnumpy())
     assert not np.isfinite(ops.GradOperation()(loss)(*inputs).asnumpy()).any()
+
+
+# --- compiled otherwise ---------------------------------------------------------------------------------------------
+
+COMPILE = """
+import sys
+import mindspore as ms
+from mindspore import Tensor, ops
+from mindformers.modules.transformer import TransformerOpParallelConfig
+from mindrlhf.loss import PackedPairLoss
+ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU", save_graphs=2, save_graphs_path="graphs")
+if sys.argv[1] == "fusion":
+    ms.set_context(enable_graph_kernel=True, graph_kernel_flags="--dump_as_text")
+else:
+    ms.set_context(jit_config={"jit_level": sys.argv[1]})
+loss = PackedPairLoss(TransformerOpParallelConfig())
+first, second = (Tensor([[place, place]], ms.int32) for place in (0, 1))
+for margin in (0.3, float("inf"), float("nan")):
+    inputs = Tensor([[-margin, 0]], ms.float32), first, second, Tensor([[1, 0]], ms.float32)
+    print(float(loss(*inputs)).hex(), *ops.GradOperation()(loss)(*inputs).asnumpy()[0].tolist())
+"""
+
+
+def compile_loss(folder, how):
+    """Compile loss and gradient in a process of its own; returns (exit code, lines printed)."""
+    result = subprocess.run([sys.executable, "-c", COMPILE, how], cwd=folder, capture_output=True, text=True,
+                            env={**os.environ, "GLOG_v": "3"}, check=False)
+    return result.returncode, result.stdout.splitlines()
+
+
+def has_factor(graph):
+    """Whether a graph, as MindSpore writes it, has the factor Select(IsFinite(loss), 1, NaN)."""
+    text = graph.read_text(encoding="utf-8")
+    return bool(re.search(r"= (PrimFunc_)?IsFinite\(", text) and re.search(r"= (PrimFunc_)?Select\(", text))
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "O2"])
+def test_each_jit_level_keeps_the_gradient_of_a_loss_that_is_not_finite(pair_loss, level, tmp_path):
+    code, lines = compile_loss(tmp_path, level)
+    assert code == 0
+    finite, *others = (line.split() for line in lines)
+    margin = Tensor([[-0.3]], ms.float32)
+    alone = ops.SigmoidCrossEntropyWithLogits()(margin, ops.ones_like(margin))  # the loss without the factor
+    assert finite[0] == float(alone.asnumpy().item()).hex()
+    assert float(finite[1]) == pytest.approx(-1 / (1 + math.exp(-0.3)), rel=1e-6)
+    assert others == [["nan", "nan", "nan"]] * 2
+    graphs = sorted(tmp_path.rglob("*_validate_*.ir"))
+    assert len(graphs) >= 2  # of the loss and of its gradient
+    assert all(map(has_factor, graphs))
+
+
+def test_graph_kernel_fusion_keeps_the_factor(tmp_path):
+    """Of a CPU, where there is no compiler for the fused kernels: it ends after its passes, whose graphs are there."""
+    compile_loss(tmp_path, "fusion")
+    graphs = sorted(tmp_path.rglob("graph_kernel/*.ir"))
+    assert "_fusion" in graphs[-1].read_text(encoding="utf-8")  # it did fuse
+    assert has_factor(graphs[-1])
+
+
+def test_no_rule_of_graph_kernel_fusion_folds_the_factor():
+    """Rules stand in the library as text, such as Add(A,0)=A; what they make of it is to the right."""
+    rules = set()
+    for library in sorted((Path(ms.__file__).parent / "lib").glob("libmindspore*backend*.so")):
+        rules |= set(re.findall(rb"\0([A-Z]\w*\([\w(),.-]+\)=[\w(),.-]+)(?=\0)", library.read_bytes()))
+    assert {b"Add(A,Neg(A))=BroadcastTo(0,B)", b"Mul(A,1)=A"} <= rules  # the search finds them
+    assert [rule for rule in sorted(rules) if re.search(rb"(Select|IsFinite)\(.*=", rule)] == [b"Select(A,B,B)=B"]

@@ -41,9 +41,11 @@ def tiny():
     ("runner_wrapper.use_clip_grads", "use_clip_grad"),
     ("recompute_config.recompute_slice_activations", "recompute_slice_activation"),
     ("context.max_device_mem", "max_device_memory"),
+    ("context.jit_config.jit_levels", "jit_level"),
 ])
 def test_a_misspelt_key_is_reported_with_the_one_that_it_resembles(tiny, key, resembles):
     config = copy.deepcopy(tiny)
+    config["context"]["jit_config"] = {}
     put(config, key, 1)
     assert list(unknown_keys(config)) == [(key, resembles)]
 
@@ -77,7 +79,7 @@ def test_keys_that_resemble_none_and_unknown_classes_are_left_alone(tiny):
 def test_the_shipped_yamls_have_known_keys_only(path):
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     for block, known in BLOCKS.items():
-        assert set(get(config, block) if block else config) <= known, block
+        assert set((get(config, block) or {}) if block else config) <= known, block
     for block in ("optimizer", "lr_schedule", "runner_wrapper"):
         assert set(config[block]) <= TYPES[config[block]["type"]], block
     for callback in config["callbacks"]:

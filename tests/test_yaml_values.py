@@ -63,6 +63,9 @@ def test_keys_with_a_kind_are_known_keys():
     ("model.model_config.num_layers", 10 ** 9, "a whole number above 0, at most 10000"),
     ("parallel_config.data_parallel", 0, "a whole number above 0, or nothing"),
     ("context.max_device_memory", "58", "a size such as '58GB', or nothing"),
+    ("context.jit_config", 3, "keys and values, or nothing"),
+    ("context.jit_config.jit_level", "O7", "O0, O1 or O2"),
+    ("context.jit_config.jit_level", 1, "O0, O1 or O2"),
     ("train_dataset.data_loader.dataset_dir", [1], "a path or a list of paths, or nothing"),
     ("output_dir", "a\0b", "a path, or nothing"),
     ("train_dataset.output_columns", ["position_id", "input_ids", "attention_mask", "loss_mask", "end_ind"],
@@ -70,6 +73,7 @@ def test_keys_with_a_kind_are_known_keys():
 ])
 def test_a_value_of_another_kind_is_named(tiny, key, value, expected):
     config = copy.deepcopy(tiny)
+    config["context"]["jit_config"] = {}
     put(config, key, value)
     assert list(wrong_values(config)) == [f"{key} is {value!r}, expected {expected}"]
 
