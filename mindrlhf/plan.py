@@ -43,7 +43,7 @@ from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
 __all__ = ["MemoryEstimate", "Size", "check_run", "checkpoint_space", "count_pairs", "describe_run", "estimate_memory",
-           "order_of_pairs"]
+           "memory_of_backward", "order_of_pairs"]
 
 _GB = 1e9
 _MOMENT_BYTES = 8   # Adam's two moments, which FP32StateAdamWeightDecay keeps in float32
@@ -228,7 +228,7 @@ class Size:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one device, of the process that holds most.
+    """Bytes of one device, of the process that holds most, at one moment of a step.
 
     Attributes:
         parameters, optimizer, gradients: what their names say; `gradients` with the copy that clipping makes on a CPU
@@ -250,32 +250,63 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
-    """Memory of one device during a training step.
+    """Memory of one device at the fullest moment of a training step.
 
-    P: values of the device's weights (model-parallel slice; with pipeline stages, those of the first one, which has the
-    embedding). T = rows x length: tokens. h, w, f: hidden size; width of query, key and value; feed-forward width.
-
-    On Ascend and GPU, by what the operators of a layer need for the backward pass, after the method of
-    https://arxiv.org/abs/2205.05198 (section 4), with GLM's parts in place of GPT's; not measured on a device:
-        parameters, moments   P x type, P x 8 (FP32StateAdamWeightDecay); with optimizer sharding spread over all
-                              processes of a stage
-        gradients             P x type: they are whole until the optimizer's reduce-scatter
-        weights               P x type gathered from the optimizer's shards and kept for the backward pass, unless
-                              recomputed (parallel_optimizer_comm_recompute); without shards P x computation's type
-        a layer               T x (two inputs of norms in float32, two outputs in computation's type; and / model
-                              parallel: w, context, and four f: both halves, gate and product)
-        attention, flash      T x heads x 2 x 8 float32 (maximum and sum of FlashAttentionScore)
-        attention, otherwise  rows x heads x length^2 x (softmax in float32, and its cast), keys and values repeated
-        recompute             a layer keeps its input alone; one layer at a time has all of the above
-        pipeline              the first stage has as many micro-batches in flight as there are stages
-        masks                 rows x length^2, one byte with flash attention, otherwise four
-
-    On a CPU MindSpore's runtime keeps most results of both passes, in float32. Coefficients are measured on tiny
-    models with MindSpore 2.7.2 (hidden size 64 to 1024, 1 to 8 layers, 64 to 1024 tokens a row):
+    On Ascend and GPU see `memory_of_backward`. On a CPU MindSpore's runtime keeps most results of both passes, in
+    float32. Coefficients are measured on tiny models with MindSpore 2.7.2 (hidden size 64 to 1024, 1 to 8 layers, 64 to
+    1024 tokens a row). P: values of the weights; T = rows x length: tokens; h, w, f: hidden size; width of query, key
+    and value; feed-forward width.
         P x 20                parameter, moments, gradient and its clipped copy
         a layer               T x 4 x (40 h + 18 w + 4.7 f), and attention matrices, below the diagonal: 10 float32
                               for each head, 2 for the masks
         program               90 MB, 52 MB a layer for its graph, and 20 MB for each further piece of the attention
+    """
+    if get(config, "context.device_target") != "CPU":
+        return max(memory_of_backward(config, size), key=lambda moment: moment.total)
+    model = get(config, "model.model_config")
+    values, width = _values(weights_of(config)), FLOAT_BYTES[model["param_init_type"]]
+    pieces = len(query_pieces(size.length))
+    seen = size.rows * size.length ** 2 * (pieces + 1) / (2 * pieces)
+    layer = 4 * (size.rows * size.length * (40 * model["hidden_size"] + 18 * sum(_attention_widths(model))
+                                            + 4.7 * model["ffn_hidden_size"])
+                 + seen * (10 * model["num_attention_heads"] + 2))
+    return MemoryEstimate(values * width, values * _MOMENT_BYTES, 2 * values * width, 0,
+                          int(model["num_layers"] * layer), (90 + 52 * model["num_layers"] + 20 * (pieces - 1)) << 20)
+
+
+def _attention_widths(model: Mapping[str, Any]) -> Tuple[int, int]:
+    """Of query, and of key and value together."""
+    return (model["num_attention_heads"] * model["kv_channels"],
+            2 * model["multi_query_group_num"] * model["kv_channels"])
+
+
+def memory_of_backward(config: Mapping[str, Any], size: Size) -> Tuple[MemoryEstimate, MemoryEstimate]:
+    """Memory of an Ascend NPU or a GPU where the backward pass begins and where it ends; between them weights and
+    activations go and gradients come, layer by layer.
+
+    From the graph that MindSpore compiles (tests/parallel/test_collectives.py), in which MindFormers 1.3 shards GLM's
+    layers; not measured on a device. P: values of the device's weights (model-parallel slice; with pipeline stages,
+    those of the first one, which has the embedding). T = rows x length: tokens. h, q, w, f: hidden size; width of
+    query; of query, key and value; feed-forward width. c: bytes of computation's type.
+        parameters, moments   P x type, P x 8 (FP32StateAdamWeightDecay); with optimizer sharding spread over all
+                              processes of a stage
+        gradients             P x type: cast first, then reduce-scattered, in `gradient_aggregation_group` groups of
+                              layers; as if all were still whole
+        weights               P x c without the embedding: cast first, then gathered from the optimizer's shards, and
+                              kept for the backward pass; `parallel_optimizer_comm_recompute` changes nothing. Without
+                              shards the casts are kept, unless recomputed
+        a layer, recomputed   T x (4 h + c w): its input, and query, key and value, which are cut from the projection by
+                              an operator that is not recomputed. They are whole for each model-parallel process,
+                              and `recompute_slice_activation` changes nothing
+        a layer, otherwise    T x (8 h + c (2 h + q + 3 f) + c (w + q + f) / model parallel): the two halves of the
+                              feed-forward part are gathered
+        attention, flash      T x heads x 2 x 8 float32 (maximum and sum of FlashAttentionScore)
+        attention, otherwise  rows x heads x length^2 x (softmax in float32, and its cast), keys and values repeated
+        backward of a layer   T x (12 h + c (2 h + q + 8 f) + c q / model parallel), and its attention
+        last norm and head    T x 8 h, in the last stage
+        pipeline              the first stage has as many micro-batches in flight as there are stages
+        masks                 rows x length^2, one byte with flash attention, otherwise four
+    Gradients of several micro-batches are summed whole, while weights are kept for the next.
     """
     model, layout = get(config, "model.model_config"), get(config, "parallel_config")
     semi_auto = is_semi_auto(config)
@@ -284,43 +315,37 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     weights = weights_of(config)
     embedding, others = _values(weights[:1]), _values(weights[1:])
     layers = -(-model["num_layers"] // stages)
-    values = embedding // (1 if layout.get("vocab_emb_dp", True) else split) + others // split // stages
-    stored_values = values
-    if semi_auto and get(config, "parallel.enable_parallel_optimizer"):
-        stored_values = (embedding + others // stages) // (data * split)
-    heads, tokens = model["num_attention_heads"], size.rows * size.length
-    query = heads * model["kv_channels"]
-    width = query + 2 * model["multi_query_group_num"] * model["kv_channels"]
-    hidden, inner = model["hidden_size"], model["ffn_hidden_size"]
+    own = others // split // stages
+    values = embedding // (1 if layout.get("vocab_emb_dp", True) else split) + own
+    sharded = semi_auto and bool(get(config, "parallel.enable_parallel_optimizer"))
+    stored_values = (embedding + others // stages) // (data * split) if sharded else values
     parameter_bytes, compute_bytes = (FLOAT_BYTES[model[key]] for key in ("param_init_type", "compute_dtype"))
-    matrix = size.rows * size.length ** 2
-    if get(config, "context.device_target") == "CPU":
-        pieces = len(query_pieces(size.length))
-        seen = matrix * (pieces + 1) / (2 * pieces)
-        layer = 4 * (tokens * (40 * hidden + 18 * width + 4.7 * inner) + seen * (10 * heads + 2))
-        return MemoryEstimate(values * parameter_bytes, values * _MOMENT_BYTES, 2 * values * parameter_bytes, 0,
-                              int(layers * layer), (90 + 52 * layers + 20 * (pieces - 1)) << 20)
-
     flash, recompute = bool(model.get("use_flash_attention")), get(config, "recompute_config.recompute")
-    if stored_values < values:
-        kept = 0 if recompute and get(config, "recompute_config.parallel_optimizer_comm_recompute") else parameter_bytes
-    else:
-        kept = compute_bytes if compute_bytes != parameter_bytes and not recompute else 0
-    layer = tokens * (8 * hidden + compute_bytes * (2 * hidden + (width + query + 4 * inner) // split))
+    kept = sharded or (compute_bytes != parameter_bytes and not recompute)
+
+    heads, hidden, inner = model["num_attention_heads"], model["hidden_size"], model["ffn_hidden_size"]
+    query, width = _attention_widths(model)[0], sum(_attention_widths(model))
+    tokens, matrix = size.rows * size.length, size.rows * size.length ** 2
     if flash:
-        layer += tokens * heads // split * 2 * 8 * 4
+        attention = tokens * heads // split * 2 * 8 * 4
     else:
-        layer += matrix * heads // split * (4 + (compute_bytes if compute_bytes != 4 else 0))
-        layer += 2 * tokens * query // split * compute_bytes
-    stored = layers * layer
+        attention = matrix * heads // split * (4 + (compute_bytes if compute_bytes != 4 else 0)) \
+            + 2 * tokens * query // split * compute_bytes
     if recompute:
-        stored = layers * 4 * tokens * hidden // (split if get(config, "recompute_config.recompute_slice_activation")
-                                                  else 1)
-    in_flight = min(stages, layout.get("micro_batch_num") or 1)
+        layer = tokens * (4 * hidden + compute_bytes * width)
+    else:
+        layer = attention + tokens * (8 * hidden + compute_bytes * (
+            2 * hidden + query + 3 * inner + (width + query + inner) // split))
+    backward = attention + tokens * (12 * hidden + compute_bytes * (2 * hidden + query + 8 * inner + query // split))
     masks = matrix * (1 if flash else 4)
-    activations = stored * in_flight + (layer if recompute else 0) + masks
-    return MemoryEstimate(stored_values * parameter_bytes, stored_values * _MOMENT_BYTES, values * parameter_bytes,
-                          values * kept, activations, 0)
+    in_flight = min(stages, layout.get("micro_batch_num") or 1)
+    stored = layers * layer * in_flight + (8 * tokens * hidden if stages == 1 else 0)
+
+    state = stored_values * parameter_bytes, stored_values * _MOMENT_BYTES
+    gradients, gathered = values * parameter_bytes, own * compute_bytes if kept else 0
+    summed = in_flight > 1 or (get(config, "runner_config.gradient_accumulation_steps") or 1) > 1
+    return (MemoryEstimate(*state, gradients if summed else 0, gathered, stored + backward + masks, 0),
+            MemoryEstimate(*state, gradients, gathered if summed else 0, backward + masks, 0))
 
 
 # --- the dry run ----------------------------------------------------------------------------------------------------
