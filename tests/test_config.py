@@ -79,6 +79,7 @@ def test_production_dimensions_are_glm4_9b(production):
     assert get(production, "lr_schedule.warmup_ratio") == 0.01
 
 
+@pytest.mark.stack
 def test_the_epsilon_of_glm4_9b_counts_in_the_type_of_the_norms(production):
     """MindFormers' norm holds it as a tensor of that type, or gives it to the fused operator as a number."""
     import mindspore as ms

@@ -23,6 +23,8 @@ from test_layouts import SMALLER, devices, records, train, write_yaml  # noqa: F
 from mindrlhf.config import put, read_config
 from mindrlhf.plan import Size, memory_of_backward
 
+pytestmark = pytest.mark.stack
+
 TOKENS = 192  # of a row; no width of the model is a multiple of it
 LAYERS, HIDDEN, INNER, VOCABULARY = (SMALLER[key] for key in (
     "num_layers", "hidden_size", "ffn_hidden_size", "padded_vocab_size"))
