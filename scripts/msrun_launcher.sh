@@ -26,7 +26,7 @@ Usage, with 1, 2, 6 or 9 arguments:
   True, and are in LOG_DIR/msrun.log in any case (msrun_1.log, ... on further nodes). The last line there says how the
   job has ended.
 
-  SIGTERM to the launcher ends the job with a checkpoint: workers have GRACE_SECONDS (environment, default 60) for it.
+  SIGTERM to the launcher ends the job with a checkpoint: workers have GRACE_SECONDS (environment, default 600) for it.
 
 On one node:
   bash msrun_launcher.sh "reward_train.py --config run_glm4_9b_rm.yaml --train_dataset train.mindrecord" \
@@ -73,12 +73,12 @@ whole_number MASTER_PORT "$port" 1
 whole_number NODE_RANK "$node" 0
 whole_number CLUSTER_TIME_OUT "$time_out" 1
 # Bash takes 08 for an octal number.
-workers=$((10#$workers)) local_workers=$((10#$local_workers)) port=$((10#$port)) node=$((10#$node))
+workers=$((10#$workers)) local_workers=$((10#$local_workers)) port=$((10#$port)) node=$((10#$node)) time_out=$((10#$time_out))
 [ "$port" -le 65535 ] || fail "MASTER_PORT: found '$port', expected at most 65535"
 [ "$local_workers" -le "$workers" ] || fail "LOCAL_WORKER: found '$local_workers', expected at most WORKER_NUM ($workers)"
 [ "$((node * local_workers))" -lt "$workers" ] || [ "$local_workers" -eq "$workers" ] ||
   fail "NODE_RANK: found '$node', expected at most $(((workers - 1) / local_workers)) with WORKER_NUM $workers and LOCAL_WORKER $local_workers"
-export GRACE_SECONDS=${GRACE_SECONDS:-60}
+export GRACE_SECONDS=${GRACE_SECONDS:-600}  # with the state of its optimizer a 9B model's checkpoint is 105 GB
 whole_number GRACE_SECONDS "$GRACE_SECONDS" 0
 case $join in
   True | true) join=True ;;
@@ -105,7 +105,7 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 # The supervisor waits for the processes, not msrun; see there why.
 line=(msrun "--worker_num=$workers" "--local_worker_num=$local_workers" "--master_addr=$address"
   "--master_port=$port" "--node_rank=$node" "--log_dir=$log_dir" --join=False "--cluster_time_out=$time_out"
-  "${words[@]}")
+  "$root/scripts/msrun_worker.py" "${words[@]}")
 if [ -n "$dry_run" ]; then
   printf '%q ' "${line[@]}"
   echo
@@ -126,4 +126,4 @@ fi
 
 echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)"
 exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
-  "$port" "$node" "${line[@]}"
+  "$port" "$node" "$time_out" "${line[@]}"

@@ -2,7 +2,12 @@
 
 msrun's own `--join=True` does not do: it gives neither rank nor log, does not notice that the scheduler has died, waits
 for the scheduler without end, and puts the log folder's name into a shell command. With `--join=False` it ends when all
-are started. This process is then their parent (a subreaper, see prctl(2)) and learns how each of them ends.
+are started, and this process becomes their parent (a subreaper, see prctl(2)).
+
+What msrun starts is not guessed from its inside, which differs between releases. In COMMAND's place it gets
+msrun_worker.py, which tells role and rank (documented variables) on a socket, and becomes COMMAND once it is told to.
+The kernel says whose end of the socket it is and closes it with its process, so there are no files to go stale. The
+word is given when all are there and msrun has ended: msrun cannot swallow an exit code, and no job begins in part.
 
 Standard library only, since importing MindSpore takes seconds. Linux only, like msrun.
 """
@@ -10,8 +15,10 @@ import contextlib
 import ctypes
 import errno
 import os
+import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -22,30 +29,8 @@ GRACE = 5  # seconds from SIGTERM to SIGKILL
 GIVE_UP = 20  # seconds until a process that not even SIGKILL ends (a hanging driver) is left behind
 SCHEDULER_GRACE = 60  # seconds that the scheduler of a single node has to end after the last worker
 SAME_ERROR = 3  # seconds after the scheduler in which a failing worker is named instead: they run the same script
+START = 60  # seconds without a further process of msrun's, once it has ended, until those that are missing are named
 LINES = 10
-
-# Runs msrun, and stops where it would end: its children are then the job's processes and nothing else. Python's Popen
-# collects the exit codes of dead children when its objects go, which would hide the processes that have ended by then.
-MSRUN = """
-import sys
-del sys.path[0]
-import os, runpy, shutil, signal, subprocess
-del subprocess.Popen.__del__
-sys.argv[0] = shutil.which(sys.argv[1])
-del sys.argv[1]
-try:
-    with open(sys.argv[0], "rb") as file:
-        compile(file.read(), sys.argv[0], "exec")
-except (SyntaxError, ValueError):  # somebody's wrapper around msrun, in another language
-    os.execv(sys.argv[0], sys.argv)
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    if end.code:
-        raise
-sys.stdout.flush()
-os.kill(os.getpid(), signal.SIGSTOP)
-"""
 
 
 class JobError(Exception):
@@ -89,29 +74,19 @@ def check_port(address, port):
 
 
 def stat(pid):
-    """The fields of /proc/PID/stat from the state on (see proc(5))."""
-    return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
-
-
-def processes():
-    """All processes of the machine, pid -> (parent, session, start time in clock ticks). Zombies count."""
-    found = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                fields = stat(entry.name)
-            except OSError:  # it has ended meanwhile
-                continue
-            found[int(entry.name)] = int(fields[1]), int(fields[3]), int(fields[19])
-    return found
+    """The fields of /proc/PID/stat from the state and the parent on (see proc(5)); of a process that has gone, none."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ["", ""]
 
 
 def descendants():
-    """The pids of all processes that come from this one, whatever their group or session."""
-    parents = {pid: parent for pid, (parent, _, _) in processes().items()}
+    """The pids of all processes that come from this one, whatever their group or session. Zombies count."""
+    parents = {int(name): stat(name)[1] for name in os.listdir("/proc") if name.isdigit()}
     found, last = set(), {os.getpid()}
     while last:
-        last = {pid for pid, parent in parents.items() if parent in last} - found
+        last = {pid for pid, parent in parents.items() if parent and int(parent) in last} - found
         found |= last
     return found
 
@@ -152,54 +127,93 @@ def last_lines(path):
     return "".join(f"\n  {line}" for line in [line for line in lines if line.strip()][-LINES:])
 
 
+def name_of(rank):
+    """How a process of the job is called."""
+    return "the scheduler" if rank is None else f"worker {rank}"
+
+
 class Job:
     """The processes of a job on this node.
 
     Args: those of msrun_launcher.sh, `line` being msrun's command line and `log` the file for msrun's output.
     """
 
-    def __init__(self, line, log, log_dir, workers, local_workers, address, port, node):
+    def __init__(self, line, log, log_dir, workers, local_workers, address, port, node, time_out):
         self.line, self.log, self.log_dir, self.address, self.port = line, log, log_dir, address, port
-        self.one_node = workers == local_workers
+        self.one_node, self.time_out = workers == local_workers, time_out
         self.has_scheduler = self.one_node or node == 0
-        self.first_rank = 0 if self.one_node else node * local_workers  # as msrun counts
-        self.scheduler, self.workers = None, {}  # pid; pid -> rank
+        first = 0 if self.one_node else node * local_workers  # as msrun counts
+        self.expected = [*range(first, first + local_workers), *[None] * self.has_scheduler]
+        if os.environ.get("MS_SIMULATION_LEVEL"):  # no scheduler; one process for a rank, or for very many
+            self.expected = self.expected[:1 if "RANK_ID" in os.environ or local_workers > 128 else local_workers]
+        self.running = {}  # pid -> rank; the scheduler's is None
+
+    def log_of(self, rank):
+        """The file that a process logs to."""
+        return os.path.join(self.log_dir, "scheduler.log" if rank is None else f"worker_{rank}.log")
 
     def start(self):
-        """Run msrun until it has started everything, and find out which process is which."""
+        """Run msrun, and let its processes begin when all of them are there.
+
+        Raises:
+            JobError: not all come, or msrun fails.
+        """
         if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise JobError(f"prctl: {os.strerror(ctypes.get_errno())}; expected Linux 3.4 or later")
-        with open(self.log, "wb") as log:
-            # After so many seconds without a sign of life from a process the scheduler ends the job. A thread of its
-            # own sends them, so compiling may take its time. MindSpore 2.7.2's default, made sure of for any release.
-            msrun = subprocess.Popen([sys.executable, "-c", MSRUN, *self.line], stdin=subprocess.DEVNULL, stdout=log,
-                                     stderr=log, start_new_session=True,
-                                     env={"MS_NODE_TIMEOUT": "30", **os.environ})
-        _, status = os.waitpid(msrun.pid, os.WUNTRACED)
-        stopped = os.WIFSTOPPED(status)
-        if not stopped:
-            msrun.returncode = code = os.waitstatus_to_exitcode(status)
-            if code:
-                raise JobError(f"msrun ended with {outcome(code)}; the last lines of {self.log}:"
-                               f"{last_lines(self.log)}", code if code > 0 else 128 - code)
-        # Even of a process that is dead already, /proc knows these: each worker leads a session, and they were
-        # started in the order of their ranks.
-        parent = msrun.pid if stopped else os.getpid()
-        children = sorted((born, pid, session) for pid, (its, session, born) in processes().items() if its == parent)
-        if stopped:
-            msrun.kill()
-            msrun.wait()
-        leaders = [pid for _, pid, session in children if session == pid]
-        self.workers = {pid: rank for rank, pid in enumerate(leaders, self.first_rank)}
-        self.scheduler = next((pid for _, pid, session in children if session != pid), None)
-        if not self.has_scheduler and self.scheduler:
-            # msrun starts one wherever MASTER_ADDR is local, thus for each of several "nodes" on one machine. It must
-            # go before it takes the port of the first node's.
-            os.kill(self.scheduler, signal.SIGKILL)
-            self.scheduler = None
-        if self.has_scheduler and self.workers and not self.scheduler and "MS_SIMULATION_LEVEL" not in os.environ:
-            raise JobError(f"MASTER_ADDR: msrun does not take {self.address} for an address of this node and has "
-                           "started no scheduler; expected an address that `ip addr` shows")
+        with contextlib.ExitStack() as open_ones:
+            log = open_ones.enter_context(open(self.log, "wb"))
+            announcements = open_ones.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            name = f"msrun_launcher-{secrets.token_hex(8)}"
+            announcements.bind(f"\0{name}")  # \0: no file
+            announcements.listen()
+            announcements.settimeout(0.2)
+            msrun = subprocess.Popen(self.line, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                     start_new_session=True, env={**os.environ, "MSRUN_LAUNCHER": name})
+            arrived, seconds = {}, self.time_out
+            deadline = time.monotonic() + seconds
+            while len(arrived) < len(self.expected) or msrun.returncode is None:
+                if msrun.returncode is None and msrun.poll() is not None:
+                    if msrun.returncode:
+                        raise JobError(f"msrun ended with {outcome(msrun.returncode)}; the last lines of {self.log}:"
+                                       f"{last_lines(self.log)}", exit_code(msrun.returncode))
+                    seconds = min(seconds, START)
+                    deadline = time.monotonic() + seconds
+                if time.monotonic() > deadline:
+                    self.complain_of_start(seconds, msrun.returncode is None,
+                                           [rank for rank in self.expected if rank not in arrived])
+                with contextlib.suppress(OSError):  # none within 0.2 s, or it died at once
+                    connection = open_ones.enter_context(announcements.accept()[0])
+                    connection.settimeout(5)
+                    pid, user, _ = struct.unpack("3i", connection.getsockopt(
+                        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+                    role, _, rank = connection.recv(64).decode().partition(" ")
+                    rank = int(rank) if role == "MS_WORKER" else None
+                    if rank in self.expected and rank not in arrived and user == os.getuid():
+                        arrived[rank] = pid, connection
+                        deadline = max(deadline, time.monotonic() + min(seconds, START))
+                    elif rank is None and role:
+                        # msrun starts a scheduler wherever MASTER_ADDR is local, thus for each of several "nodes" on
+                        # one machine. It would take the port of the first node's.
+                        connection.close()
+            for rank, (pid, connection) in arrived.items():
+                if stat(pid)[1] != str(os.getpid()):
+                    raise JobError(f"{name_of(rank)} ended before the job began; the last lines of "
+                                   f"{self.log_of(rank)}:{last_lines(self.log_of(rank))}")
+                self.running[pid] = rank
+                with contextlib.suppress(OSError):  # dead already; wait() will see it
+                    connection.send(b"1")
+
+    def complain_of_start(self, seconds, msrun_runs, missing):
+        """Say what has not happened in so many seconds."""
+        if msrun_runs:
+            raise JobError(f"msrun has not ended within {seconds} s, expected it to start the processes and end; the "
+                           f"last lines of {self.log}:{last_lines(self.log)}")
+        if missing == [None]:
+            raise JobError(f"MASTER_ADDR: msrun has started no scheduler for {self.address} within {seconds} s; "
+                           "expected an address that `ip addr` shows")
+        raise JobError(f"{' and '.join(map(name_of, missing))} has not started within {seconds} s, expected "
+                       f"{len(self.expected)} processes; the last lines of {self.log_of(missing[0])}:"
+                       f"{last_lines(self.log_of(missing[0]))}")
 
     def wait(self):
         """Return when all have ended well.
@@ -208,28 +222,24 @@ class Job:
             JobError: one has not.
         """
         deadline = failure = None
-        while self.workers or self.scheduler:
+        while self.running:
             ended = reap()
             if ended is None:
-                if not self.workers and self.one_node and not deadline:
+                if self.one_node and not deadline and set(self.running.values()) == {None}:
                     deadline = time.monotonic() + SCHEDULER_GRACE
                 if deadline and time.monotonic() > deadline:
                     break
                 time.sleep(0.2)
                 continue
             pid, code = ended
-            if pid in self.workers:
-                rank = self.workers.pop(pid)
-                name, log = f"worker {rank}", f"worker_{rank}.log"
-            elif pid == self.scheduler:
-                self.scheduler, name, log = None, "the scheduler", "scheduler.log"
-            else:
-                continue  # a process of a worker that has outlived it
+            if pid not in self.running:
+                continue  # a process of a worker that has outlived it, or of msrun
+            rank = self.running.pop(pid)
             if code:
-                log = os.path.join(self.log_dir, log)
-                failure = JobError(f"{name} ended with {outcome(code)}, and the job with it{self.lost()}; the last "
-                                   f"lines of {log}:{last_lines(log)}", code if code > 0 else 128 - code)
-                if name != "the scheduler":
+                log = self.log_of(rank)
+                failure = JobError(f"{name_of(rank)} ended with {outcome(code)}, and the job with it{self.lost()}; the "
+                                   f"last lines of {log}:{last_lines(log)}", exit_code(code))
+                if rank is not None:
                     break
                 deadline = time.monotonic() + SAME_ERROR
         if failure:
@@ -238,13 +248,14 @@ class Job:
     def let_workers_end(self, seconds):
         """Ask the workers alone to end and give them so long, as training saves a checkpoint and needs all for it."""
         deadline = time.monotonic() + seconds
-        for pid in self.workers:
+        left = {pid for pid, rank in self.running.items() if rank is not None}
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        while self.workers and time.monotonic() < deadline:
+        while left and time.monotonic() < deadline:
             ended = reap()
             if ended:
-                self.workers.pop(ended[0], None)
+                left.discard(ended[0])
             else:
                 time.sleep(0.1)
 
@@ -252,11 +263,10 @@ class Job:
         """Which processes do not answer any more: the cause of the failures of others, which wait for them."""
         states = {"T": "is stopped (SIGSTOP)", "D": "does not return from the kernel (a driver, a disk)"}
         found = []
-        for pid, rank in self.workers.items():
-            with contextlib.suppress(OSError):
-                state = stat(pid)[0]
-                if state in states:
-                    found.append(f"worker {rank} {states[state]}")
+        for pid, rank in self.running.items():
+            state = stat(pid)[0]
+            if state in states:
+                found.append(f"{name_of(rank)} {states[state]}")
         log = Path(self.log_dir, "scheduler.log")
         if self.has_scheduler and log.exists():  # of other nodes' processes nothing else is known
             lines = [line for line in log.read_text(errors="replace").splitlines() if " timed out" in line]
@@ -269,6 +279,11 @@ def outcome(code):
     if code >= 0:
         return f"exit code {code}"
     return f"signal {signal.Signals(-code).name}" + (", mostly for want of memory" if code == -signal.SIGKILL else "")
+
+
+def exit_code(code):
+    """The launcher's exit code for one as subprocess has it."""
+    return code if code > 0 else 128 - code
 
 
 def stop_on_signals():
@@ -329,11 +344,11 @@ def main(arguments):
     """Run a job; returns the launcher's exit code.
 
     Args:
-        arguments: JOIN, the file for msrun's output, LOG_DIR, WORKER_NUM, LOCAL_WORKER, MASTER_ADDR, MASTER_PORT and
-            NODE_RANK, checked; then msrun's command line.
+        arguments: JOIN, the file for msrun's output, LOG_DIR, WORKER_NUM, LOCAL_WORKER, MASTER_ADDR, MASTER_PORT,
+            NODE_RANK and CLUSTER_TIME_OUT, checked; then msrun's command line.
     """
-    join, log, log_dir, workers, local_workers, address, port, node, *line = arguments
-    job = Job(line, log, log_dir, int(workers), int(local_workers), address, int(port), int(node))
+    join, log, log_dir, workers, local_workers, address, port, node, time_out, *line = arguments
+    job = Job(line, log, log_dir, int(workers), int(local_workers), address, int(port), int(node), int(time_out))
 
     def note(text):
         with contextlib.suppress(OSError), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:

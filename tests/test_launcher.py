@@ -41,7 +41,7 @@ def planned(*args):
      "--join=False --cluster_time_out=600"),
 ], ids=("1", "2", "6", "9"))
 def test_argument_forms(args, expected):
-    assert planned(*args) == ["msrun", *expected.split(), "reward_train.py"]
+    assert planned(*args) == ["msrun", *expected.split(), str(ROOT / "scripts" / "msrun_worker.py"), "reward_train.py"]
 
 
 def test_the_command_is_cut_into_words_as_a_shell_does_but_nothing_is_expanded():

@@ -4,7 +4,14 @@
 | --- | --- | --- |
 | test_the_first_process_to_fail_... | exit code, rank, reason, end of the log; nothing is left | what the worker did |
 | test_a_worker_that_fails_while_msrun_... | a very early failure is reported too | what the worker did |
-| test_processes_that_end_before_msrun_... | as above, for all processes | what the worker did |
+| test_a_worker_that_dies_is_named_... | as above with an msrun of MindSpore 2.4, or a wrapper | what the worker did |
+| test_a_job_of_100_seconds_... | a job under an msrun of MindSpore 2.4 runs to its end | files of the workers |
+| test_no_exit_code_is_lost_... | processes begin when msrun has ended | what the worker did |
+| test_an_msrun_that_does_not_end_... | it is no job | message |
+| test_a_process_that_msrun_does_not_start_... | no job begins, or ends well, without one of its processes | messages |
+| test_processes_that_wait_... | nothing waits for a launcher that was killed | /proc |
+| test_the_command_sees_itself_... | nothing of the launcher is to be seen in COMMAND | argv, /proc, environment |
+| test_a_simulation_... | simulated ranks run and fail like others | what the worker did |
 | test_a_signal_to_the_launcher_... | Ctrl-C and SIGTERM end the job; nothing is left | /proc |
 | test_join_false_... | the launcher returns while the job runs; msrun.log tells its end | what the worker did |
 | test_two_nodes_... | two launches make one job; its ranks; names are not evaluated | arguments as received |
@@ -12,7 +19,9 @@
 
 The workers ignore SIGTERM and have a child in a session of its own, except where MindSpore itself is started.
 """
+import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -24,7 +33,24 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.stack
+
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
+MSRUN = Path(sys.executable).parent / "msrun"
+
+# Stand before msrun in PATH. The first makes it one of those of MindSpore 2.4, whose workers lead no session.
+NO_SETSID = f"""#!{sys.executable}
+import runpy, subprocess
+class Plain(subprocess.Popen):
+    def __init__(self, *args, preexec_fn=None, **kwargs):
+        super().__init__(*args, **kwargs)
+subprocess.Popen = Plain
+runpy.run_path({str(MSRUN)!r}, run_name="__main__")
+"""
+IN_BASH = f"""#!/bin/bash
+echo "in bash"
+{MSRUN} "$@"
+"""
 
 WORKER = """
 import os, signal, subprocess, sys, time
@@ -81,6 +107,14 @@ class Jobs:
     def __init__(self, folder):
         self.folder, self.mark = folder, f"LAUNCHER_TEST={folder}"
         (folder / "worker.py").write_text(WORKER, encoding="utf-8")
+
+    def msrun(self, text):
+        """Make a program that is taken for msrun; returns its folder."""
+        folder = self.folder / "bin"
+        folder.mkdir()
+        (folder / "msrun").write_text(text, encoding="utf-8")
+        (folder / "msrun").chmod(0o755)
+        return folder
 
     def start(self, command, *args, first_in_path="", **environment):
         name, value = self.mark.split("=")
@@ -147,28 +181,131 @@ def test_a_worker_that_fails_while_msrun_still_starts_others_is_named(jobs):
     assert jobs.processes() == []
 
 
-def test_processes_that_end_before_msrun_does_are_not_forgotten(jobs):
-    """Here msrun waits for the end of each process that it starts, as on a very slow machine."""
-    folder = jobs.folder / "bin"
-    folder.mkdir()
-    (folder / "msrun").write_text(f"""
-import os, runpy, subprocess
+@pytest.mark.parametrize("msrun", [NO_SETSID, IN_BASH], ids=("no-setsid", "in-bash"))
+def test_a_worker_that_dies_is_named_whatever_msrun_makes_of_sessions(msrun, jobs):
+    launcher = jobs.start("worker.py SIGKILL 1", "2", free_port(), "logs", "True", "60",
+                          first_in_path=jobs.msrun(msrun))
+    jobs.started("0", "1", "scheduler")
+    (jobs.folder / "go").touch()
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert errors.startswith("msrun_launcher.sh: error: worker 1 ended with signal SIGKILL, mostly for want of memory")
+    assert jobs.processes() == []
+
+
+def test_a_job_of_100_seconds_survives_an_msrun_without_setsid(jobs):
+    """Far longer than a scheduler is given to end after the last worker."""
+    (jobs.folder / "long.py").write_text("""
+import os, time
+me = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else os.environ["RANK_ID"]
+time.sleep(100)
+open(me + ".done", "w").close()
+""", encoding="utf-8")
+    launcher = jobs.start("long.py", "2", free_port(), "logs", "True", "60", first_in_path=jobs.msrun(NO_SETSID))
+    _, errors = launcher.communicate(timeout=300)
+    assert (launcher.returncode, errors) == (0, "")
+    assert sorted(path.name for path in jobs.folder.glob("*.done")) == ["0.done", "1.done", "scheduler.done"]
+
+
+def test_no_exit_code_is_lost_to_a_slow_msrun(jobs):
+    """Its processes wait for the launcher's word, so none of them ends before msrun does."""
+    msrun = jobs.msrun(f"""#!{sys.executable}
+import runpy, subprocess, time
 class Slow(subprocess.Popen):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        if isinstance(args[0], list):  # not a command of the shell, by which msrun looks at the machine
+            time.sleep(3)
+            assert self.poll() is None
 subprocess.Popen = Slow
-runpy.run_path({str(Path(sys.executable).parent / "msrun")!r}, run_name="__main__")
-""", encoding="utf-8")
-    (folder / "msrun").chmod(0o755)
+runpy.run_path({str(MSRUN)!r}, run_name="__main__")
+""")
     (jobs.folder / "brief.py").write_text("""
 import os, sys
 sys.exit(3 * (os.environ["MS_ROLE"] == "MS_WORKER" and os.environ["RANK_ID"] == "1"))
 """, encoding="utf-8")
-    launcher = jobs.start("brief.py", "2", free_port(), "logs", "True", "60", first_in_path=folder)
+    launcher = jobs.start("brief.py", "2", free_port(), "logs", "True", "60", first_in_path=msrun)
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 3
     assert errors.startswith("msrun_launcher.sh: error: worker 1 ended with exit code 3, and the job with it; ")
+
+
+@pytest.mark.parametrize(("condition", "missing"), [
+    ("os.environ.get('MS_ROLE') == 'MS_WORKER' and os.environ['RANK_ID'] == '1'", "worker 1 has not started"),
+    ("os.environ.get('MS_ROLE') == 'MS_SCHED'", "MASTER_ADDR: msrun has started no scheduler for 127.0.0.1"),
+], ids=("worker", "scheduler"))
+def test_a_process_that_msrun_does_not_start_is_named(condition, missing, jobs):
+    """The job does not begin without it, and ends with an error, though all that were started would end well."""
+    msrun = jobs.msrun(f"""#!{sys.executable}
+import os, runpy, subprocess
+class Forgetful(subprocess.Popen):
+    def __init__(self, args, **kwargs):
+        super().__init__(["true"] if isinstance(args, list) and {condition} else args, **kwargs)
+subprocess.Popen = Forgetful
+runpy.run_path({str(MSRUN)!r}, run_name="__main__")
+""")
+    launcher = jobs.start("worker.py none none", "2", free_port(), "logs", "True", "5", first_in_path=msrun)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    assert errors.startswith(f"msrun_launcher.sh: error: {missing}")
+    assert jobs.log("worker_0.log") == ""
+    assert jobs.processes() == []
+
+
+def test_an_msrun_that_does_not_end_is_an_error(jobs):
+    msrun = jobs.msrun(f"#!/bin/bash\n{MSRUN} \"$@\"\nsleep 600\n")
+    launcher = jobs.start("worker.py none none", "1", free_port(), "logs", "True", "15", first_in_path=msrun)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    assert errors.startswith("msrun_launcher.sh: error: msrun has not ended within 15 s, expected it to start the ")
+    assert jobs.processes() == []
+
+
+def test_processes_that_wait_for_the_launcher_do_not_outlive_it(jobs):
+    msrun = jobs.msrun(f"#!/bin/bash\n{MSRUN} \"$@\"\ntouch waiting\nsleep 600\n")
+    launcher = jobs.start("worker.py 3 0", "2", free_port(), "logs", "True", "60", first_in_path=msrun)
+    wait_for((jobs.folder / "waiting").exists)
+    before = len(jobs.processes())
+    launcher.kill()
+    launcher.communicate(timeout=60)
+    wait_for(lambda: len(jobs.processes()) == 2)  # the wrapper and its sleep, which nobody ended
+    assert before >= 6
+    assert not list(jobs.folder.glob("*.started"))
+
+
+def test_the_command_sees_itself_as_msrun_alone_would_start_it(jobs):
+    (jobs.folder / "look.py").write_text("""
+import json, os, sys
+print(json.dumps([sys.argv, sys.executable, os.getcwd(), os.getsid(0) == os.getpid(), sys.path[0],
+                  open("/proc/self/cmdline").read(), sorted(os.environ), os.environ.get("RANK_ID")]))
+""", encoding="utf-8")
+    launcher = jobs.start("look.py 'a b'", "1", free_port(), "logs", "True", "60")
+    _, errors = launcher.communicate(timeout=120)
+    assert (launcher.returncode, errors) == (0, "")
+    found = json.loads(jobs.log("worker_0.log"))
+    assert found[:6] == [["look.py", "a b"], sys.executable, str(jobs.folder), True, str(jobs.folder),
+                         "python\0look.py\0a b\0"]
+    assert {"MS_WORKER_NUM", "MS_ROLE", "MS_NODE_ID", "RANK_ID", "RANK_SIZE", "DEVICE_ID"} <= set(found[6])
+    assert found[7] == "0"
+    assert not [name for name in found[6] if "LAUNCHER" in name and name != "LAUNCHER_TEST"]
+    assert "MS_NODE_TIMEOUT" not in found[6]  # MindSpore's own default is in force
+
+
+@pytest.mark.parametrize(("rank", "started"), [(None, ["0", "1"]), ("5", ["5"])], ids=("all", "one"))
+def test_a_simulation_has_no_scheduler_and_perhaps_one_rank(rank, started, jobs, monkeypatch):
+    monkeypatch.delenv("RANK_ID", raising=False)
+    (jobs.folder / "simulated.py").write_text("""
+import os, sys
+assert "MS_ROLE" not in os.environ
+open(os.environ["RANK_ID"] + ".done", "w").close()
+sys.exit(int(sys.argv[1]))
+""", encoding="utf-8")
+    environment = {"MS_SIMULATION_LEVEL": "1", **({"RANK_ID": rank, "RANK_SIZE": "8"} if rank else {})}
+    for code in (0, 3):
+        launcher = jobs.start(f"simulated.py {code}", "2", free_port(), "logs", "True", "60", **environment)
+        _, errors = launcher.communicate(timeout=120)
+        assert launcher.returncode == code, errors
+        assert sorted(path.stem for path in jobs.folder.glob("*.done")) == started
 
 
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)],
@@ -183,7 +320,8 @@ def test_a_signal_to_the_launcher_ends_the_job(number, to_group, jobs):
     assert jobs.processes() == []
 
 
-def test_sigterm_to_the_launcher_leaves_workers_time_for_a_checkpoint(jobs):
+@pytest.mark.parametrize("msrun", [None, NO_SETSID], ids=("msrun", "no-setsid"))
+def test_sigterm_to_the_launcher_leaves_workers_time_for_a_checkpoint(msrun, jobs):
     """More than other processes get; and the scheduler, without which workers cannot agree, outlives them."""
     (jobs.folder / "saving.py").write_text("""
 import os, signal, time
@@ -196,7 +334,8 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL if me == "scheduler" else save)
 open(me + ".started", "w").write(str(os.getpid()))
 time.sleep(600)
 """, encoding="utf-8")
-    launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60")
+    launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60",
+                          first_in_path=jobs.msrun(msrun) if msrun else "")
     jobs.started("0", "1", "scheduler")
     os.kill(launcher.pid, signal.SIGTERM)
     time.sleep(3)
@@ -265,7 +404,10 @@ def test_a_stopped_worker_ends_the_job_and_only_the_loopback_address_listens(job
     assert listening(jobs.processes()) == {"0100007F"}  # 127.0.0.1
     os.kill(int((jobs.folder / "1.started").read_text(encoding="utf-8")), signal.SIGSTOP)
     _, errors = launcher.communicate(timeout=180)
-    assert launcher.returncode == 1
-    # Worker 0's collective, or the scheduler, finds out; both give up after some seconds without a sign of life.
-    assert " and the job with it (worker 1 is stopped (SIGSTOP)" in errors.partition("\n")[0]
+    # Worker 0's collective, or the scheduler, finds out; both give up after some seconds without a sign of life: with
+    # an exit code, or in older releases with a signal to themselves.
+    found = re.match(r"msrun_launcher.sh: error: (worker 0|the scheduler) ended with (exit code 1|signal SIGTERM), and "
+                     r"the job with it \(worker 1 is stopped \(SIGSTOP\)", errors)
+    assert found, errors
+    assert launcher.returncode == {"exit code 1": 1, "signal SIGTERM": 128 + signal.SIGTERM}[found[2]]
     assert jobs.processes() == []
