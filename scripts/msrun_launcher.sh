@@ -44,16 +44,8 @@ whole_number() { # NAME VALUE LEAST
 }
 
 dry_run=
-if [ "${1:-}" = --dry-run ]; then
-  dry_run=1
-  shift
-fi
-case ${1:-} in
-  -h | --help)
-    usage
-    exit 0
-    ;;
-esac
+[ "${1:-}" != --dry-run ] || { dry_run=1 && shift; }
+case ${1:-} in -h | --help) usage && exit ;; esac
 
 workers=8 local_workers= address=127.0.0.1 port=8118 node=0 log_dir=output/msrun_log join=False time_out=7200
 case $# in
@@ -106,11 +98,7 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 line=(msrun "--worker_num=$workers" "--local_worker_num=$local_workers" "--master_addr=$address"
   "--master_port=$port" "--node_rank=$node" "--log_dir=$log_dir" --join=False "--cluster_time_out=$time_out"
   "$root/scripts/msrun_worker.py" "${words[@]}")
-if [ -n "$dry_run" ]; then
-  printf '%q ' "${line[@]}"
-  echo
-  exit 0
-fi
+[ -z "$dry_run" ] || { printf '%q ' "${line[@]}" && echo && exit; }
 mkdir -p "$log_dir" 2>/dev/null && [ -w "$log_dir" ] || fail "LOG_DIR: $log_dir cannot be written"
 # Logs of an earlier job go; those of other nodes, whose folder may be the same, stay.
 log=$log_dir/msrun.log first=0
@@ -118,12 +106,11 @@ if [ "$local_workers" -eq "$workers" ]; then
   rm -f "$log_dir"/worker_*.log "$log_dir"/msrun_*.log "$log_dir/scheduler.log"
 else
   first=$((node * local_workers))
-  for ((rank = first; rank < first + local_workers; rank++)); do
-    rm -f "$log_dir/worker_$rank.log"
-  done
+  for ((rank = first; rank < first + local_workers; rank++)); do rm -f "$log_dir/worker_$rank.log"; done
   [ "$node" -eq 0 ] && rm -f "$log_dir/scheduler.log" || log=$log_dir/msrun_$node.log
 fi
 
+: >"$log"
 echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)"
 exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
   "$port" "$node" "$time_out" "${line[@]}"

@@ -25,12 +25,13 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+START = 60  # seconds without a further process, once msrun has ended, until the missing ones are named
 GRACE = 5  # seconds from SIGTERM to SIGKILL
 GIVE_UP = 20  # seconds until a process that not even SIGKILL ends (a hanging driver) is left behind
 SCHEDULER_GRACE = 60  # seconds that the scheduler of a single node has to end after the last worker
 SAME_ERROR = 3  # seconds after the scheduler in which a failing worker is named instead: they run the same script
-START = 60  # seconds without a further process of msrun's, once it has ended, until those that are missing are named
 LINES = 10
+NO_ROUTE = (errno.ENETUNREACH, errno.EINVAL, errno.EACCES)  # the second is a blackhole's; msrun would fail with these
 
 
 class JobError(Exception):
@@ -44,17 +45,9 @@ class JobError(Exception):
 class Stopped(JobError):
     """The launcher itself was asked to end the job."""
 
-    def __init__(self, number):
-        super().__init__(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number)
-        self.number = number
-
 
 def check_port(address, port):
-    """On the first node: nothing else has the scheduler's port, and the address is one of this node.
-
-    Raises:
-        JobError: otherwise. MindSpore's processes would wait for each other until CLUSTER_TIME_OUT.
-    """
+    """On the first node, a JobError unless the address is its own and the port free: all would wait for each other."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the last job's connections do not count
         try:
@@ -64,17 +57,35 @@ def check_port(address, port):
             raise JobError(f"MASTER_ADDR: found '{address}', expected an address or a known host name "
                            f"({error.strerror})", 2) from None
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise JobError(f"MASTER_PORT: {port} is in use on {address}; choose another port", 2) from None
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise JobError(f"MASTER_ADDR: {address} is no address of this node; expected one, as the scheduler "
-                               "runs here (NODE_RANK 0)", 2) from None
-            raise JobError(f"MASTER_PORT: {address}:{port} cannot be used ({error.strerror}); choose another port",
-                           2) from None
+            raise JobError({
+                errno.EADDRINUSE: f"MASTER_PORT: {port} is in use on {address}; choose another port",
+                errno.EADDRNOTAVAIL: f"MASTER_ADDR: {address} is no address of this node; expected one, as the "
+                                     "scheduler runs here (NODE_RANK 0)",
+            }.get(error.errno, f"MASTER_PORT: {address}:{port} cannot be used ({error.strerror}); choose another port"),
+                2) from None
+
+
+def knock(address, port, seconds):
+    """On a further node, a JobError unless the first one's scheduler answers in time; 0: if it never can."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection((address, port), timeout=5).close()
+        except OSError as error:
+            no_way = isinstance(error, socket.gaierror) or error.errno in NO_ROUTE
+            reason = f"MASTER_ADDR: cannot reach {address}:{port} from this node ({error.strerror or error})"
+        if no_way:
+            raise JobError(f"{reason}; expected the first node's address, and a route to it", 2)
+        if time.monotonic() >= deadline:
+            if not seconds:
+                return None
+            raise JobError(f"{reason} for {seconds} s; expected the address of the node with NODE_RANK 0, and its "
+                           "launcher running")
+        time.sleep(1)
 
 
 def stat(pid):
-    """The fields of /proc/PID/stat from the state and the parent on (see proc(5)); of a process that has gone, none."""
+    """State and parent of a process, with what follows them in /proc/PID/stat (proc(5)); empty ones if it has gone."""
     try:
         return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -83,12 +94,12 @@ def stat(pid):
 
 def descendants():
     """The pids of all processes that come from this one, whatever their group or session. Zombies count."""
-    parents = {int(name): stat(name)[1] for name in os.listdir("/proc") if name.isdigit()}
-    found, last = set(), {os.getpid()}
+    parents = {name: stat(name)[1] for name in os.listdir("/proc") if name.isdigit()}
+    found, last = set(), {str(os.getpid())}
     while last:
-        last = {pid for pid, parent in parents.items() if parent and int(parent) in last} - found
+        last = {pid for pid, parent in parents.items() if parent in last} - found
         found |= last
-    return found
+    return {int(pid) for pid in found}
 
 
 def reap():
@@ -100,6 +111,13 @@ def reap():
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
+def send(number, pids):
+    """Send a signal to processes, some of which may have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def end_all():
     """End every process of the job, first with SIGTERM; returns the pids that cannot be ended."""
     began, asked = time.monotonic(), set()
@@ -109,22 +127,28 @@ def end_all():
         left, waited = descendants(), time.monotonic() - began
         if not left or waited > GIVE_UP:
             return left
-        for pid in left if waited > GRACE else left - asked:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if waited > GRACE else signal.SIGTERM)
+        send(signal.SIGKILL if waited > GRACE else signal.SIGTERM, left if waited > GRACE else left - asked)
         asked |= left
         time.sleep(0.1)
 
 
-def last_lines(path):
-    """What a log ends with, indented."""
+def ending(path):
+    """What a log ends with, indented, behind its name."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - 65536))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError as error:
         lines = [str(error)]
-    return "".join(f"\n  {line}" for line in [line for line in lines if line.strip()][-LINES:])
+    lines = [f"\n  {line}" for line in lines if line.strip()]
+    return f"; the last lines of {path}:{''.join(lines[-LINES:])}"
+
+
+def failed(name, code, log, remark=""):
+    """The JobError of a process that ended with an exit code as subprocess has it."""
+    how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    memory = ", mostly for want of memory" if code == -signal.SIGKILL else ""
+    return JobError(f"{name} ended with {how}{memory}{remark}{ending(log)}", code if code > 0 else 128 - code)
 
 
 def name_of(rank):
@@ -143,84 +167,76 @@ class Job:
         self.one_node, self.time_out = workers == local_workers, time_out
         self.has_scheduler = self.one_node or node == 0
         first = 0 if self.one_node else node * local_workers  # as msrun counts
-        self.expected = [*range(first, first + local_workers), *[None] * self.has_scheduler]
-        if os.environ.get("MS_SIMULATION_LEVEL"):  # no scheduler; one process for a rank, or for very many
+        self.expected = [*range(first, first + local_workers), *[None] * self.has_scheduler]  # ranks; the scheduler
+        if os.environ.get("MS_SIMULATION_LEVEL"):  # no scheduler; one process for a given rank, or for very many
             self.expected = self.expected[:1 if "RANK_ID" in os.environ or local_workers > 128 else local_workers]
-        self.running = {}  # pid -> rank; the scheduler's is None
+        self.running = {}  # pid -> rank
 
     def log_of(self, rank):
         """The file that a process logs to."""
         return os.path.join(self.log_dir, "scheduler.log" if rank is None else f"worker_{rank}.log")
 
     def start(self):
-        """Run msrun, and let its processes begin when all of them are there.
-
-        Raises:
-            JobError: not all come, or msrun fails.
-        """
+        """Run msrun, and let its processes begin when all of them are there; a JobError if not all come."""
         if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise JobError(f"prctl: {os.strerror(ctypes.get_errno())}; expected Linux 3.4 or later")
-        with contextlib.ExitStack() as open_ones:
-            log = open_ones.enter_context(open(self.log, "wb"))
-            announcements = open_ones.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        with contextlib.ExitStack() as files:
+            log = files.enter_context(open(self.log, "ab"))
+            door = files.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             name = f"msrun_launcher-{secrets.token_hex(8)}"
-            announcements.bind(f"\0{name}")  # \0: no file
-            announcements.listen()
-            announcements.settimeout(0.2)
+            door.bind(f"\0{name}")  # \0: a name without a file
+            door.listen()
+            door.settimeout(0.2)
             msrun = subprocess.Popen(self.line, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                      start_new_session=True, env={**os.environ, "MSRUN_LAUNCHER": name})
             arrived, seconds = {}, self.time_out
             deadline = time.monotonic() + seconds
-            while len(arrived) < len(self.expected) or msrun.returncode is None:
+            while msrun.returncode is None or len(arrived) < len(self.expected):
                 if msrun.returncode is None and msrun.poll() is not None:
                     if msrun.returncode:
-                        raise JobError(f"msrun ended with {outcome(msrun.returncode)}; the last lines of {self.log}:"
-                                       f"{last_lines(self.log)}", exit_code(msrun.returncode))
+                        raise failed("msrun", msrun.returncode, self.log)
                     seconds = min(seconds, START)
                     deadline = time.monotonic() + seconds
                 if time.monotonic() > deadline:
-                    self.complain_of_start(seconds, msrun.returncode is None,
-                                           [rank for rank in self.expected if rank not in arrived])
-                with contextlib.suppress(OSError):  # none within 0.2 s, or it died at once
-                    connection = open_ones.enter_context(announcements.accept()[0])
+                    raise self.not_there(seconds, msrun.returncode, arrived)
+                with contextlib.suppress(OSError, ValueError):  # none comes within 0.2 s, or it dies at once
+                    connection = files.enter_context(door.accept()[0])
+                    pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
                     connection.settimeout(5)
-                    pid, user, _ = struct.unpack("3i", connection.getsockopt(
-                        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-                    role, _, rank = connection.recv(64).decode().partition(" ")
+                    role, rank = connection.recv(64).decode().split() if user == os.getuid() else ("", "")
                     rank = int(rank) if role == "MS_WORKER" else None
-                    if rank in self.expected and rank not in arrived and user == os.getuid():
+                    if rank in self.expected:
                         arrived[rank] = pid, connection
                         deadline = max(deadline, time.monotonic() + min(seconds, START))
-                    elif rank is None and role:
+                    elif rank is not None:
+                        raise JobError(f"msrun has started {name_of(rank)}, expected {self.expected}")
+                    else:
                         # msrun starts a scheduler wherever MASTER_ADDR is local, thus for each of several "nodes" on
                         # one machine. It would take the port of the first node's.
                         connection.close()
             for rank, (pid, connection) in arrived.items():
                 if stat(pid)[1] != str(os.getpid()):
-                    raise JobError(f"{name_of(rank)} ended before the job began; the last lines of "
-                                   f"{self.log_of(rank)}:{last_lines(self.log_of(rank))}")
+                    raise JobError(f"{name_of(rank)} ended before the job began{ending(self.log_of(rank))}")
                 self.running[pid] = rank
-                with contextlib.suppress(OSError):  # dead already; wait() will see it
+                with contextlib.suppress(OSError):  # it is dead; wait() will see that
                     connection.send(b"1")
 
-    def complain_of_start(self, seconds, msrun_runs, missing):
-        """Say what has not happened in so many seconds."""
-        if msrun_runs:
-            raise JobError(f"msrun has not ended within {seconds} s, expected it to start the processes and end; the "
-                           f"last lines of {self.log}:{last_lines(self.log)}")
-        if missing == [None]:
-            raise JobError(f"MASTER_ADDR: msrun has started no scheduler for {self.address} within {seconds} s; "
-                           "expected an address that `ip addr` shows")
-        raise JobError(f"{' and '.join(map(name_of, missing))} has not started within {seconds} s, expected "
-                       f"{len(self.expected)} processes; the last lines of {self.log_of(missing[0])}:"
-                       f"{last_lines(self.log_of(missing[0]))}")
+    def not_there(self, seconds, msrun_code, arrived):
+        """The JobError of what has not happened in so many seconds."""
+        missing, log = [rank for rank in self.expected if rank not in arrived], self.log
+        if msrun_code is None:
+            text = f"msrun has not ended within {seconds} s, expected it to start the processes and end"
+        elif missing == [None]:
+            text = (f"MASTER_ADDR: msrun has started no scheduler for {self.address} within {seconds} s; expected an "
+                    "address that `ip addr` shows")
+        else:
+            text, log = f"{name_of(missing[0])} has not started within {seconds} s", self.log_of(missing[0])
+            if missing[1:]:
+                text += f", nor have {' and '.join(map(name_of, missing[1:]))}"
+        return JobError(text + ending(log))
 
     def wait(self):
-        """Return when all have ended well.
-
-        Raises:
-            JobError: one has not.
-        """
+        """Return when all have ended well; a JobError if one has not."""
         deadline = failure = None
         while self.running:
             ended = reap()
@@ -233,12 +249,10 @@ class Job:
                 continue
             pid, code = ended
             if pid not in self.running:
-                continue  # a process of a worker that has outlived it, or of msrun
+                continue  # a process of a worker that has outlived it
             rank = self.running.pop(pid)
             if code:
-                log = self.log_of(rank)
-                failure = JobError(f"{name_of(rank)} ended with {outcome(code)}, and the job with it{self.lost()}; the "
-                                   f"last lines of {log}:{last_lines(log)}", exit_code(code))
+                failure = failed(name_of(rank), code, self.log_of(rank), f", and the job with it{self.cause(rank)}")
                 if rank is not None:
                     break
                 deadline = time.monotonic() + SAME_ERROR
@@ -249,9 +263,7 @@ class Job:
         """Ask the workers alone to end and give them so long, as training saves a checkpoint and needs all for it."""
         deadline = time.monotonic() + seconds
         left = {pid for pid, rank in self.running.items() if rank is not None}
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        send(signal.SIGTERM, left)
         while left and time.monotonic() < deadline:
             ended = reap()
             if ended:
@@ -259,31 +271,20 @@ class Job:
             else:
                 time.sleep(0.1)
 
-    def lost(self):
-        """Which processes do not answer any more: the cause of the failures of others, which wait for them."""
+    def cause(self, failed_rank):
+        """What is known of others that explains a failure: mostly processes wait for one that does not answer."""
         states = {"T": "is stopped (SIGSTOP)", "D": "does not return from the kernel (a driver, a disk)"}
-        found = []
-        for pid, rank in self.running.items():
-            state = stat(pid)[0]
-            if state in states:
-                found.append(f"{name_of(rank)} {states[state]}")
-        log = Path(self.log_dir, "scheduler.log")
-        if self.has_scheduler and log.exists():  # of other nodes' processes nothing else is known
-            lines = [line for line in log.read_text(errors="replace").splitlines() if " timed out" in line]
-            found += [f"scheduler.log: {line.rpartition('] ')[2]}" for line in lines[:1]]
+        found = [f"{name_of(rank)} {states[stat(pid)[0]]}" for pid, rank in self.running.items()
+                 if stat(pid)[0] in states]
+        with contextlib.suppress(OSError):
+            if "Building networking for MS_" in Path(self.log_of(failed_rank)).read_text(errors="replace"):
+                found.append(f"not all processes came together at {self.address}:{self.port} within {self.time_out} s: "
+                             "are the launchers of all nodes running, with the same MASTER_ADDR, MASTER_PORT and "
+                             "WORKER_NUM?")
+            if self.has_scheduler:  # of other nodes' processes nothing else is known
+                lines = Path(self.log_of(None)).read_text(errors="replace").splitlines()
+                found += [f"scheduler.log: {line.rpartition('] ')[2]}" for line in lines if " timed out" in line][:1]
         return f" ({'; '.join(found)})" if found else ""
-
-
-def outcome(code):
-    """An exit code as subprocess has it, in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    return f"signal {signal.Signals(-code).name}" + (", mostly for want of memory" if code == -signal.SIGKILL else "")
-
-
-def exit_code(code):
-    """The launcher's exit code for one as subprocess has it."""
-    return code if code > 0 else 128 - code
 
 
 def stop_on_signals():
@@ -294,18 +295,17 @@ def stop_on_signals():
     def stop(number, _):
         for each in signals:
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+        raise Stopped(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number)
 
     for each in signals:
         signal.signal(each, stop)
 
 
 def detach(log):
-    """Go on in a process of its own.
+    """Go on in a process of its own. Returns two things.
 
-    Returns:
-        The first process: the exit code, once the job has started or failed to, and None. The second: None, and a
-        function to call when the job has started; from then on it prints into the file `log`.
+    In the first process: the exit code, once the job has started or failed to, and None. In the second: None, and a
+    function to call when the job has started; from then on it prints into the file `log`.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -330,23 +330,22 @@ def run(job, started):
     """Run the job and call `started` in between; returns the exit code and, if there is something wrong, what."""
     try:
         stop_on_signals()
+        if not job.has_scheduler:
+            started()  # for the first node may keep this one waiting
+            knock(job.address, job.port, job.time_out)
         job.start()
-        started()
+        if job.has_scheduler:
+            started()
         job.wait()
     except JobError as error:
-        if isinstance(error, Stopped) and error.number == signal.SIGTERM:
+        if isinstance(error, Stopped) and error.code == 128 + signal.SIGTERM:
             job.let_workers_end(int(os.environ["GRACE_SECONDS"]))
         return error.code, str(error)
     return 0, None
 
 
 def main(arguments):
-    """Run a job; returns the launcher's exit code.
-
-    Args:
-        arguments: JOIN, the file for msrun's output, LOG_DIR, WORKER_NUM, LOCAL_WORKER, MASTER_ADDR, MASTER_PORT,
-            NODE_RANK and CLUSTER_TIME_OUT, checked; then msrun's command line.
-    """
+    """Run a job; returns the launcher's exit code. The arguments are checked already, see msrun_launcher.sh's end."""
     join, log, log_dir, workers, local_workers, address, port, node, time_out, *line = arguments
     job = Job(line, log, log_dir, int(workers), int(local_workers), address, int(port), int(node), int(time_out))
 
@@ -359,20 +358,18 @@ def main(arguments):
         if join == "True":  # else it is there already
             note(f"error: {text}")
 
-    if job.has_scheduler:
-        try:
+    try:
+        if job.has_scheduler:
             check_port(job.address, job.port)
-        except JobError as error:
-            complain(error)
-            return error.code
+        else:
+            knock(job.address, job.port, 0)
+    except JobError as error:
+        complain(error)
+        return error.code
 
-    def started():
-        pass
-
-    if join == "False":
-        code, started = detach(log)
-        if not started:
-            return code
+    code, started = detach(log) if join == "False" else (None, lambda: None)
+    if not started:
+        return code
     left = ()
     try:
         code, problem = run(job, started)

@@ -73,6 +73,14 @@ if me in culprit.split(","):
 time.sleep(600)
 """
 
+# The scheduler of several nodes answers, as MindSpore's does, before further nodes start anything.
+SCHEDULER = """
+import os, socket
+if os.environ["MS_ROLE"] == "MS_SCHED":
+    with socket.create_server((os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"]))) as server:
+        server.accept()
+"""
+
 COLLECTIVE = """
 import os, time
 import numpy as np
@@ -362,7 +370,7 @@ def test_join_false_returns_at_once_and_the_log_says_how_the_job_ended(jobs):
 def test_two_nodes_are_two_launches_and_names_are_data(jobs):
     script = jobs.folder / "it's a $(touch evil); `touch evil`" / 'wor"ker.py'
     script.parent.mkdir()
-    script.write_text(WORKER, encoding="utf-8")
+    script.write_text(SCHEDULER + WORKER, encoding="utf-8")
     argument = "a'b \"c\"; touch evil"
     command = f"{shlex.quote(str(script))} none {shlex.quote(argument)}"
     port = free_port()
