@@ -39,8 +39,9 @@ fail() {
   exit 2
 }
 
-whole_number() { # NAME VALUE LEAST
-  [[ $2 =~ ^[0-9]{1,9}$ ]] && [ "$2" -ge "$3" ] || fail "$1: found '$2', expected a whole number from $3 up"
+whole_number() { # NAME VARIABLE LEAST; 10#, as Bash takes 08 for an octal number
+  [[ ${!2} =~ ^[0-9]{1,9}$ ]] && [ "${!2}" -ge "$3" ] || fail "$1: found '${!2}', expected a whole number from $3 up"
+  printf -v "$2" %d "$((10#${!2}))"
 }
 
 dry_run=
@@ -59,24 +60,20 @@ case $# in
     ;;
 esac
 local_workers=${local_workers:-$workers}
-whole_number WORKER_NUM "$workers" 1
-whole_number LOCAL_WORKER "$local_workers" 1
-whole_number MASTER_PORT "$port" 1
-whole_number NODE_RANK "$node" 0
-whole_number CLUSTER_TIME_OUT "$time_out" 1
-# Bash takes 08 for an octal number.
-workers=$((10#$workers)) local_workers=$((10#$local_workers)) port=$((10#$port)) node=$((10#$node)) time_out=$((10#$time_out))
+whole_number WORKER_NUM workers 1
+whole_number LOCAL_WORKER local_workers 1
+whole_number MASTER_PORT port 1
+whole_number NODE_RANK node 0
+whole_number CLUSTER_TIME_OUT time_out 1
 [ "$port" -le 65535 ] || fail "MASTER_PORT: found '$port', expected at most 65535"
 [ "$local_workers" -le "$workers" ] || fail "LOCAL_WORKER: found '$local_workers', expected at most WORKER_NUM ($workers)"
 [ "$((node * local_workers))" -lt "$workers" ] || [ "$local_workers" -eq "$workers" ] ||
   fail "NODE_RANK: found '$node', expected at most $(((workers - 1) / local_workers)) with WORKER_NUM $workers and LOCAL_WORKER $local_workers"
-export GRACE_SECONDS=${GRACE_SECONDS:-600}  # with the state of its optimizer a 9B model's checkpoint is 105 GB
-whole_number GRACE_SECONDS "$GRACE_SECONDS" 0
-case $join in
-  True | true) join=True ;;
-  False | false) join=False ;;
-  *) fail "JOIN: found '$join', expected True or False" ;;
-esac
+# A 9B model's checkpoint is 105 GB with its optimizer's state. MindSpore documents 300, and takes 30: a busy host's end.
+export GRACE_SECONDS=${GRACE_SECONDS:-600} MS_NODE_TIMEOUT=${MS_NODE_TIMEOUT:-300}
+whole_number GRACE_SECONDS GRACE_SECONDS 0
+[[ $join =~ ^([Tt]rue|[Ff]alse)$ ]] || fail "JOIN: found '$join', expected True or False"
+join=${join^}
 
 # The command's words, quotes respected, nothing expanded.
 command=${1//$'\\\n'/ }
@@ -109,8 +106,8 @@ else
   for ((rank = first; rank < first + local_workers; rank++)); do rm -f "$log_dir/worker_$rank.log"; done
   [ "$node" -eq 0 ] && rm -f "$log_dir/scheduler.log" || log=$log_dir/msrun_$node.log
 fi
-
 : >"$log"
+
 echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)"
 exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
   "$port" "$node" "$time_out" "${line[@]}"

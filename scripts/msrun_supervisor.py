@@ -31,19 +31,16 @@ GIVE_UP = 20  # seconds until a process that not even SIGKILL ends (a hanging dr
 SCHEDULER_GRACE = 60  # seconds that the scheduler of a single node has to end after the last worker
 SAME_ERROR = 3  # seconds after the scheduler in which a failing worker is named instead: they run the same script
 LINES = 10
+SCHEDULER = "the scheduler"
 NO_ROUTE = (errno.ENETUNREACH, errno.EINVAL, errno.EACCES)  # the second is a blackhole's; msrun would fail with these
 
 
 class JobError(Exception):
     """The job cannot start or has failed: what to say (the first line is an error's), and the launcher's exit code."""
 
-    def __init__(self, text, code=1):
+    def __init__(self, text, code=1, signal_number=None):  # of the launcher, which was asked to end the job
         super().__init__(text)
-        self.code = code
-
-
-class Stopped(JobError):
-    """The launcher itself was asked to end the job."""
+        self.code, self.signal_number = code, signal_number
 
 
 def check_port(address, port):
@@ -72,13 +69,12 @@ def knock(address, port, seconds):
         try:
             return socket.create_connection((address, port), timeout=5).close()
         except OSError as error:
-            no_way = isinstance(error, socket.gaierror) or error.errno in NO_ROUTE
             reason = f"MASTER_ADDR: cannot reach {address}:{port} from this node ({error.strerror or error})"
-        if no_way:
-            raise JobError(f"{reason}; expected the first node's address, and a route to it", 2)
-        if time.monotonic() >= deadline:
-            if not seconds:
-                return None
+            if isinstance(error, socket.gaierror) or error.errno in NO_ROUTE:
+                raise JobError(f"{reason}; expected the first node's address, and a route to it", 2) from None
+        if not seconds:
+            return None
+        if time.monotonic() > deadline:
             raise JobError(f"{reason} for {seconds} s; expected the address of the node with NODE_RANK 0, and its "
                            "launcher running")
         time.sleep(1)
@@ -151,11 +147,6 @@ def failed(name, code, log, remark=""):
     return JobError(f"{name} ended with {how}{memory}{remark}{ending(log)}", code if code > 0 else 128 - code)
 
 
-def name_of(rank):
-    """How a process of the job is called."""
-    return "the scheduler" if rank is None else f"worker {rank}"
-
-
 class Job:
     """The processes of a job on this node.
 
@@ -167,14 +158,16 @@ class Job:
         self.one_node, self.time_out = workers == local_workers, time_out
         self.has_scheduler = self.one_node or node == 0
         first = 0 if self.one_node else node * local_workers  # as msrun counts
-        self.expected = [*range(first, first + local_workers), *[None] * self.has_scheduler]  # ranks; the scheduler
-        if os.environ.get("MS_SIMULATION_LEVEL"):  # no scheduler; one process for a given rank, or for very many
-            self.expected = self.expected[:1 if "RANK_ID" in os.environ or local_workers > 128 else local_workers]
-        self.running = {}  # pid -> rank
+        self.expected = [f"worker {first + number}" for number in range(local_workers)]
+        if not os.environ.get("MS_SIMULATION_LEVEL"):
+            self.expected += [SCHEDULER] * self.has_scheduler
+        elif "RANK_ID" in os.environ or local_workers > 128:  # one process for a given rank, or in place of very many
+            self.expected = self.expected[:1]
+        self.running = {}  # pid -> name
 
-    def log_of(self, rank):
+    def log_of(self, name):
         """The file that a process logs to."""
-        return os.path.join(self.log_dir, "scheduler.log" if rank is None else f"worker_{rank}.log")
+        return os.path.join(self.log_dir, f"{name[name.startswith('the ') * 4:].replace(' ', '_')}.log")
 
     def start(self):
         """Run msrun, and let its processes begin when all of them are there; a JobError if not all come."""
@@ -183,12 +176,12 @@ class Job:
         with contextlib.ExitStack() as files:
             log = files.enter_context(open(self.log, "ab"))
             door = files.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            name = f"msrun_launcher-{secrets.token_hex(8)}"
-            door.bind(f"\0{name}")  # \0: a name without a file
+            door.bind(f"\0msrun_launcher-{secrets.token_hex(8)}")  # \0: a name without a file
             door.listen()
             door.settimeout(0.2)
+            os.environ["MSRUN_LAUNCHER"] = door.getsockname()[1:].decode()
             msrun = subprocess.Popen(self.line, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                     start_new_session=True, env={**os.environ, "MSRUN_LAUNCHER": name})
+                                     start_new_session=True)
             arrived, seconds = {}, self.time_out
             deadline = time.monotonic() + seconds
             while msrun.returncode is None or len(arrived) < len(self.expected):
@@ -199,41 +192,37 @@ class Job:
                     deadline = time.monotonic() + seconds
                 if time.monotonic() > deadline:
                     raise self.not_there(seconds, msrun.returncode, arrived)
-                with contextlib.suppress(OSError, ValueError):  # none comes within 0.2 s, or it dies at once
+                with contextlib.suppress(OSError):  # none comes within 0.2 s, or it dies at once
                     connection = files.enter_context(door.accept()[0])
                     pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
                     connection.settimeout(5)
-                    role, rank = connection.recv(64).decode().split() if user == os.getuid() else ("", "")
-                    rank = int(rank) if role == "MS_WORKER" else None
-                    if rank in self.expected:
-                        arrived[rank] = pid, connection
+                    name = connection.recv(64).decode() if user == os.getuid() else ""
+                    if name in self.expected:
+                        arrived[name] = pid, connection
                         deadline = max(deadline, time.monotonic() + min(seconds, START))
-                    elif rank is not None:
-                        raise JobError(f"msrun has started {name_of(rank)}, expected {self.expected}")
+                    elif name and name != SCHEDULER:
+                        raise JobError(f"msrun has started {name}, expected {', '.join(self.expected)}")
                     else:
                         # msrun starts a scheduler wherever MASTER_ADDR is local, thus for each of several "nodes" on
                         # one machine. It would take the port of the first node's.
                         connection.close()
-            for rank, (pid, connection) in arrived.items():
+            for name, (pid, connection) in arrived.items():
                 if stat(pid)[1] != str(os.getpid()):
-                    raise JobError(f"{name_of(rank)} ended before the job began{ending(self.log_of(rank))}")
-                self.running[pid] = rank
+                    raise JobError(f"{name} ended before the job began{ending(self.log_of(name))}")
+                self.running[pid] = name
                 with contextlib.suppress(OSError):  # it is dead; wait() will see that
                     connection.send(b"1")
 
     def not_there(self, seconds, msrun_code, arrived):
         """The JobError of what has not happened in so many seconds."""
-        missing, log = [rank for rank in self.expected if rank not in arrived], self.log
+        missing = [name for name in self.expected if name not in arrived]
         if msrun_code is None:
-            text = f"msrun has not ended within {seconds} s, expected it to start the processes and end"
-        elif missing == [None]:
-            text = (f"MASTER_ADDR: msrun has started no scheduler for {self.address} within {seconds} s; expected an "
-                    "address that `ip addr` shows")
-        else:
-            text, log = f"{name_of(missing[0])} has not started within {seconds} s", self.log_of(missing[0])
-            if missing[1:]:
-                text += f", nor have {' and '.join(map(name_of, missing[1:]))}"
-        return JobError(text + ending(log))
+            return JobError(f"msrun has not ended within {seconds} s, expected it to start the processes and end"
+                            f"{ending(self.log)}")
+        if missing == [SCHEDULER]:
+            return JobError(f"MASTER_ADDR: msrun has started no scheduler for {self.address} within {seconds} s; "
+                            "expected an address that `ip addr` shows")
+        return JobError(f"{', '.join(missing)} has not started within {seconds} s{ending(self.log_of(missing[0]))}")
 
     def wait(self):
         """Return when all have ended well; a JobError if one has not."""
@@ -241,7 +230,7 @@ class Job:
         while self.running:
             ended = reap()
             if ended is None:
-                if self.one_node and not deadline and set(self.running.values()) == {None}:
+                if self.one_node and not deadline and set(self.running.values()) == {SCHEDULER}:
                     deadline = time.monotonic() + SCHEDULER_GRACE
                 if deadline and time.monotonic() > deadline:
                     break
@@ -250,10 +239,10 @@ class Job:
             pid, code = ended
             if pid not in self.running:
                 continue  # a process of a worker that has outlived it
-            rank = self.running.pop(pid)
+            name = self.running.pop(pid)
             if code:
-                failure = failed(name_of(rank), code, self.log_of(rank), f", and the job with it{self.cause(rank)}")
-                if rank is not None:
+                failure = failed(name, code, self.log_of(name), f", and the job with it{self.cause(name)}")
+                if name != SCHEDULER:
                     break
                 deadline = time.monotonic() + SAME_ERROR
         if failure:
@@ -262,7 +251,7 @@ class Job:
     def let_workers_end(self, seconds):
         """Ask the workers alone to end and give them so long, as training saves a checkpoint and needs all for it."""
         deadline = time.monotonic() + seconds
-        left = {pid for pid, rank in self.running.items() if rank is not None}
+        left = {pid for pid, name in self.running.items() if name != SCHEDULER}
         send(signal.SIGTERM, left)
         while left and time.monotonic() < deadline:
             ended = reap()
@@ -271,41 +260,38 @@ class Job:
             else:
                 time.sleep(0.1)
 
-    def cause(self, failed_rank):
+    def cause(self, failed_one):
         """What is known of others that explains a failure: mostly processes wait for one that does not answer."""
         states = {"T": "is stopped (SIGSTOP)", "D": "does not return from the kernel (a driver, a disk)"}
-        found = [f"{name_of(rank)} {states[stat(pid)[0]]}" for pid, rank in self.running.items()
-                 if stat(pid)[0] in states]
+        states = [f"{name} {states.get(stat(pid)[0], '')}" for pid, name in self.running.items()]
+        found = [text for text in states if text.endswith(")")]
         with contextlib.suppress(OSError):
-            if "Building networking for MS_" in Path(self.log_of(failed_rank)).read_text(errors="replace"):
+            if "Building networking for MS_" in Path(self.log_of(failed_one)).read_text(errors="replace"):
                 found.append(f"not all processes came together at {self.address}:{self.port} within {self.time_out} s: "
-                             "are the launchers of all nodes running, with the same MASTER_ADDR, MASTER_PORT and "
-                             "WORKER_NUM?")
+                             "do the launchers of all nodes run, with one MASTER_ADDR, MASTER_PORT and WORKER_NUM?")
             if self.has_scheduler:  # of other nodes' processes nothing else is known
-                lines = Path(self.log_of(None)).read_text(errors="replace").splitlines()
+                lines = Path(self.log_of(SCHEDULER)).read_text(errors="replace").splitlines()
                 found += [f"scheduler.log: {line.rpartition('] ')[2]}" for line in lines if " timed out" in line][:1]
         return f" ({'; '.join(found)})" if found else ""
 
 
 def stop_on_signals():
-    """Make the signals that stop the launcher a `Stopped`, once. Those that are ignored (nohup) stay so."""
+    """Make the signals that stop the launcher a JobError, once. Those that are ignored (nohup) stay so."""
     signals = [each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
                if signal.getsignal(each) != signal.SIG_IGN]
 
     def stop(number, _):
         for each in signals:
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number)
+        raise JobError(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number, number)
 
     for each in signals:
         signal.signal(each, stop)
 
 
 def detach(log):
-    """Go on in a process of its own. Returns two things.
-
-    In the first process: the exit code, once the job has started or failed to, and None. In the second: None, and a
-    function to call when the job has started; from then on it prints into the file `log`.
+    """Go on in a process of its own. Returns, in the first process, the launcher's exit code, once the job has started
+    or failed to, and None; in the second, None and a function to call then, from when on it prints into the file `log`.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -324,24 +310,6 @@ def detach(log):
         os.write(writer, b"1")
 
     return None, started
-
-
-def run(job, started):
-    """Run the job and call `started` in between; returns the exit code and, if there is something wrong, what."""
-    try:
-        stop_on_signals()
-        if not job.has_scheduler:
-            started()  # for the first node may keep this one waiting
-            knock(job.address, job.port, job.time_out)
-        job.start()
-        if job.has_scheduler:
-            started()
-        job.wait()
-    except JobError as error:
-        if isinstance(error, Stopped) and error.code == 128 + signal.SIGTERM:
-            job.let_workers_end(int(os.environ["GRACE_SECONDS"]))
-        return error.code, str(error)
-    return 0, None
 
 
 def main(arguments):
@@ -370,11 +338,21 @@ def main(arguments):
     code, started = detach(log) if join == "False" else (None, lambda: None)
     if not started:
         return code
-    left = ()
+    code, left = 0, ()
     try:
-        code, problem = run(job, started)
-        if problem:
-            complain(problem)
+        stop_on_signals()
+        if not job.has_scheduler:
+            started()  # for the first node may keep this one waiting
+            knock(job.address, job.port, job.time_out)
+        job.start()
+        if job.has_scheduler:
+            started()
+        job.wait()
+    except JobError as error:
+        if error.signal_number == signal.SIGTERM:
+            job.let_workers_end(int(os.environ["GRACE_SECONDS"]))
+        code = error.code
+        complain(error)
     finally:
         left = end_all()
     if left:

@@ -11,11 +11,12 @@ launcher = os.environ.pop("MSRUN_LAUNCHER", None)
 with contextlib.suppress(PermissionError):  # newer releases of msrun have done so
     os.setsid()
 if launcher:
-    rank = os.environ.get("MS_NODE_ID") or os.environ.get("RANK_ID")
+    rank = os.environ.get("MS_NODE_ID") or os.environ.get("RANK_ID")  # the number in its log's name comes first
+    name = "the scheduler" if os.environ.get("MS_ROLE") == "MS_SCHED" else f"worker {rank}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
             connection.connect(f"\0{launcher}")
-            connection.send(f"{os.environ.get('MS_ROLE', 'MS_WORKER')} {rank}".encode())
+            connection.send(name.encode())
             if not connection.recv(1):  # not needed, or the launcher was killed
                 sys.exit()
         except OSError as error:
