@@ -54,10 +54,7 @@ case $# in
   2) workers=$2 ;;
   6) workers=$2 port=$3 log_dir=$4 join=$5 time_out=$6 ;;
   9) workers=$2 local_workers=$3 address=$4 port=$5 node=$6 log_dir=$7 join=$8 time_out=$9 ;;
-  *)
-    usage >&2
-    fail "found $# arguments, expected 1, 2, 6 or 9"
-    ;;
+  *) usage >&2 && fail "found $# arguments, expected 1, 2, 6 or 9" ;;
 esac
 local_workers=${local_workers:-$workers}
 whole_number WORKER_NUM workers 1

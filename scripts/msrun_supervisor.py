@@ -262,6 +262,7 @@ class Job:
 
     def cause(self, failed_one):
         """What is known of others that explains a failure: mostly processes wait for one that does not answer."""
+        time.sleep(SAME_ERROR * (self.has_scheduler and not self.one_node))  # it may just be about to miss another node
         states = {"T": "is stopped (SIGSTOP)", "D": "does not return from the kernel (a driver, a disk)"}
         states = [f"{name} {states.get(stat(pid)[0], '')}" for pid, name in self.running.items()]
         found = [text for text in states if text.endswith(")")]
@@ -272,6 +273,8 @@ class Job:
             if self.has_scheduler:  # of other nodes' processes nothing else is known
                 lines = Path(self.log_of(SCHEDULER)).read_text(errors="replace").splitlines()
                 found += [f"scheduler.log: {line.rpartition('] ')[2]}" for line in lines if " timed out" in line][:1]
+        if not found and not self.one_node:
+            found = ["perhaps a process of another node failed first: its launcher says so"]
         return f" ({'; '.join(found)})" if found else ""
 
 

@@ -10,6 +10,7 @@ Nothing leaves the namespaces: their bridge has no way out. Root is needed, as i
 """
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -246,4 +247,6 @@ def test_a_dead_worker_on_one_node_ends_the_job_on_the_other(tmp_path):
     assert second == 137
     assert of_second.startswith("msrun_launcher.sh: error: worker 1 ended with signal SIGKILL, ")
     assert first in (1, 143)
-    assert "and the job with it (scheduler.log: The node: 1 is timed out." in of_first.partition("\n")[0]
+    # Its collective may fail before the scheduler misses the worker; then nothing more is known on this node.
+    assert re.search(r"and the job with it \((scheduler.log: The node: 1 is timed out\.|perhaps a process of another "
+                     r"node failed first: its launcher says so\))", of_first.partition("\n")[0])
