@@ -105,6 +105,7 @@ else
 fi
 : >"$log"
 
+ulimit -u unlimited 2>/dev/null || true  # a worker has many threads; where the limit is not ours to lift, it stays
 echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)"
 exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
   "$port" "$node" "$time_out" "${line[@]}"
