@@ -60,7 +60,7 @@ def test_a_step_of_micro_batches_has_the_loss_and_the_figures_of_the_whole_batch
     positions = np.broadcast_to(np.arange(fields[0].shape[1], dtype=np.int32), fields[0].shape)
     model = load_reference_weights(build_model(**dimensions_of(reference), track_step_metrics=True)).set_train(True)
     rows = []
-    for pieces in (1, pairs):
+    for pieces in (1, pairs, pairs, 1):  # a second step of a compiled graph counts from 0 too
         columns = batch_pairs(*fields, positions, reference["loss_mask"], None, micro_batches=pieces)
         step = GradAccumulationCell(model, pieces) if pieces > 1 else model
         loss = step(*(Tensor(np.ascontiguousarray(column)) for column in columns))
@@ -68,7 +68,7 @@ def test_a_step_of_micro_batches_has_the_loss_and_the_figures_of_the_whole_batch
         rows.append(row_after(monitor(micro_batches=pieces), run, tmp_path))
         assert model.step_metrics.value.asnumpy().tolist() == [0] * 6
     assert pairs == 2
-    assert rows[1] == pytest.approx(rows[0], rel=1e-5)
+    assert all(row == pytest.approx(rows[0], rel=1e-5) for row in rows)
     assert rows[0]["loss"] == pytest.approx(float(reference["loss"]), rel=1e-4)
     assert rows[0]["pairs"] == pairs
 

@@ -79,7 +79,7 @@ def train(build_model, load_reference_weights):
     function = ms.value_and_grad(model, None, weights)
 
     def run(columns):
-        model.step_metrics.value.set_data(Tensor(np.zeros(6, np.float32)))
+        ops.assign(model.step_metrics.value, Tensor(np.zeros(6, np.float32)))
         loss, gradients = function(*map(Tensor, columns))
         return (float(loss), {weight.name: gradient.asnumpy() for weight, gradient in zip(weights, gradients)},
                 model.step_metrics.value.asnumpy().copy())
