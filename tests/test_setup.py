@@ -6,6 +6,7 @@
 | test_one_distribution_owns_... | no installation lies over another one | the files of all distributions |
 | test_the_pair_is_the_one_that_was_asked_for | PAIR decides the releases | setup.py's extra |
 | test_another_pair_is_refused, test_an_interpreter_... | one line each | messages |
+| test_continuous_integration_ends_... | what ran on which pair is said, and what failed | exit codes |
 | test_tests_that_need_the_stack_... | no test that touches it is left out on the second pair | the tests' sources |
 """
 import importlib.metadata
@@ -79,6 +80,27 @@ def test_an_interpreter_that_does_not_fit_is_refused(tmp_path):
                             check=False, env={**os.environ, "PAIR": "production", "PYTHON": "/bin/false"})
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: PYTHON: found '/bin/false', expected an interpreter of Python 3.10\n"
+
+
+@pytest.mark.parametrize(("current", "production", "code", "last"), [
+    (0, 0, 0, ["current: 7 passed in 1.00s (N s)", "production: 7 passed in 1.00s (N s)"]),
+    (0, 3, 0, ["current: 7 passed in 1.00s (N s)", "production: not run, no Python 3.10"]),
+    (0, 1, 1, ["current: 7 passed in 1.00s (N s)", "production: failed with exit code 1, 7 passed in 1.00s"]),
+    (3, 0, 1, ["current: failed with exit code 3, 7 passed in 1.00s", "production: 7 passed in 1.00s (N s)"]),
+])
+def test_continuous_integration_ends_with_what_ran_on_which_pair(current, production, code, last, tmp_path):
+    """With a stand-in for the tests, which prints pytest's last line and its arguments."""
+    for folder in (".ci", "scripts"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ".ci" / "run").write_bytes((ROOT / ".ci" / "run").read_bytes())
+    (tmp_path / "scripts" / "run_tests.sh").write_text(
+        f'echo "arguments: $*"; echo "7 passed in 1.00s"; [ "$PAIR" = current ] && exit {current}; exit {production}\n')
+    result = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=False,
+                            env={name: value for name, value in os.environ.items() if name != "PYTHON"})
+    lines = result.stdout.splitlines()
+    assert result.returncode == code
+    assert [re.sub(r"\(\d+ s\)", "(N s)", line) for line in lines[-2:]] == last
+    assert [line for line in lines if "arguments" in line] == ["arguments: ", "arguments: -m stack"]
 
 
 def test_tests_that_need_the_stack_carry_its_marker():
