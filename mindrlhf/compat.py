@@ -15,7 +15,7 @@ from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
 __all__ = ["attention_mask_dtype", "no_init_parameters", "on_ascend", "on_whole_cpu", "use_checkpoint",
-           "use_portable_overflow_check", "use_saving", "use_strict_loading"]
+           "use_portable_overflow_check", "use_strict_loading"]
 
 
 def on_ascend() -> bool:
@@ -141,15 +141,6 @@ def use_strict_loading(load: Callable) -> None:
         return [], []
 
     utils.load_param_into_net = load_param_into_net
-
-
-def use_saving(save: Callable) -> None:
-    """Let MindFormers' `CheckpointMonitor` write its files with `save`, which has `save_checkpoint`'s parameters.
-
-    MindFormers 1.3 has no way to ask for a checksum or for another way to write.
-    """
-    from mindformers.core.callback import callback
-    callback.save_checkpoint = save
 
 
 def use_checkpoint(path: str) -> None:

@@ -7,14 +7,15 @@ are summed along rows, unscaling and clipping are one multiplication, and a step
 nothing: 0.4 s.
 """
 import mindspore.common.dtype as mstype
-from mindformers.core.optim import FP32StateAdamWeightDecay
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.wrapper import MFTrainOneStepCell
+from mindspore import Parameter, ParameterTuple, Tensor, nn
+from mindspore.common.initializer import initializer
 from mindspore.ops import composite as C
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["RewardTrainOneStepCell", "SkippingAdamWeightDecay"]
+__all__ = ["Float32StateAdamWeightDecay", "RewardTrainOneStepCell", "SkippingAdamWeightDecay"]
 
 _square_sum = C.MultitypeFuncGraph("rowwise_square_sum")
 _times = C.MultitypeFuncGraph("times_or_zero")
@@ -46,8 +47,43 @@ def _adam_weight_decay_update(beta1, beta2, eps, rate, decay, parameter, moment1
     return True
 
 
+def _float32_states(parameters, prefix: str) -> ParameterTuple:
+    """A float32 parameter of zeros for each, with its shape and layout, named PREFIX.NAME."""
+    states = []
+    for parameter in parameters:
+        zeros = initializer("zeros", parameter.shape, mstype.float32)
+        state = Parameter(zeros)
+        state.param_info = parameter.param_info.clone()
+        if not hasattr(parameter.param_info, "cloned_obj"):
+            parameter.param_info.cloned_obj = []
+        parameter.param_info.cloned_obj.append(state)  # by which a layout cuts the state as it cuts the parameter
+        state.is_init = False
+        state.set_data(zeros)
+        state.name = f"{prefix}.{parameter.name}"
+        states.append(state)
+    return ParameterTuple(states)
+
+
+@MindFormerRegister.register(MindFormerModuleType.OPTIMIZER, alias="FP32StateAdamWeightDecay")
+class Float32StateAdamWeightDecay(nn.AdamWeightDecay):
+    """`mindspore.nn.AdamWeightDecay` whose moments are float32 whatever the parameters' type.
+
+    It is MindFormers 1.3's FP32StateAdamWeightDecay, for which MindFormers has another class with other arguments since
+    1.6. Users' YAMLs and checkpoints have this one's name, arguments and names of moments (adam_m., adam_v.).
+
+    Args:
+        params, learning_rate, beta1, beta2, eps, weight_decay: as there
+    """
+
+    def __init__(self, params, learning_rate=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.0):
+        super(nn.AdamWeightDecay, self).__init__(learning_rate, params, weight_decay)  # not its moments
+        self.beta1, self.beta2, self.eps = (Tensor([value], mstype.float32) for value in (beta1, beta2, eps))
+        self.moments1, self.moments2 = (_float32_states(self.parameters, prefix) for prefix in ("adam_m", "adam_v"))
+        self.fused_opt, self.use_fused_opt = P.AdamWeightDecay(), True
+
+
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
-class SkippingAdamWeightDecay(FP32StateAdamWeightDecay):
+class SkippingAdamWeightDecay(Float32StateAdamWeightDecay):
     """`FP32StateAdamWeightDecay` with a step that can be told to change nothing, without a branch.
 
     The kernel of AdamWeightDecay takes 90 ms for an embedding of 151552 x 256 on two cores; shrinking the parameter

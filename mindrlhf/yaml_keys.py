@@ -106,7 +106,7 @@ CALLBACKS = {
     "CheckpointMonitor": _keys("""
         type prefix directory config save_checkpoint_steps save_checkpoint_seconds keep_checkpoint_max
         keep_checkpoint_per_n_minutes integrated_save save_network_params save_trainable_params async_save
-        saved_network append_info enc_key enc_mode exception_save global_batch_size"""),
+        saved_network append_info enc_key enc_mode exception_save global_batch_size resumed_run data_settings"""),
     "MFLossMonitor": _keys("""
         type learning_rate per_print_times micro_batch_num micro_batch_interleave_num origin_epochs dataset_size
         initial_epoch initial_step global_batch_size gradient_accumulation_steps check_for_nan_in_loss_and_grad

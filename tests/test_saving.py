@@ -157,10 +157,23 @@ def test_saving_beside_the_training_is_refused(tmp_path):
         WholeCheckpointMonitor(directory=str(tmp_path), async_save=True)
 
 
-def test_mindformers_saves_through_it(tmp_path):
+@pytest.mark.parametrize(("argument", "value"), [("keep_checkpoint_per_n_minutes", 5), ("saved_network", "a"),
+                                                ("save_trainable_params", True), ("enc_key", b"k")])
+def test_what_mindformers_would_do_otherwise_is_refused(tmp_path, argument, value):
+    with pytest.raises(UserError, match=rf"callbacks\.CheckpointMonitor: {argument} is {value!r}, expected "):
+        WholeCheckpointMonitor(directory=str(tmp_path), **{argument: value})
+
+
+def test_seconds_between_checkpoints_count_where_there_are_no_steps(tmp_path, saved):
+    train(tmp_path / "often", steps=4, save_checkpoint_steps=0, save_checkpoint_seconds=1e-9)
+    assert saved[::2][:-1] == [f"a_rank_0-1_{step}.ckpt" for step in (1, 2, 3)]
+    saved.clear()
+    train(tmp_path / "end", steps=4, save_checkpoint_steps=0, save_checkpoint_seconds=1000)
+    assert saved == ["a_rank_0-network.ckpt", "a_rank_0-1_4.ckpt"]
+
+
+def test_a_yaml_that_names_mindformers_class_gets_it(tmp_path):
     train(tmp_path, steps=1, of_epoch=1, save_checkpoint_steps=1)
-    from mindformers.core.callback import callback
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
-    assert callback.save_checkpoint is save_whole
     assert MindFormerRegister.get_cls(MindFormerModuleType.CALLBACK, "CheckpointMonitor") is WholeCheckpointMonitor
     assert Tensor(ms.load_checkpoint(str(tmp_path / RANK_0[0] / "a_rank_0-1_1.ckpt"))["step_num"]).asnumpy() == 1

@@ -2,6 +2,7 @@
 
 | test                                   | proves                                  | judged against             |
 | test_three_steps_equal_mindformers_own | loss, norm, parameters and moments      | `MFTrainOneStepCell`, 1e-6 |
+| test_moments_are_float32_...           | types and names of the moments          | MindFormers 1.3            |
 | test_the_norm_is_that_of_all_gradients | the figure in the log                   | NumPy                      |
 | test_a_gradient_that_is_not_finite ... | nothing moves, the loss scale is halved | the values before          |
 """
@@ -9,7 +10,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindformers.core.lr import CosineWithWarmUpLR
-from mindformers.core.optim import FP32StateAdamWeightDecay
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.wrapper import MFTrainOneStepCell
 from mindspore import Parameter, Tensor, nn, ops
@@ -20,7 +20,7 @@ from mindrlhf.wrapper import RewardTrainOneStepCell, SkippingAdamWeightDecay
 pytestmark = pytest.mark.stack
 
 SHAPES = {"table": (37, 16), "bias": (37,), "scale": (1,), "cube": (2, 3, 5)}
-OURS, MINDFORMERS = (RewardTrainOneStepCell, SkippingAdamWeightDecay), (MFTrainOneStepCell, FP32StateAdamWeightDecay)
+OURS, MINDFORMERS = (RewardTrainOneStepCell, SkippingAdamWeightDecay), (MFTrainOneStepCell, nn.AdamWeightDecay)
 
 
 class _Net(nn.Cell):
@@ -93,6 +93,16 @@ def test_three_steps_equal_mindformers_own(clip):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=5e-7 * np.abs(value).max(), err_msg=name)
     assert all(np.abs(found[name] - start[name]).max() > 1e-3 for name in SHAPES)
+
+
+@pytest.mark.parametrize("kind", [ms.float32, ms.float16, ms.bfloat16])
+def test_moments_are_float32_under_the_names_of_mindformers_1_3(kind):
+    """By which its checkpoints are resumed; MindSpore's own optimizer has them in the parameters' type."""
+    optimizer = MindFormerRegister.get_cls(MindFormerModuleType.OPTIMIZER, "FP32StateAdamWeightDecay")(
+        [Parameter(Tensor(np.ones(3), kind), name="weight")])
+    states = {parameter.name: parameter for parameter in optimizer.get_parameters() if "adam" in parameter.name}
+    assert {name: (state.dtype, state.shape) for name, state in states.items()} == dict.fromkeys(
+        ("adam_m.weight", "adam_v.weight"), (ms.float32, (3,)))
 
 
 def test_the_norm_is_that_of_all_gradients(clipping):

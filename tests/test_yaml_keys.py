@@ -102,20 +102,22 @@ def arguments_of(kind):
 def test_keys_are_those_of_the_classes():
     from mindformers.core.callback.callback import CheckpointMonitor, MFLossMonitor
     from mindformers.core.lr.lr_schedule import CosineWithWarmUpLR
-    from mindformers.core.optim import FP32StateAdamWeightDecay
     from mindformers.models.glm2.glm2_config import ChatGLM2Config
     from mindformers.modules.transformer import TransformerOpParallelConfig, TransformerRecomputeConfig
     from mindformers.wrapper import MFTrainOneStepCell
 
     from mindrlhf.callbacks import RewardMonitor
     from mindrlhf.guard import SkippedStepMonitor
+    from mindrlhf.saving import WholeCheckpointMonitor
+    from mindrlhf.wrapper import Float32StateAdamWeightDecay
     for kind, known in ((ChatGLM2Config, BLOCKS["model.model_config"]),
                         (TransformerOpParallelConfig, BLOCKS["parallel_config"]),
                         (TransformerRecomputeConfig, BLOCKS["recompute_config"]),
-                        (FP32StateAdamWeightDecay, TYPES["FP32StateAdamWeightDecay"]),
+                        (Float32StateAdamWeightDecay, TYPES["FP32StateAdamWeightDecay"]),
                         (CosineWithWarmUpLR, TYPES["CosineWithWarmUpLR"]),
                         (MFTrainOneStepCell, TYPES["MFTrainOneStepCell"]),
                         (CheckpointMonitor, CALLBACKS["CheckpointMonitor"]),
+                        (WholeCheckpointMonitor, CALLBACKS["CheckpointMonitor"]),
                         (MFLossMonitor, CALLBACKS["MFLossMonitor"]),
                         (RewardMonitor, CALLBACKS["RewardMonitor"]),
                         (SkippedStepMonitor, CALLBACKS["SkippedStepMonitor"])):

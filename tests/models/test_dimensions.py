@@ -566,14 +566,13 @@ def test_prefix_is_put_in_front_of_every_backbone_weight():
 
 
 def test_optimizer_states_get_the_prefix_too():
-    """A backbone alone against one inside a model: MindFormers' optimizer names the states of both."""
-    from mindformers.core.optim import FP32StateAdamWeightDecay
-    from mindspore import Parameter, Tensor
+    """A backbone alone against one inside a model: MindSpore's optimizer names the states of both."""
+    from mindspore import Parameter, Tensor, nn
     names = {}
     for prefix in ("", "transformer."):
         weights = [Parameter(Tensor(np.ones(2, np.float32)), name=name) for name in (
             f"{prefix}embedding.embedding_weight", f"{prefix}encoder.final_layernorm.weight", "v_head0.weight")]
-        names[prefix] = [parameter.name for parameter in FP32StateAdamWeightDecay(weights).get_parameters()]
+        names[prefix] = [parameter.name for parameter in nn.AdamWeightDecay(weights).get_parameters()]
     assert [with_prefix(name) for name in names[""]] == names["transformer."]
     assert len(names[""]) > 3 * 3 > len(set(names[""]) & set(names["transformer."]))
 
