@@ -45,7 +45,8 @@ def start(config: Dict[str, Any]):
     from mindformers.core.context import build_context
     from mindformers.tools.utils import get_real_group_size
 
-    from mindrlhf import callbacks, compat, guard, processes, saving, wrapper  # noqa: F401
+    from mindrlhf import callbacks, guard, processes, saving, wrapper  # noqa: F401
+    from mindrlhf.compat.model import use_portable_overflow_check
     from mindrlhf.data import dataset  # noqa: F401
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 
@@ -59,7 +60,7 @@ def start(config: Dict[str, Any]):
                             f"msrun_launcher.sh, or set --use_parallel False ({reason})") from None
         raise UserError(f"MindSpore cannot be set up for context.device_target {config.context.device_target} on this "
                         f"machine: {reason}") from None
-    compat.use_portable_overflow_check()
+    use_portable_overflow_check()
     if get_real_group_size() > 1:
         processes.meet()
     return config

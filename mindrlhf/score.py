@@ -76,8 +76,8 @@ class Scorer:
         import mindspore as ms
         from mindformers.models.build_model import build_network
 
-        from mindrlhf import compat
-        with compat.no_init_parameters():
+        from mindrlhf.compat.model import no_init_parameters
+        with no_init_parameters():
             self.network = build_network(self._run.model, default_args={"parallel_config": self._run.parallel_config,
                                                                         "moe_config": self._run.moe_config})
         self.network.set_train(False)

@@ -114,8 +114,8 @@ def train(config: Dict[str, Any], task: str) -> None:
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
-    from mindrlhf import compat
     from mindrlhf.callbacks import callbacks_of_process
+    from mindrlhf.compat.trainer import use_strict_loading
     from mindrlhf.guard import InterruptionGuard
 
     rank, ranks = get_real_rank(), get_real_group_size()
@@ -135,7 +135,7 @@ def train(config: Dict[str, Any], task: str) -> None:
         choose = _stage_checkpoint if run.auto_trans_ckpt else _choose_checkpoint
         resumed_from = choose(run, rank, ranks, logger.warning)
         source = source or run.load_checkpoint
-        compat.use_strict_loading(lambda network, parameters: logger.info(
+        use_strict_loading(lambda network, parameters: logger.info(
             load_strictly(network, parameters, source, bool(run.resume_training), stage).as_text()))
     run.train_dataset.data_loader.dataset_dir = files
     run.train_dataset.seq_length = run.model.model_config.seq_length
@@ -169,9 +169,9 @@ def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]
         run.load_checkpoint, rank if sliced else 0, bool(run.resume_training), warn,
         *([lambda step: stack_over_processes(np.array(step, np.float32)).tolist()] if ranks > 1 else []))
     if sliced:
-        from mindrlhf import compat
+        from mindrlhf.compat.trainer import use_checkpoint
         run.resume_by_last_timestamp_ckpt = True  # that is, by the function that this replaces, not by meta.json
-        compat.use_checkpoint(str(chosen))
+        use_checkpoint(str(chosen))
     else:
         run.load_checkpoint = str(chosen)
     return chosen if run.resume_training else None

@@ -14,12 +14,14 @@ import pytest
 from mindformers.models.glm2 import glm2_modules
 from mindformers.models.glm2.glm2 import ChatGLM2Model
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
+from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
 from mindformers.trainer import utils as trainer_utils
 from mindformers.wrapper import MFTrainOneStepCell
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindrlhf import compat
 from mindrlhf.checkpoint import load_strictly
+from mindrlhf.compat import model as compat
+from mindrlhf.compat.trainer import use_checkpoint, use_strict_loading
 from mindrlhf.errors import UserError
 
 pytestmark = pytest.mark.stack
@@ -39,6 +41,7 @@ def test_the_uint8_mask_of_mindformers_attends_the_future():
     model = ChatGLM2Model(ChatGLM2Config(num_layers=1, hidden_size=32, num_attention_heads=4, kv_channels=8,
                                          ffn_hidden_size=48, padded_vocab_size=64, seq_length=8,
                                          param_init_type="float32", compute_dtype="float32")).set_train(False)
+    compat.adapt_encoder(model.encoder)
     for parameter in model.get_parameters():
         if "layernorm" not in parameter.name:
             parameter.set_data(Tensor(np.random.default_rng(1).standard_normal(parameter.shape), ms.float32))
@@ -65,6 +68,19 @@ def test_fused_kernels_are_left_to_ascend():
     assert not glm2_modules.check_valid_big_kernel()
     assert glm2_modules.ChatGLM2RMSNorm(8).self_define
     assert glm2_modules.ChatGLM2SiLU().self_define
+
+
+def test_an_encoder_gets_its_cast_and_loses_what_inference_alone_needs():
+    config = ChatGLM2Config(num_layers=2, hidden_size=32, num_attention_heads=4, kv_channels=8, ffn_hidden_size=48,
+                            padded_vocab_size=64, seq_length=8)
+    encoder = ChatGLM2Transformer(config)
+    for layer in encoder.layers:  # as MindFormers makes them since 1.6
+        layer.self_attention.infer_attention = _Net()
+    compat.adapt_encoder(encoder)
+    assert not [name for name, _ in encoder.cells_and_names() if "infer_attention" in name]
+    assert not [parameter.name for parameter in encoder.get_parameters() if "infer_attention" in parameter.name]
+    assert all(hasattr(cell, "cast") for _, cell in encoder.cells_and_names()
+               if isinstance(cell, (ChatGLM2Transformer, glm2_modules.ChatGLM2RMSNorm)))
 
 
 class _Net(nn.Cell):
@@ -97,7 +113,7 @@ def test_overflow_is_found_the_step_skipped_and_the_loss_scale_lowered(bad):
 
 def test_strict_loading_ends_a_run_whose_checkpoint_does_not_fit(monkeypatch):
     monkeypatch.setattr(trainer_utils, "load_param_into_net", trainer_utils.load_param_into_net)
-    compat.use_strict_loading(lambda network, values: load_strictly(network, values, "base.ckpt", need_head=False))
+    use_strict_loading(lambda network, values: load_strictly(network, values, "base.ckpt", need_head=False))
     with pytest.raises(UserError, match=r"base\.ckpt: 1 of the network's 1 parameters are not in this .*: weight"):
         trainer_utils.load_param_into_net(_Net(), {"other": Parameter(Tensor([1.0]), name="other")})
 
@@ -113,7 +129,7 @@ def test_the_named_checkpoint_is_loaded_and_not_the_newest_by_time(monkeypatch, 
 
     monkeypatch.setattr(trainer_utils, "get_last_checkpoint", trainer_utils.get_last_checkpoint)
     assert loaded() == 1
-    compat.use_checkpoint(str(tmp_path / "rank_0" / "a-1_2.ckpt"))
+    use_checkpoint(str(tmp_path / "rank_0" / "a-1_2.ckpt"))
     assert loaded() == 0
 
 

@@ -14,7 +14,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.wrapper import MFTrainOneStepCell
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindrlhf import compat
+from mindrlhf.compat.model import use_portable_overflow_check
 from mindrlhf.wrapper import RewardTrainOneStepCell, SkippingAdamWeightDecay
 
 pytestmark = pytest.mark.stack
@@ -47,7 +47,7 @@ class Run:
 
     def __init__(self, kinds, clip):
         ms.set_context(mode=ms.GRAPH_MODE)
-        compat.use_portable_overflow_check()
+        use_portable_overflow_check()
         cell, optimizer = kinds
         self.net = _Net()
         groups = [{"params": [self.net.table, self.net.cube], "weight_decay": 0.1},

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import numpy as np
 
-from mindrlhf.compat_record import spare_writer
+from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.errors import UserError, some
 from mindrlhf.partial import partial_folder

@@ -15,6 +15,7 @@ from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor, ops
 
+from mindrlhf.compat.model import adapt_encoder
 from mindrlhf.models.glm4.backbone import CausalMask
 from mindrlhf.models.glm4.glm_reward import Glm4RewardModel, VHead
 
@@ -144,6 +145,7 @@ def test_hidden_states_equal_chatglm2_model_with_a_float_mask(scoring_model, ref
         num_layers=2, padded_vocab_size=64, hidden_size=32, ffn_hidden_size=48, kv_channels=8, num_attention_heads=4,
         multi_query_group_num=2, seq_length=SEQ, layernorm_epsilon=dimensions.layernorm_epsilon,
         param_init_type="float32", compute_dtype="float32")).set_train(False)
+    adapt_encoder(backbone.encoder)
     for parameter in backbone.get_parameters():
         if f"weight/transformer.{parameter.name}" in reference:
             parameter.set_data(Tensor(reference[f"weight/transformer.{parameter.name}"]))

@@ -2,7 +2,7 @@
 
 `mindformers.models.glm2.ChatGLM2Model` is not used as a whole. It owns an LM head (151552 x 4096 for the 9B) that a
 reward model never calls, and it holds a constant causal mask of S x S int32, of which it makes one that MindSpore 2.7
-reads the wrong way round (see `mindrlhf.compat.attention_mask_dtype`).
+reads the wrong way round (see `mindrlhf.compat.model.attention_mask_dtype`).
 """
 import mindspore.common.dtype as mstype
 import numpy as np
@@ -14,7 +14,7 @@ from mindformers.models.llama.llama_layer import LlamaEmbedding
 from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
-from mindrlhf import compat
+from mindrlhf.compat.model import adapt_encoder, attention_mask_dtype, on_whole_cpu
 from mindrlhf.data.packing import longest_row, segment_stride
 from mindrlhf.models.glm4.cpu import use_cpu_cells
 from mindrlhf.models.glm4.pieces import query_pieces
@@ -44,7 +44,7 @@ class CausalMask(nn.Cell):
         dp = config.parallel_config.data_parallel
         full = (dp, 1, 1, 1)
         self.positions = Tensor(np.arange(config.seq_length), mstype.int32)
-        self.dtype = compat.attention_mask_dtype(config.use_flash_attention)
+        self.dtype = attention_mask_dtype(config.use_flash_attention)
         self.slice = P.StridedSlice().shard(((1,),))
         self.later = P.Greater().shard(((1, 1, 1, 1), (1, 1, 1, 1)))
         self.in_front = P.Less().shard(((1, 1, 1, 1), full))
@@ -87,7 +87,7 @@ class SegmentMask(nn.Cell):
         dp = config.parallel_config.data_parallel
         rows, full, one = (dp, 1), (dp, 1, 1, 1), (1, 1, 1, 1)
         self.positions = Tensor(np.arange(longest_row(config.seq_length)), mstype.int32)
-        self.dtype = compat.attention_mask_dtype(config.use_flash_attention)
+        self.dtype = attention_mask_dtype(config.use_flash_attention)
         self.slice = P.StridedSlice().shard(((1,),))
         self.cut = P.StridedSlice().shard((rows,))
         self.later = P.Greater().shard((one, one))
@@ -143,7 +143,8 @@ class Glm4Backbone(GLM2PreTrainedModel):
                                   seq_length=config.seq_length, rotary_dtype=config.rotary_dtype, base=10000,
                                   rope_ratio=config.rope_ratio)
         self.encoder = ChatGLM2Transformer(config)
-        self.in_pieces = compat.on_whole_cpu() and use_cpu_cells(self.encoder, config)
+        adapt_encoder(self.encoder)
+        self.in_pieces = on_whole_cpu() and use_cpu_cells(self.encoder, config)
         self.slice_cache = P.StridedSlice().shard(((1, 1, 1),))
         self.gather_cache = P.Gather().shard(((1, 1, 1), (layout.data_parallel, 1)))
         # Layers unpack three tensors and read the last. The compiler of MindSpore 2.5.0.dev20250119 crashes where a

@@ -8,7 +8,7 @@
 import numpy as np
 import pytest
 
-from mindrlhf.compat_record import spare_writer
+from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import encode_pair
 
 pytestmark = pytest.mark.stack

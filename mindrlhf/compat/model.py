@@ -1,21 +1,18 @@
-"""Every difference between devices, and between MindSpore and MindFormers releases, in one place.
-
-No other module looks at a device name or a version. Patches of MindFormers 1.3 and MindSpore 2.4 to 2.7 are applied
-when this module is imported; each says what it mends, since which release, and when it can go. All of them are
-covered by tests/test_compat.py.
-"""
+"""Differences that the network and its compilation meet. Tests: tests/test_compat.py."""
 import contextlib
-from typing import Callable
 
 import mindspore as ms
 import mindspore.common.dtype as mstype
+from mindformers.models.glm2 import glm2_modules
+from mindformers.models.glm2.glm2_modules import ChatGLM2RMSNorm
+from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
 from mindspore import nn
 from mindspore.ops import composite as C
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["attention_mask_dtype", "no_init_parameters", "on_ascend", "on_whole_cpu", "use_checkpoint",
-           "use_portable_overflow_check", "use_strict_loading"]
+__all__ = ["adapt_encoder", "attention_mask_dtype", "no_init_parameters", "on_ascend", "on_whole_cpu",
+           "use_portable_overflow_check"]
 
 
 def on_ascend() -> bool:
@@ -58,31 +55,34 @@ def no_init_parameters():
         del ms.Parameter.init_param
 
 
+def adapt_encoder(encoder: nn.Cell) -> None:
+    """Give a `ChatGLM2Transformer` what its release forgets, and take from it what training has no use for.
+
+    - `nn.Cell` has had no `cast` since MindSpore 2.7. The transformer of MindFormers 1.3 and the plain RMSNorm of 1.6
+      to 2.1 use it: their graphs do not compile.
+    - Since MindFormers 1.6 each layer has its `InferAttention` in training too, with caches of keys and values as
+      parameters: 84 MB for the 9B, and strict loading would ask for them.
+    """
+    for _, cell in encoder.cells_and_names():
+        if isinstance(cell, (ChatGLM2Transformer, ChatGLM2RMSNorm)) and not hasattr(cell, "cast"):
+            cell.cast = P.Cast()
+    for layer in encoder.layers:
+        if hasattr(layer.self_attention, "infer_attention"):
+            del layer.self_attention.infer_attention
+
+
 # --- patches --------------------------------------------------------------------------------------------------------
 
-def _give_transformer_its_cast() -> None:
-    """MindSpore 2.7: `nn.Cell` lost the attribute `cast`, which `ChatGLM2Transformer` of MindFormers 1.3 uses."""
-    from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
-    if not hasattr(nn.Cell, "cast"):
-        init = ChatGLM2Transformer.__init__
-
-        def init_with_cast(self, *args, **kwargs):
-            init(self, *args, **kwargs)
-            if not hasattr(self, "cast"):
-                self.cast = P.Cast()
-
-        ChatGLM2Transformer.__init__ = init_with_cast
-
-
 def _use_fused_kernels_on_ascend_only() -> None:
-    """MindFormers 1.3 chooses the fused RmsNorm and SiLU by the release alone; only Ascend has these kernels."""
-    from mindformers.models.glm2 import glm2_modules
-
+    """MindFormers chooses the fused RmsNorm, and up to 1.3 the fused SiLU, by the release alone; only Ascend has these
+    kernels, and the CPU that of SiLU in the releases of MindSpore that go with later ones.
+    """
     def on_ascend_and(check):
         return lambda: on_ascend() and check()
 
-    glm2_modules.check_rmsnorm_big_kernel_valid = on_ascend_and(glm2_modules.check_rmsnorm_big_kernel_valid)
-    glm2_modules.check_valid_big_kernel = on_ascend_and(glm2_modules.check_valid_big_kernel)
+    for name in ("check_rmsnorm_big_kernel_valid", "check_valid_big_kernel"):
+        if hasattr(glm2_modules, name):
+            setattr(glm2_modules, name, on_ascend_and(getattr(glm2_modules, name)))
 
 
 _not_finite = C.MultitypeFuncGraph("not_finite")
@@ -123,35 +123,4 @@ def use_portable_overflow_check() -> None:
         nn.TrainOneStepWithLossScaleCell.get_overflow_status = _get_overflow_status
 
 
-def use_strict_loading(load: Callable) -> None:
-    """Let MindFormers' Trainer load a network's checkpoint through `load`.
-
-    MindFormers 1.3 passes whatever it read to `load_param_into_net` and logs what did not fit: a checkpoint none of
-    whose names match loads nothing, and training goes on from random weights.
-
-    Args:
-        load: called with the network and name -> Parameter; raises when they do not fit
-    """
-    from mindformers.trainer import utils
-
-    def load_param_into_net(network, parameters):
-        if isinstance(network, nn.Optimizer):
-            return ms.load_param_into_net(network, parameters)
-        load(network, parameters)
-        return [], []
-
-    utils.load_param_into_net = load_param_into_net
-
-
-def use_checkpoint(path: str) -> None:
-    """Let MindFormers' Trainer load this file of its rank's folder, to start from or to resume.
-
-    MindFormers 1.3 takes the newest one by time, which a copy of the folder changes, or, to resume, the one that
-    meta.json names, damaged or not.
-    """
-    from mindformers.trainer import utils
-    utils.get_last_checkpoint = lambda folder: path
-
-
-_give_transformer_its_cast()
 _use_fused_kernels_on_ascend_only()

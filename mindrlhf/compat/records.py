@@ -1,4 +1,4 @@
-"""What MindRecord's writer is spared. Not in compat.py, which loads MindFormers: conversion would wait 0.7 s for it."""
+"""What MindRecord's writer is spared. Loads neither MindSpore nor MindFormers: conversion would wait 0.7 s for them."""
 import contextlib
 from typing import Any, Dict
 
