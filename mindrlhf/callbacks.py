@@ -89,13 +89,13 @@ class RewardMonitor(Callback):
 
     Args:
         facts:           what the first log block says, name -> text (filled in by `mindrlhf.train`)
-        runner_config:   the run's; MindFormers notes in it the `initial_step` of a resumed run (filled in likewise)
         micro_batches:   of a step, whose losses the step adds up (filled in likewise)
+        first_step:      steps of the run before this one, where it goes on (filled in by `RewardTrainer`)
         per_print_times: steps between two log lines; the table has all steps
     """
 
-    def __init__(self, facts: Optional[Dict[str, Any]] = None, runner_config: Optional[Dict[str, Any]] = None,
-                 micro_batches: int = 1, per_print_times: int = 1):
+    def __init__(self, facts: Optional[Dict[str, Any]] = None, micro_batches: int = 1, first_step: int = 0,
+                 per_print_times: int = 1):
         super().__init__()
         self.facts = dict(facts or {})
         self.micro_batches = micro_batches
@@ -106,7 +106,7 @@ class RewardMonitor(Callback):
         self._parts = get_real_group_size() if data_parallel else 1  # of a batch, one a process
         folder = Path(get_output_root_path())
         self.table, self.curves = folder / "metrics.csv", folder / "curves.png"
-        self._first_step = (runner_config or {}).get("initial_step") or 0
+        self._first_step = first_step
         self._total = 0
         self._step_begin = 0.0
         self._recent: List[float] = []

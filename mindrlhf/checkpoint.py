@@ -11,9 +11,9 @@ from mindrlhf.models.glm4.dimensions import with_prefix
 from mindrlhf.partial import partial_file
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
 
-__all__ = ["TO_RESUME", "LoadReport", "check_weights", "checkpoint_files", "list_checkpoints", "load_strictly",
-           "newest_whole_checkpoint", "raise_left_over", "read_checkpoint", "read_data_settings", "step_of",
-           "write_data_settings"]
+__all__ = ["TO_RESUME", "LoadReport", "check_weights", "checkpoint_files", "list_checkpoints", "load_state_strictly",
+           "load_strictly", "newest_whole_checkpoint", "raise_left_over", "read_checkpoint", "read_data_settings",
+           "step_of", "write_data_settings"]
 
 DATA_SETTINGS = "data_settings.json"
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
@@ -198,17 +198,57 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
     import mindspore as ms
     for name in [name for name in parameters if with_prefix(name) != name]:
         parameters[with_prefix(name)] = parameters.pop(name)
-    wanted = {parameter.name: parameter for parameter in network.get_parameters()
-              if not _NO_WEIGHT.match(parameter.name)}
-    if stage is not None:
-        of_stage = {parameter.name for _, cell in network.cells_and_names()
-                    if getattr(cell, "pipeline_stage", None) == stage for parameter in cell.get_parameters()}
-        wanted = {name: parameter for name, parameter in wanted.items() if name in of_stage}
+    wanted = _weights_of(network, stage)
     fresh = check_weights(source, {name: parameter.shape for name, parameter in parameters.items()},
                           {name: parameter.shape for name, parameter in wanted.items()}, need_head)
     ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
     left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
     return LoadReport(str(source), len(wanted) - len(fresh), tuple(fresh), tuple(left_over))
+
+
+def _weights_of(network, stage: Optional[int]) -> Dict[str, Any]:
+    """Name -> Parameter of a network's weights, or of those that a stage of its pipeline has."""
+    wanted = {parameter.name: parameter for parameter in network.get_parameters()
+              if not _NO_WEIGHT.match(parameter.name)}
+    if stage is None:
+        return wanted
+    of_stage = {parameter.name for _, cell in network.cells_and_names()
+                if getattr(cell, "pipeline_stage", None) == stage for parameter in cell.get_parameters()}
+    return {name: parameter for name, parameter in wanted.items() if name in of_stage}
+
+
+def load_state_strictly(optimizer, parameters: Dict[str, Any], source: str, network,
+                        stage: Optional[int] = None) -> None:
+    """Load into an optimizer the weights, what it keeps of each, and its count of steps; all of it must be there.
+
+    MindFormers says in its log what is missing, and goes on from zeros.
+
+    Args:
+        optimizer:  whose parameters of its own are named STATE.WEIGHT or, as global_step, NAME
+        parameters: name -> Parameter, which have all weights, see `load_strictly`
+        source:     for messages: the file or folder they come from
+        network:    whose weights it trains
+        stage:      see `load_strictly`
+
+    Raises:
+        UserError: something is missing, or has another shape; nothing has been loaded then.
+    """
+    import mindspore as ms
+    weights, of_stage = _weights_of(network, None), _weights_of(network, stage)
+    own = {parameter.name: parameter for parameter in optimizer.get_parameters()
+           if parameter.name not in weights and parameter.name not in ("learning_rate", "weight_decay")}  # the YAML's
+    wanted = {name: parameter for name, parameter in own.items()
+              if name.partition(".")[2] in of_stage or name.partition(".")[2] not in weights}
+    wrong = [f"{name} is missing" if name not in parameters else
+             f"{name} is {tuple(parameters[name].shape)}, expected {tuple(parameter.shape)}"
+             for name, parameter in wanted.items()
+             if name not in parameters or tuple(parameters[name].shape) != tuple(parameter.shape)]
+    if wrong:
+        raise UserError(f"{source}: {len(wrong)} of the {len(wanted)} values that {type(optimizer).__name__} goes on "
+                        f"with do not fit (was the run trained with another optimizer? without --resume a run of its "
+                        f"own begins from its weights): {some(wrong, '; ')}")
+    # The weights too: MindSpore would load adam_m.WEIGHT into a WEIGHT of the optimizer's that it is not given.
+    ms.load_param_into_net(optimizer, {name: parameters[name] for name in (*of_stage, *wanted)})
 
 
 def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]],

@@ -3,7 +3,7 @@ steps that change nothing.
 """
 import signal
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import mindspore as ms
 import mindspore.dataset as ds
@@ -75,18 +75,17 @@ class SkippedStepMonitor(Callback):
     Args:
         most_in_a_row: steps; one more ends the run
         files:         MindRecord files of the run (filled in by `mindrlhf.train`)
-        runner_config: the run's; MindFormers notes in it the `initial_step` of a resumed run (filled in likewise)
+        first_step:    steps of the run before this one, where it goes on (filled in by `RewardTrainer`)
 
     Raises:
         UserError: too many steps are skipped; names the last of them and its pairs, as rows of the files.
     """
 
-    def __init__(self, most_in_a_row: int = 20, files: Sequence[str] = (),
-                 runner_config: Optional[Dict[str, Any]] = None):
+    def __init__(self, most_in_a_row: int = 20, files: Sequence[str] = (), first_step: int = 0):
         super().__init__()
         self.most_in_a_row = most_in_a_row
         self.files = list(files)
-        self._first_step = (runner_config or {}).get("initial_step") or 0
+        self._first_step = first_step
         self._in_a_row = self._in_all = 0
 
     def on_train_step_end(self, run_context):

@@ -1,11 +1,7 @@
-"""Training: a checked configuration to MindFormers' `Trainer`."""
-import shutil
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+"""Training: a checked configuration to `RewardTrainer`."""
+from typing import Any, Dict, List, Optional
 
-import numpy as np
-
-from mindrlhf.checkpoint import TO_RESUME, load_strictly, newest_whole_checkpoint, step_of
+from mindrlhf.checkpoint import step_of
 from mindrlhf.config import (
     check_checkpoint_path,
     check_dataset,
@@ -20,17 +16,9 @@ from mindrlhf.data.record import check_files, sidecar_path, without_checksums
 from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each, some
 from mindrlhf.plan import check_run, order_of_pairs
-from mindrlhf.processes import stack_over_processes
-from mindrlhf.runtime import output_path, start
-from mindrlhf.slices import (
-    is_sliced,
-    merge_slices,
-    merged_checkpoint,
-    newest_whole_slices,
-    stage_of_rank,
-    stage_slices,
-    staged_strategy,
-)
+from mindrlhf.runtime import start
+from mindrlhf.slices import is_sliced
+from mindrlhf.starting_point import StartingPoint, choose_starting_point
 
 __all__ = ["load_train_config", "train"]
 
@@ -110,13 +98,11 @@ def train(config: Dict[str, Any], task: str) -> None:
     settings = {**checked_data_settings(files), "order": order_of_pairs(config, files)}
     run = start(config)
 
-    from mindformers import Trainer
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
     from mindrlhf.callbacks import callbacks_of_process
-    from mindrlhf.compat.trainer import use_strict_loading
-    from mindrlhf.guard import InterruptionGuard
+    from mindrlhf.trainer import RewardTrainer
 
     rank, ranks = get_real_rank(), get_real_group_size()
     if rank == 0 and (run.train_dataset.batching or "padded") == "padded":  # otherwise done when the rows are read
@@ -125,18 +111,7 @@ def train(config: Dict[str, Any], task: str) -> None:
     if rank == 0 and unknown:
         logger.warning("%s: no checksums of it, damage may go unnoticed; this project's cvalues_comparison.py "
                        "writes them", some(unknown))
-    resumed_from = None
-    if run.load_checkpoint:
-        strategy = run.src_strategy_path_or_dir
-        source = f"{run.load_checkpoint}, cut anew with {strategy}" if strategy else None
-        stages, stage = run.parallel_config.pipeline_stage, None
-        if is_semi_auto(run) and stages > 1 and (run.auto_trans_ckpt or is_sliced(run.load_checkpoint)):
-            stage = stage_of_rank(rank, ranks, stages)
-        choose = _stage_checkpoint if run.auto_trans_ckpt else _choose_checkpoint
-        resumed_from = choose(run, rank, ranks, logger.warning)
-        source = source or run.load_checkpoint
-        use_strict_loading(lambda network, parameters: logger.info(
-            load_strictly(network, parameters, source, bool(run.resume_training), stage).as_text()))
+    begin = choose_starting_point(run, rank, ranks, logger.warning)
     run.train_dataset.data_loader.dataset_dir = files
     run.train_dataset.seq_length = run.model.model_config.seq_length
     run.train_dataset.seed = run.seed or 0
@@ -147,64 +122,16 @@ def train(config: Dict[str, Any], task: str) -> None:
         run.callbacks = callbacks_of_process(run.callbacks, rank)
     for callback in run.callbacks:
         if callback["type"] == "RewardMonitor":
-            callback.update(facts=_facts(run, ranks, files), runner_config=run.runner_config,
-                            micro_batches=run.train_dataset.micro_batches)
+            callback.update(facts=_facts(run, ranks, files, begin), micro_batches=run.train_dataset.micro_batches)
         elif callback["type"] == "SkippedStepMonitor":
-            callback.update(files=files, runner_config=run.runner_config)
+            callback.update(files=files)
         elif callback["type"] == "CheckpointMonitor":
-            callback.update(resumed_run=int(step_of(resumed_from)[0]) if resumed_from else None,
+            callback.update(resumed_run=int(step_of(begin.resumed)[0]) if begin and begin.resumed else None,
                             data_settings=settings if rank == 0 else None)
-    try:
-        Trainer(args=run, task=task, callbacks=[InterruptionGuard(resumed_from)]).train()
-    except ValueError:  # what MindSpore raises for a run without steps
-        if not run.resume_training or run.runner_config.initial_epoch < run.runner_config.epochs:
-            raise
-        logger.info("%s is the last step of this run: nothing is left to train", run.load_checkpoint)
+    RewardTrainer(task, run.trainer.model_name).train(run, begin)
 
 
-def _choose_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[Path]:
-    """Let MindFormers load the last step whose checkpoint is whole; returns its file if it is a run to resume."""
-    sliced = is_semi_auto(run) and is_sliced(run.load_checkpoint)
-    chosen = newest_whole_checkpoint(
-        run.load_checkpoint, rank if sliced else 0, bool(run.resume_training), warn,
-        *([lambda step: stack_over_processes(np.array(step, np.float32)).tolist()] if ranks > 1 else []))
-    if sliced:
-        from mindrlhf.compat.trainer import use_checkpoint
-        run.resume_by_last_timestamp_ckpt = True  # that is, by the function that this replaces, not by meta.json
-        use_checkpoint(str(chosen))
-    else:
-        run.load_checkpoint = str(chosen)
-    return chosen if run.resume_training else None
-
-
-def _stage_checkpoint(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[Path]:
-    """Have MindFormers cut the last whole step anew, or merge it where every process has the whole model; returns the
-    first rank's file if it is a run to resume.
-
-    MindFormers takes each rank's newest file by time, and loads all that it finds in its folder of results, that of
-    earlier runs too.
-    """
-    output, source = output_path(run), Path(run.load_checkpoint)
-    if rank == 0:
-        shutil.rmtree(output / "transformed_checkpoint", ignore_errors=True)
-    if not is_sliced(source):
-        return _choose_checkpoint(run, rank, ranks, warn)
-    folder = output / "load_checkpoint"
-    if rank == 0:
-        slices = newest_whole_slices(source, "load_checkpoint", warn, TO_RESUME if run.resume_training else ())
-        (stage_slices if is_semi_auto(run) else merge_slices)(slices, run.src_strategy_path_or_dir, folder)
-    if ranks > 1:
-        stack_over_processes(np.zeros(1, np.float32))  # the others wait for the first one
-    if is_semi_auto(run):
-        run.load_checkpoint, run.src_strategy_path_or_dir = str(folder), str(staged_strategy(folder))
-        run.resume_by_last_timestamp_ckpt = True  # there is one file a rank
-    else:
-        folder, run.load_checkpoint = folder / "slices", str(merged_checkpoint(folder))
-        run.auto_trans_ckpt = False
-    return next((folder / "rank_0").iterdir()) if run.resume_training else None
-
-
-def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:
+def _facts(run, ranks: int, files: List[str], begin: Optional[StartingPoint]) -> Dict[str, Any]:
     """What the first log block says, so that the model that trains can be seen to be the one that was asked for."""
     model, layout = run.model.model_config, run.parallel_config
     semi_auto = is_semi_auto(run)
@@ -217,7 +144,7 @@ def _facts(run, ranks: int, files: List[str]) -> Dict[str, Any]:
         "model": f"{run.model.arch.type}, {model.num_layers} layers, hidden size {model.hidden_size}, "
                  f"{model.num_attention_heads} heads, {model.multi_query_group_num} key-value groups, "
                  f"vocabulary {model.padded_vocab_size}",
-        "weights from": f"{run.load_checkpoint}{' (resumed)' if run.resume_training else ''}" if run.load_checkpoint
+        "weights from": f"{begin.source}{' (resumed)' if begin.resumed else ''}" if begin
                         else "random initialisation (--load_checkpoint names trained ones)",
         "data": ", ".join(files),
         "sequence length": f"{model.seq_length} tokens",

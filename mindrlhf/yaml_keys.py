@@ -111,8 +111,8 @@ CALLBACKS = {
         type learning_rate per_print_times micro_batch_num micro_batch_interleave_num origin_epochs dataset_size
         initial_epoch initial_step global_batch_size gradient_accumulation_steps check_for_nan_in_loss_and_grad
         calculate_per_token_loss"""),
-    "RewardMonitor": _keys("type facts runner_config micro_batches per_print_times"),
-    "SkippedStepMonitor": _keys("type most_in_a_row files runner_config"),
+    "RewardMonitor": _keys("type facts micro_batches first_step per_print_times"),
+    "SkippedStepMonitor": _keys("type most_in_a_row files first_step"),
 }
 
 

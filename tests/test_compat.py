@@ -3,11 +3,7 @@
 | test                                                   | proves                                                      |
 | test_the_uint8_mask_of_mindformers_attends_the_future  | why the mask is a float tensor                              |
 | test_overflow_is_found ...                             | a NaN or infinite gradient skips the step, on a CPU         |
-| test_strict_loading ...                                | a checkpoint that does not fit ends the run                 |
-| test_the_named_checkpoint_is_loaded ...                | the last step is loaded, whatever the files' times          |
 """
-import os
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -15,14 +11,10 @@ from mindformers.models.glm2 import glm2_modules
 from mindformers.models.glm2.glm2 import ChatGLM2Model
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
-from mindformers.trainer import utils as trainer_utils
 from mindformers.wrapper import MFTrainOneStepCell
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindrlhf.checkpoint import load_strictly
 from mindrlhf.compat import model as compat
-from mindrlhf.compat.trainer import use_checkpoint, use_strict_loading
-from mindrlhf.errors import UserError
 
 pytestmark = pytest.mark.stack
 
@@ -109,28 +101,6 @@ def test_overflow_is_found_the_step_skipped_and_the_loss_scale_lowered(bad):
     _, overflow, *_ = step(Tensor([0.5, 0.0], ms.float32))
     assert not bool(overflow.asnumpy())
     assert net.weight.asnumpy() == pytest.approx([0.75, 2.0], rel=1e-5)
-
-
-def test_strict_loading_ends_a_run_whose_checkpoint_does_not_fit(monkeypatch):
-    monkeypatch.setattr(trainer_utils, "load_param_into_net", trainer_utils.load_param_into_net)
-    use_strict_loading(lambda network, values: load_strictly(network, values, "base.ckpt", need_head=False))
-    with pytest.raises(UserError, match=r"base\.ckpt: 1 of the network's 1 parameters are not in this .*: weight"):
-        trainer_utils.load_param_into_net(_Net(), {"other": Parameter(Tensor([1.0]), name="other")})
-
-
-def test_the_named_checkpoint_is_loaded_and_not_the_newest_by_time(monkeypatch, tmp_path):
-    (tmp_path / "rank_0").mkdir()
-    for value, name in enumerate(("a-1_2.ckpt", "a-1_1.ckpt")):
-        ms.save_checkpoint([{"name": "weight", "data": Tensor([float(value)])}], str(tmp_path / "rank_0" / name))
-        os.utime(tmp_path / "rank_0" / name, (value, value))
-
-    def loaded():
-        return float(trainer_utils.load_distributed_checkpoint(str(tmp_path), rank_id=0)["weight"])
-
-    monkeypatch.setattr(trainer_utils, "get_last_checkpoint", trainer_utils.get_last_checkpoint)
-    assert loaded() == 1
-    use_checkpoint(str(tmp_path / "rank_0" / "a-1_2.ckpt"))
-    assert loaded() == 0
 
 
 def test_no_init_parameters_is_a_context():

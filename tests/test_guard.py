@@ -53,7 +53,7 @@ def a_step(number, loss, overflow, **others):
 
 def test_a_row_of_skipped_steps_ends_the_run_with_its_step_and_rows(monkeypatch):
     monkeypatch.setattr(guard, "rows_of_step", lambda dataset, batch, step, files: [step, dataset, batch])
-    monitor = SkippedStepMonitor(most_in_a_row=2, files=["a.mindrecord"], runner_config={"initial_step": 100})
+    monitor = SkippedStepMonitor(most_in_a_row=2, files=["a.mindrecord"], first_step=100)
     bad = [(np.nan, False), (1.0, True), (np.inf, True)]
     for number, outcome in enumerate([*bad[:2], (1.0, False), *bad[1:]], start=1):
         monitor.on_train_step_end(a_step(number, *outcome))

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from conftest import REFERENCE, TINY_YAML, dimensions_of
 from mindformers.tools.register import MindFormerConfig
-from mindformers.tools.resume_ckpt import get_resume_checkpoint
-from mindformers.trainer import utils as trainer_utils
 from safetensors.numpy import load_file
 
 from mindrlhf.checkpoint import TO_RESUME
@@ -20,7 +18,7 @@ from mindrlhf.config import load_config
 from mindrlhf.convert_weight import ms_to_hf
 from mindrlhf.errors import UserError
 from mindrlhf.slices import check_cut, newest_whole_slices
-from mindrlhf.train import _choose_checkpoint, _stage_checkpoint
+from mindrlhf.starting_point import StartingPoint, choose_starting_point
 
 pytestmark = pytest.mark.stack
 
@@ -100,7 +98,7 @@ def test_a_strategy_for_a_checkpoint_that_is_whole_is_refused(slices, config, tm
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_training_takes_the_last_whole_step_of_the_slices_whatever_the_times(tmp_path, monkeypatch, resume):
+def test_training_takes_the_last_whole_step_of_the_slices_whatever_the_times(tmp_path, resume):
     """Step 3 is damaged, step 1 is the newest by time and the one that meta.json names."""
     folder = tmp_path / "rank_0"
     folder.mkdir()
@@ -113,15 +111,12 @@ def test_training_takes_the_last_whole_step_of_the_slices_whatever_the_times(tmp
         os.utime(file, (10_000 - step, 10_000 - step))
     file.write_bytes(file.read_bytes()[:-1])
     (folder / "meta.json").write_text('{"last_epoch": 1, "last_step": 1, "last_ckpt_file": "glm4-9b_rank_0-1_1.ckpt"}')
-    monkeypatch.setattr(trainer_utils, "get_last_checkpoint", trainer_utils.get_last_checkpoint)
     run, said = MindFormerConfig(load_checkpoint=str(tmp_path), resume_training=resume, use_parallel=True,
-                                 parallel={"parallel_mode": 1}, runner_config={}), []
-    chosen = _choose_checkpoint(run, 0, 1, said.append)
+                                 parallel={"parallel_mode": 1}, parallel_config={}), []
+    start = choose_starting_point(run, 0, 1, said.append)
     assert len(said) == 1
-    assert chosen == (folder / "glm4-9b_rank_0-1_2.ckpt" if resume else None)
-    assert run.load_checkpoint == str(tmp_path)
-    assert get_resume_checkpoint(run.load_checkpoint, resume, not run.resume_by_last_timestamp_ckpt) is True
-    assert int(trainer_utils.load_distributed_checkpoint(run.load_checkpoint)["step_num"]) == 2
+    second = folder / "glm4-9b_rank_0-1_2.ckpt"
+    assert start == StartingPoint(second, str(second), second if resume else None, slices=True)
 
 
 def write_step(folder, rank, run, step):
@@ -158,16 +153,16 @@ def test_slices_that_share_no_step_are_refused(tmp_path):
 
 def test_one_process_starts_from_slices_that_are_merged_for_it(slices, reference, tmp_path):
     output = tmp_path / "output"
-    (output / "transformed_checkpoint" / "of_an_earlier_run").mkdir(parents=True)
     run = MindFormerConfig(load_checkpoint=str(slices), src_strategy_path_or_dir=str(STRATEGY), auto_trans_ckpt=True,
-                           resume_training=False, use_parallel=False, output_dir=str(output))
-    assert _stage_checkpoint(run, 0, 1, pytest.fail) is None
-    assert run.auto_trans_ckpt is False
-    found = {name: value.asnumpy() for name, value in ms.load_checkpoint(run.load_checkpoint).items()}
+                           resume_training=False, use_parallel=False, output_dir=str(output), parallel_config={})
+    start = choose_starting_point(run, 0, 1, pytest.fail)
+    assert not start.slices
+    assert not start.to_cut
+    assert start.resumed is None
+    found = {name: value.asnumpy() for name, value in ms.load_checkpoint(str(start.checkpoint)).items()}
     expected = {name[len("weight/"):]: value for name, value in reference.items() if name.startswith("weight/")}
     assert found.keys() == expected.keys()
     assert all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
-    assert not (output / "transformed_checkpoint").exists()
 
 
 def test_weights_that_a_layout_has_emptied_are_named():

@@ -47,6 +47,7 @@ def main():
     from mindformers.tools import ckpt_transform
 
     import mindrlhf.processes
+    import mindrlhf.starting_point
     import mindrlhf.train
     from mindrlhf.config import read_config
     from mindrlhf.runtime import start
@@ -62,9 +63,8 @@ def main():
 
     # Nothing is sent, and nobody waited for: the others find the same in the same files.
     mindrlhf.processes.meet = lambda: None
-    mindrlhf.train.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
+    mindrlhf.starting_point.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
     ckpt_transform.transform_checkpoint.barrier_world = lambda action: None
-    ms.Tensor.__mul__ = lambda tensor, factor: ms.Tensor(tensor.asnumpy() * factor)  # no kernels: of steps, to resume
     ms.train.Model._init, ms.train.Model.train = compile_step, stop
     if args.unchecked or args.evaluate:
         config = read_config(args.config, {"train_dataset.data_loader.dataset_dir": args.train_dataset})

@@ -1,0 +1,177 @@
+"""The checkpoint that a training run starts from: which one, and what must happen before its weights can be loaded."""
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Optional
+
+import numpy as np
+
+from mindrlhf.checkpoint import (
+    TO_RESUME,
+    LoadReport,
+    load_state_strictly,
+    load_strictly,
+    newest_whole_checkpoint,
+    read_checkpoint,
+)
+from mindrlhf.config import is_semi_auto
+from mindrlhf.processes import stack_over_processes
+from mindrlhf.runtime import output_path
+from mindrlhf.slices import (
+    is_sliced,
+    merge_slices,
+    merged_checkpoint,
+    newest_whole_slices,
+    stage_of_rank,
+    stage_slices,
+    staged_strategy,
+)
+
+__all__ = ["Counters", "StartingPoint", "choose_starting_point"]
+
+
+@dataclass(frozen=True)
+class Counters:
+    """How far the run that is resumed had come.
+
+    Attributes:
+        steps:        trained, in steps of this run's global batch
+        global_step:  the optimizer's count of the steps that changed something, likewise
+        epoch:        epochs that are done; in sink mode of `sink_size` steps each
+        loss_scale:   to go on with
+    """
+
+    steps: int
+    global_step: int
+    epoch: int
+    loss_scale: float
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """A checkpoint to start from.
+
+    Attributes:
+        checkpoint: a file, a folder whose files are one model, or, to cut, also a folder of slices
+        source:     what messages call it
+        resumed:    the file that has the counters of the run to go on with; None where a run of its own begins
+        slices:     whether each rank loads its own slices, for which the step must be compiled first
+        to_cut:     whether MindFormers has to cut it for this run's layout first
+        strategy:   the strategy file of the slices to cut; None where a whole checkpoint is cut
+        stage:      of a pipeline, whose weights alone this rank's slices have; None: they have all
+    """
+
+    checkpoint: Path
+    source: str
+    resumed: Optional[Path] = None
+    slices: bool = False
+    to_cut: bool = False
+    strategy: Optional[Path] = None
+    stage: Optional[int] = None
+
+    def counters(self, global_batch: int, steps_of_epoch: int, sink_mode: bool) -> Counters:
+        """Those of the run to go on with, as MindFormers counts: steps of another batch size are converted.
+
+        Args:
+            global_batch:   pairs or rows of a step of this run
+            steps_of_epoch: of this run's data
+            sink_mode:      in which an epoch is a call of `sink_size` steps, and so always a whole one
+
+        Raises:
+            UserError: the checkpoint cannot be read, or is no run's.
+        """
+        import mindspore as ms
+        saved = ms.load_checkpoint(str(self.resumed), choice_func=lambda name: name in (
+            *TO_RESUME, "loss_scale", "global_batch_size"))
+        value = {name: float(parameter.asnumpy().reshape(-1)[0]) for name, parameter in saved.items()}
+        scale = value.get("global_batch_size", global_batch) / global_batch
+        steps = int(value["step_num"] * scale)
+        epoch = int(value["epoch_num"] * scale) if sink_mode else \
+            int(value["epoch_num"]) - (steps % steps_of_epoch != 0)
+        return Counters(steps, int(value["global_step"] * scale), epoch, value.get("loss_scale", 1.0))
+
+    def cut_for_layout(self, run) -> "StartingPoint":
+        """Have MindFormers cut the checkpoint for the layout whose step has been compiled; each process must call it.
+
+        Returns:
+            where this rank's slices are
+        """
+        from mindformers.tools.ckpt_transform import TransformCkpt
+        from mindformers.tools.utils import get_device_num_per_node, get_real_rank
+        cut = TransformCkpt(auto_trans_ckpt=True, transform_process_num=run.transform_process_num or 1,
+                            transform_by_rank=bool(run.transform_by_rank),
+                            npu_num_per_node=run.npu_num_per_node or get_device_num_per_node())
+        folder = Path(cut(src_checkpoint=str(self.checkpoint),
+                          src_strategy=str(self.strategy) if self.strategy else None))
+        (mine,) = folder.glob(f"*/rank_{get_real_rank()}")  # the run's start has emptied the folder
+        return replace(self, checkpoint=mine, to_cut=False)
+
+    def load(self, network, optimizer, counters: Optional[Counters]) -> LoadReport:
+        """Load the weights, and for a run that goes on the optimizer's state; see `load_strictly`.
+
+        Raises:
+            UserError: something is missing or has another shape.
+        """
+        import mindspore as ms
+        parameters = read_checkpoint(self.checkpoint)
+        report = load_strictly(network, parameters, self.source, counters is not None, self.stage)
+        if counters:
+            parameters["global_step"] = ms.Parameter(ms.Tensor([counters.global_step], ms.int32), name="global_step")
+            load_state_strictly(optimizer, parameters, self.source, network, self.stage)
+        return report
+
+
+def choose_starting_point(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[StartingPoint]:
+    """The checkpoint that a run starts from: the last step that is whole on all ranks; None without `load_checkpoint`.
+
+    Each process must call it.
+
+    Args:
+        run:  the configuration that `mindrlhf.runtime.start` returned
+        warn: told of each damaged checkpoint that is passed over
+
+    Raises:
+        UserError: there is none, or it cannot be made ready.
+    """
+    if not run.load_checkpoint:
+        return None
+    semi_auto, strategy, sliced = is_semi_auto(run), run.src_strategy_path_or_dir, is_sliced(run.load_checkpoint)
+    stages = run.parallel_config.pipeline_stage or 1
+    stage = stage_of_rank(rank, ranks, stages) if semi_auto and stages > 1 else None
+    if not (run.auto_trans_ckpt and sliced):
+        if run.auto_trans_ckpt and rank == 0:
+            _empty_folders_of_cutting(output_path(run))
+        return _whole_or_own_slices(run, rank, ranks, warn, sliced and semi_auto, stage)
+
+    folder = output_path(run) / "load_checkpoint"
+    if rank == 0:
+        slices = newest_whole_slices(run.load_checkpoint, "load_checkpoint", warn,
+                                     TO_RESUME if run.resume_training else ())
+        (stage_slices if semi_auto else merge_slices)(slices, strategy, folder)
+        if semi_auto:
+            _empty_folders_of_cutting(output_path(run))  # in which `strategy` may have been
+    if ranks > 1:
+        stack_over_processes(np.zeros(1, np.float32))  # the others wait for the first one
+    staged = folder if semi_auto else folder / "slices"
+    return StartingPoint(
+        folder if semi_auto else merged_checkpoint(folder), f"{run.load_checkpoint}, cut anew with {strategy}",
+        next((staged / "rank_0").iterdir()) if run.resume_training else None,
+        slices=semi_auto, to_cut=semi_auto, strategy=staged_strategy(folder) if semi_auto else None,
+        stage=stage if semi_auto else None)
+
+
+def _whole_or_own_slices(run, rank: int, ranks: int, warn, own_slices: bool, stage: Optional[int]) -> StartingPoint:
+    """A checkpoint that needs no strategy: a whole one, to be cut or not, or slices of just this layout."""
+    chosen = newest_whole_checkpoint(
+        run.load_checkpoint, rank if own_slices else 0, bool(run.resume_training), warn,
+        *([lambda step: stack_over_processes(np.array(step, np.float32)).tolist()] if ranks > 1 else []))
+    to_cut = bool(run.auto_trans_ckpt and is_semi_auto(run))
+    return StartingPoint(chosen, str(chosen), chosen if run.resume_training else None,
+                         slices=own_slices or to_cut, to_cut=to_cut, stage=stage if own_slices or to_cut else None)
+
+
+def _empty_folders_of_cutting(output: Path) -> None:
+    """`TransformCkpt` takes all strategies and results that it finds, those of earlier runs too."""
+    for name in ("transformed_checkpoint", "strategy"):
+        shutil.rmtree(output / name, ignore_errors=True)
+        (output / name).mkdir(parents=True)
