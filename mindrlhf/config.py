@@ -10,15 +10,18 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 import yaml
 
+from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.data.packing import ROW_STEP, longest_row
 from mindrlhf.data.record import check_files, find_record_files, read_sidecars
 from mindrlhf.errors import UserError, raise_each
 from mindrlhf.yaml_keys import unknown_keys
-from mindrlhf.yaml_values import PATHS, shown, wrong_value, wrong_values
+from mindrlhf.yaml_refused import refused_values, without_idle_keys
+from mindrlhf.yaml_values import KINDS, PATHS, shown, wrong_value, wrong_values
 
 __all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "config_problems", "get",
            "has_numbers", "is_semi_auto", "load_config", "process_count", "put", "read_config"]
 
+TRAINER_TYPES = ("CausalLanguageModelingTrainer", "RewardTrainer")
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
 # MindFormers' number and name for each mode, and the name that it turns them into.
 DATA_PARALLEL = (0, "DATA_PARALLEL", "data_parallel")
@@ -26,6 +29,9 @@ SEMI_AUTO = (1, "SEMI_AUTO_PARALLEL", "semi_auto_parallel")
 _SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "parallel", "parallel_config",
              "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
              "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
+_OWN_OPTIMIZERS = ("FP32StateAdamWeightDecay", "SkippingAdamWeightDecay")
+_NO_WHOLE_NUMBERS = ("lr_schedule.warmup_ratio", "optimizer.eps", "optimizer.weight_decay")  # for MindFormers' classes
+_OPTIMIZERS_OF_OTHER_MODELS = ("Muon", "PmaAdamW", "FusedPmaAdamW")
 BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
 _LAYOUT = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
@@ -137,6 +143,9 @@ def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
 def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
     """Read a YAML and put the flags in the place of its values.
 
+    Keys that ask for nothing are taken off. A whole number becomes a float where MindFormers takes no other: its own
+    YAMLs have `warmup_ratio: 0`, which ends in a TypeError of its schedule in 1.3.
+
     Args:
         path:      the YAML
         overrides: dotted key -> value of a flag; None means that the flag was not given and the YAML's value stays
@@ -160,6 +169,10 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     for key, value in (overrides or {}).items():
         if value is not None:
             put(config, key, value)
+    without_idle_keys(config)
+    for key in _NO_WHOLE_NUMBERS:
+        if KINDS[key].fits(get(config, key)) and type(get(config, key)) is int:
+            put(config, key, float(get(config, key)))
     raise_each(str(path), (problem for key in PATHS for problem in wrong_value(config, key)))  # for whoever opens them
     return config
 
@@ -182,13 +195,17 @@ def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
                           ("model.arch.type", MODEL_TYPE), ("model.model_config.type", MODEL_CONFIG_TYPE)):
         if get(config, key) != expected:
             yield f"{key} is {shown(get(config, key))}, expected {expected}"
+    if get(config, "trainer.type") not in TRAINER_TYPES:
+        yield f"trainer.type is {shown(get(config, 'trainer.type'))}, expected {' or '.join(TRAINER_TYPES)}"
     wrong = list(wrong_values(config))
     yield from wrong
+    yield from refused_values(config)
     if get(config, "context.device_target") not in _DEVICES:
         device = shown(get(config, "context.device_target"))
         yield f"context.device_target is {device}, expected {' or '.join(_DEVICES)}"
     if not wrong:  # the others count, divide and compare
         yield from _training_problems(config)
+        yield from _optimizer_problems(config)
         yield from _batching_problems(config)
         yield from _model_problems(config)
         yield from _layout_problems(config)
@@ -199,10 +216,37 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
                "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
+    if get(config, "context.mode", 0) not in (0, "GRAPH_MODE"):
+        yield (f"context.mode is {get(config, 'context.mode')!r}, expected 0 (graph mode), for which the model and its "
+               "training step are written")
     for position, callback in enumerate(config["callbacks"]):
         if callback["type"] == "CheckpointMonitor" and "-" in str(callback.get("prefix", "")):
             yield (f"callbacks[{position}].prefix is {callback['prefix']!r}, expected no dash: MindFormers reads the "
                    "rank out of the file name")
+
+
+def _optimizer_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """Arguments that the optimizer's class does not have, and a learning rate that does not count.
+
+    AdamW is MindFormers' own in every release, the same class wherever `use_fused` is off, with moments of the same
+    names. Unlike the two AdamWeightDecay it corrects the moments of the first steps, so none is put in its place.
+    """
+    optimizer, kind = get(config, "optimizer"), get(config, "optimizer.type")
+    if kind in _OWN_OPTIMIZERS and "betas" in optimizer:
+        yield (f"optimizer.betas is {shown(optimizer['betas'])}, expected beta1 and beta2, a key each, with "
+               f"optimizer.type {kind}")
+    if kind == "AdamW":
+        for key in ("beta1", "beta2"):
+            if key in optimizer:
+                yield (f"optimizer.{key} is {shown(optimizer[key])}, expected betas: [beta1, beta2] with "
+                       "optimizer.type AdamW")
+    if kind in _OPTIMIZERS_OF_OTHER_MODELS:
+        yield (f"optimizer.type is {kind!r}, expected {' or '.join(_OWN_OPTIMIZERS)} or AdamW: it is for models that "
+               "MindFormers calls mcore")
+    rate, counts = optimizer.get("learning_rate"), get(config, "lr_schedule.learning_rate")
+    if rate is not None and rate != counts:
+        yield (f"optimizer.learning_rate is {shown(rate)}, expected nothing: lr_schedule.learning_rate ({counts!r}) "
+               "counts")
 
 
 def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
@@ -289,6 +333,7 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if (get(config, "micro_batch_interleave_num") or 1) > 1:
         yield ("micro_batch_interleave_num is above 1, expected 1: it would cut a batch between the chosen and the "
                "rejected rows")
+    yield from _stage_problems(config)
     if semi_auto:
         yield from _division_problems(config)
 
@@ -296,6 +341,30 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
 def has_numbers(config: Mapping[str, Any]) -> bool:
     """Whether all values are of their keys' kinds, so that checks may count and divide with them."""
     return not any(True for _ in wrong_values(config))
+
+
+def _stage_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """What says a number for each pipeline stage, and does not fit their count."""
+    model = get(config, "model.model_config")
+    stages = (get(config, "parallel_config.pipeline_stage") or 1) if is_semi_auto(config) else 1
+    layers, offset = model.get("num_layers"), model.get("offset", 0)
+    parts = offset if isinstance(offset, list) else [offset]
+    if stages == 1 and parts != [0]:
+        yield (f"model.model_config.offset is {shown(offset)}, expected 0 with one pipeline stage "
+               "(parallel_config.pipeline_stage, in semi-auto parallel)")
+    elif isinstance(offset, list) and len(offset) != stages:
+        yield f"model.model_config.offset is {shown(offset)}, expected {stages} numbers, one for each pipeline stage"
+    elif layers % stages != sum(parts):
+        yield (f"parallel_config.pipeline_stage is {stages}, expected a divisor of num_layers ({layers}), or "
+               "model.model_config.offset that says which stages have a layer more")
+    elif min(parts) + layers // stages < 1:
+        yield f"model.model_config.offset is {shown(offset)}, expected at least one layer in each pipeline stage"
+    for key in ("recompute", "select_recompute", "select_comm_recompute"):
+        value = get(config, f"recompute_config.{key}")
+        for found in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(found, list) and len(found) > stages and not all(isinstance(part, str) for part in found):
+                yield (f"recompute_config.{key} is {shown(value)}, expected True, False or a list of {stages}: the "
+                       "number of layers of each pipeline stage")
 
 
 def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
@@ -307,17 +376,16 @@ def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield (f"parallel_config: data_parallel x model_parallel x pipeline_stage is {data} x {split} x {stages}, "
                f"expected {started}, the number of processes that were started")
     groups = model.get("multi_query_group_num")
-    if model.get("use_flash_attention") and groups % split:
+    if repeats_key_and_value():
+        if groups % split and split % groups:
+            yield (f"parallel_config.model_parallel is {split}, expected a divisor or a multiple of "
+                   f"multi_query_group_num ({groups})")
+    elif model.get("use_flash_attention") and groups % split:
         yield (f"parallel_config.model_parallel is {split}, expected a divisor of multi_query_group_num ({groups}) "
-               "with flash attention: MindFormers 1.3 does not repeat keys and values for it")
+               "with flash attention: MindFormers does not repeat keys and values for it before 1.6")
     for key in ("num_attention_heads", "hidden_size", "ffn_hidden_size"):
         if model[key] % split:
             yield f"parallel_config.model_parallel is {split}, expected a divisor of {key} ({model[key]})"
-    layers, offset = model.get("num_layers"), model.get("offset") or 0
-    more = sum(offset) if isinstance(offset, list) else offset
-    if stages > 1 and layers % stages != more:
-        yield (f"parallel_config.pipeline_stage is {stages}, expected a divisor of num_layers ({layers}), or "
-               "model.model_config.offset that says which stages have a layer more")
     if stages > 1 and micro_batches < stages:
         yield (f"parallel_config.micro_batch_num is {micro_batches}, expected at least pipeline_stage ({stages}): each "
                "stage works on a micro-batch of its own")

@@ -67,8 +67,9 @@ _BELOW_1 = Kind("a number from 0 up to, not including, 1", _number(lambda value:
 _ALL_OR_COUNT = Kind("-1 or a whole number above 0",
                      lambda value: type(value) is int and (value == -1 or _COUNT.fits(value)))
 _FLOAT = Kind(f"{', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", lambda value: _is_text(value) and value in _FLOATS)
-_RECOMPUTE = Kind("True, False, or layers to recompute",
-                  lambda value: isinstance(value, (bool, list, dict)) or _FROM_0.fits(value))
+_RECOMPUTE = Kind("True, False, or a list or keys and values that say which layers",
+                  lambda value: isinstance(value, (bool, list, dict)))
+_KEYS_AND_VALUES = Kind("keys and values", lambda value: isinstance(value, Mapping))
 _DATASET = {
     "data_loader.type": _NAME,
     "data_loader.dataset_dir": _or_none(_PATHS),
@@ -94,7 +95,6 @@ KINDS = {
     **dict.fromkeys(("output_dir", "load_checkpoint", "src_strategy_path_or_dir"), _or_none(_PATH)),
     "run_mode": _or_none(_TEXT),
     **dict.fromkeys(("auto_trans_ckpt", "only_save_strategy", "resume_training", "use_parallel"), _or_none(_FLAG)),
-    "trainer.type": _NAME,
     "trainer.model_name": _or_none(_TEXT),
     "runner_config.epochs": _COUNT,
     "runner_config.batch_size": _COUNT,
@@ -104,6 +104,8 @@ KINDS = {
     "optimizer.type": _NAME,
     "optimizer.beta1": _BELOW_1,
     "optimizer.beta2": _BELOW_1,
+    "optimizer.betas": Kind("two numbers between 0 and 1", lambda value: isinstance(value, list) and len(value) == 2
+                            and all(type(beta) is float and 0 < beta < 1 for beta in value)),
     "optimizer.eps": _ABOVE_0,
     "optimizer.weight_decay": _NOT_BELOW_0,
     "lr_schedule.type": _NAME,
@@ -127,10 +129,12 @@ KINDS = {
     "parallel.gradients_mean": _or_none(_FLAG),
     "parallel.full_batch": _or_none(_FLAG),
     "parallel.enable_parallel_optimizer": _or_none(_FLAG),
-    "parallel.parallel_optimizer_config": _or_none(Kind("keys and values", lambda value: isinstance(value, Mapping))),
+    "parallel.parallel_optimizer_config": _or_none(_KEYS_AND_VALUES),
     "parallel.parallel_optimizer_config.gradient_accumulation_shard": _FLAG,
     "parallel.parallel_optimizer_config.parallel_optimizer_threshold": _FROM_0,
     "parallel.strategy_ckpt_save_file": _PATH,
+    "parallel.strategy_ckpt_config": _or_none(_KEYS_AND_VALUES),
+    "parallel.strategy_ckpt_config.save_file": _PATH,
     **{f"parallel_config.{key}": _or_none(_COUNT) for key in (
         "data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "micro_batch_num",
         "gradient_aggregation_group")},
@@ -139,6 +143,7 @@ KINDS = {
     "micro_batch_interleave_num": _or_none(_COUNT),
     "recompute_config.recompute": _or_none(_RECOMPUTE),
     "recompute_config.select_recompute": _or_none(_RECOMPUTE),
+    "recompute_config.select_comm_recompute": _or_none(_RECOMPUTE),
     **{f"recompute_config.{key}": _or_none(_FLAG) for key in (
         "parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation")},
     "context.mode": _or_none(Kind("0 (GRAPH_MODE) or 1 (PYNATIVE_MODE)", lambda value: type(value) in (int, str)
@@ -146,7 +151,7 @@ KINDS = {
     "context.max_device_memory": _or_none(Kind("a size such as '58GB'", lambda value: _is_text(value) and bool(
         re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?GB", value)))),
     "context.device_id": _or_none(_FROM_0),
-    "context.jit_config": _or_none(Kind("keys and values", lambda value: isinstance(value, Mapping))),
+    "context.jit_config": _or_none(_KEYS_AND_VALUES),
     "context.jit_config.jit_level": Kind("O0, O1 or O2", lambda value: value in ("O0", "O1", "O2")),
     **{f"{block}.{key}": kind for block in ("train_dataset", "eval_dataset") for key, kind in _DATASET.items()},
     **{f"model.model_config.{key}": _COUNT for key in (
@@ -158,6 +163,7 @@ KINDS = {
         "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "use_flash_attention", "use_past")},
     **{f"model.model_config.{key}": _FLOAT for key in (
         "param_init_type", "compute_dtype", "layernorm_compute_type", "rotary_dtype")},
+    "model.model_config.residual_dtype": _or_none(_FLOAT),
     "model.model_config.rope_ratio": _or_none(_ABOVE_0),
     "model.model_config.layernorm_epsilon": _ABOVE_0,
     "model.model_config.hidden_dropout": _BELOW_1,
@@ -166,8 +172,8 @@ KINDS = {
         isinstance(value, list) and all(map(_ID.fits, value))))),
     "model.model_config.pad_token_id": _ID,
     "model.model_config.checkpoint_name_or_path": _or_none(_TEXT),
-    "model.model_config.offset": _or_none(Kind("a whole number or a list of them", lambda value: all(
-        map(_whole(-_MOST_LAYERS, _MOST_LAYERS), value if isinstance(value, list) else [value])))),
+    "model.model_config.offset": Kind("a whole number or a list of them", lambda value: all(
+        map(_whole(-_MOST_LAYERS, _MOST_LAYERS), value if isinstance(value, list) else [value]))),
 }
 
 # What every configuration must have.

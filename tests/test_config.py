@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import PRODUCTION_YAML, TINY_YAML
 
+from mindrlhf import config as config_module
 from mindrlhf.config import check_dataset, checked_data_settings, config_problems, get, is_semi_auto, load_config, put
 from mindrlhf.errors import UserError
 
@@ -151,7 +152,8 @@ def test_problem_is_named_with_value_and_expectation(write_yaml, tiny, changes, 
      "parallel_config.model_parallel is 8, expected a divisor of multi_query_group_num (2) with flash attention"),
     ({"parallel.full_batch": False}, "parallel.full_batch is not True, expected True"),
 ], ids=("model_parallel", "full_batch"))
-def test_an_illegal_layout_is_refused(write_yaml, production, changes, message):
+def test_an_illegal_layout_is_refused(write_yaml, production, monkeypatch, changes, message):
+    monkeypatch.setattr(config_module, "repeats_key_and_value", lambda: False)
     with pytest.raises(UserError) as error:
         load_config(write_yaml(production, changes))
     assert message in str(error.value)

@@ -36,7 +36,7 @@ def tiny():
     ("model.model_config.num_layer", "num_layers"),
     ("train_dataset.row_lenght", "row_length"),
     ("eval_dataset.data_loader.shufle", "shuffle"),
-    ("optimizer.betas1", "beta1"),
+    ("optimizer.beta_1", "beta1"),
     ("lr_schedule.warm_up_ratio", "warmup_ratio"),
     ("runner_wrapper.use_clip_grads", "use_clip_grad"),
     ("recompute_config.recompute_slice_activations", "recompute_slice_activation"),
@@ -91,7 +91,9 @@ def test_no_key_of_mindformers_own_yamls_is_taken_for_a_misspelt_one():
     paths = sorted((Path(mindformers.__file__).parent.parent / "configs").glob("glm[234]/*.yaml"))
     assert paths
     for path in paths:
-        assert list(unknown_keys(yaml.safe_load(path.read_text(encoding="utf-8")))) == [], path
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if config.get("use_legacy", True):  # others are of models with keys of their own
+            assert list(unknown_keys(config)) == [], path
 
 
 def arguments_of(kind):

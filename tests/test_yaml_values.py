@@ -21,8 +21,8 @@ from mindrlhf.yaml_values import KINDS, PATHS, REQUIRED, wrong_values
 pytestmark = pytest.mark.stack
 
 # Checked by their names in `config_problems`, or never read: MindFormers puts the data set's own block there.
-ELSEWHERE = ("context.device_target", "model.arch.type", "model.model_config.type", "train_dataset.row_length",
-             "train_dataset_task.", "eval_dataset_task.", "callbacks")
+ELSEWHERE = ("context.device_target", "trainer.type", "model.arch.type", "model.model_config.type",
+             "train_dataset.row_length", "train_dataset_task.", "eval_dataset_task.", "callbacks")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_keys_with_a_kind_are_known_keys():
     for key in KINDS:
         block, _, last = key.rpartition(".")
         known = BLOCKS.get(block) or frozenset().union(*TYPES.values())
-        assert last in known or block == "runner_wrapper.scale_sense", key
+        assert last in known or block in ("runner_wrapper.scale_sense", "parallel.strategy_ckpt_config"), key
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), [
@@ -66,6 +66,11 @@ def test_keys_with_a_kind_are_known_keys():
     ("context.jit_config", 3, "keys and values, or nothing"),
     ("context.jit_config.jit_level", "O7", "O0, O1 or O2"),
     ("context.jit_config.jit_level", 1, "O0, O1 or O2"),
+    ("optimizer.betas", [0.9, 1.0], "two numbers between 0 and 1"),
+    ("optimizer.betas", [0.9], "two numbers between 0 and 1"),
+    ("recompute_config.recompute", 5, "True, False, or a list or keys and values that say which layers, or nothing"),
+    ("model.model_config.offset", None, "a whole number or a list of them"),
+    ("parallel.strategy_ckpt_config", "./ckpt_strategy.ckpt", "keys and values, or nothing"),
     ("train_dataset.data_loader.dataset_dir", [1], "a path or a list of paths, or nothing"),
     ("output_dir", "a\0b", "a path, or nothing"),
     ("train_dataset.output_columns", ["position_id", "input_ids", "attention_mask", "loss_mask", "end_ind"],

@@ -2,5 +2,5 @@
 
 `model` has what the network and its compilation need, `records` what MindRecord's writer is spared. Each entry says
 what differs, since which release, and what happens without it. Which release is there is asked by its features, never
-by a version number.
+by a version number; `installed` has the one rule that is asked before there is a release to ask.
 """
