@@ -47,10 +47,12 @@ def start(config: Dict[str, Any]):
 
     from mindrlhf import callbacks, guard, processes, saving, wrapper  # noqa: F401
     from mindrlhf.compat.model import use_portable_overflow_check
+    from mindrlhf.compat.trainer import fill_in_defaults
     from mindrlhf.data import dataset  # noqa: F401
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 
     config = MindFormerConfig(**config)
+    fill_in_defaults(config)
     try:
         build_context(config)
     except (RuntimeError, ValueError) as error:

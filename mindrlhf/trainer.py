@@ -1,5 +1,4 @@
 """A training run from top to bottom, made of the steps that MindFormers' trainers have in all releases."""
-import inspect
 from typing import Any, Dict, List, Optional
 
 import mindspore as ms
@@ -11,6 +10,7 @@ from mindformers.trainer.base_trainer import BaseTrainer
 from mindformers.trainer.utils import check_runner_config, set_seed
 from mindspore.train.callback import Callback
 
+from mindrlhf.compat.trainer import arguments_of_optimizer
 from mindrlhf.config import is_semi_auto
 from mindrlhf.guard import InterruptionGuard
 from mindrlhf.starting_point import Counters, StartingPoint
@@ -62,7 +62,7 @@ class RewardTrainer(BaseTrainer):
             "parallel_config": config.parallel_config, "moe_config": config.moe_config}))
         self.set_network(network, is_train=True)
         self.count_parameters()
-        optimizer = self._create_optimizer(network)
+        optimizer = self.create_optimizer_scheduler(network, **arguments_of_optimizer(self.create_optimizer_scheduler))
         step = self.create_model_wrapper(network, optimizer)
         callbacks = self._create_callbacks(config, optimizer, counters)
         model = ms.Model(step)
@@ -85,12 +85,6 @@ class RewardTrainer(BaseTrainer):
                 scale.loss_scale_value = counters.loss_scale
             else:
                 config.runner_wrapper.scale_sense = counters.loss_scale
-
-    def _create_optimizer(self, network):
-        """The optimizer with the learning rate's schedule. Its second argument is an optimizer's of later releases."""
-        others = {"model_params": set()} if "model_params" in inspect.signature(
-            self.create_optimizer_scheduler).parameters else {}
-        return self.create_optimizer_scheduler(network, **others)
 
     def _create_callbacks(self, config, optimizer, counters: Optional[Counters]) -> List[Callback]:
         """The YAML's callbacks in its order, with what the run alone knows."""

@@ -16,7 +16,7 @@ from mindspore.ops import operations as P
 
 from mindrlhf.compat.model import adapt_encoder, attention_mask_dtype, on_whole_cpu
 from mindrlhf.data.packing import longest_row, segment_stride
-from mindrlhf.models.glm4.cpu import use_cpu_cells
+from mindrlhf.models.glm4.cpu import RotaryTables, use_cpu_cells
 from mindrlhf.models.glm4.pieces import query_pieces
 
 __all__ = ["CausalMask", "Glm4Backbone", "SegmentMask"]
@@ -145,6 +145,8 @@ class Glm4Backbone(GLM2PreTrainedModel):
         self.encoder = ChatGLM2Transformer(config)
         adapt_encoder(self.encoder)
         self.in_pieces = on_whole_cpu() and use_cpu_cells(self.encoder, config)
+        if self.in_pieces:
+            self.rotary_tables = RotaryTables(self.freqs_mgr.cache, config.kv_channels)
         self.slice_cache = P.StridedSlice().shard(((1, 1, 1),))
         self.gather_cache = P.Gather().shard(((1, 1, 1), (layout.data_parallel, 1)))
         # Layers unpack three tensors and read the last. The compiler of MindSpore 2.5.0.dev20250119 crashes where a
@@ -161,21 +163,25 @@ class Glm4Backbone(GLM2PreTrainedModel):
 
     def construct(self, input_ids, first_token, position_id=None, segments=None):
         _, seq_length = input_ids.shape
-        cos, sin, cache = self.freqs_mgr(seq_length)                            # cache (seq_length, kv/4, 2)
-        # The transformer reads the cache alone; it is as long as its input, or has a row of its own for each row.
-        if segments is None:
-            cache = self.slice_cache(cache, (0, 0, 0), (seq_length, cache.shape[1], 2), (1, 1, 1))
-        else:
-            cache = self.gather_cache(cache, position_id, 0)                    # (N, S, kv/4, 2)
         if self.in_pieces:
             mask = ()
             for first, end in query_pieces(seq_length):
                 mask += (self._mask(first_token, segments, first, end),)        # (N, 1, end - first, end) each
+            rotary = self.rotary_tables(seq_length, position_id if segments is not None else None)
         else:
             mask = self._mask(first_token, segments, 0, seq_length)             # (N, 1, S, S)
+            rotary = self._rotary(seq_length, position_id, segments)
         embeddings = self.embedding(input_ids)                                  # (N, S, hidden)
-        rotary = (cos, sin, cache) if self.stack is None else self.stack((cache, cache, cache))
         return self.encoder(embeddings, mask, rotary)                           # (N, S, hidden)
+
+    def _rotary(self, seq_length, position_id, segments):
+        """Three, of which MindFormers' layers read the last, the cache: as long as the input, or a row for each row."""
+        cos, sin, cache = self.freqs_mgr(seq_length)                            # cache (seq_length, kv/4, 2)
+        if segments is None:
+            cache = self.slice_cache(cache, (0, 0, 0), (seq_length, cache.shape[1], 2), (1, 1, 1))
+        else:
+            cache = self.gather_cache(cache, position_id, 0)                    # (N, S, kv/4, 2)
+        return (cos, sin, cache) if self.stack is None else self.stack((cache, cache, cache))
 
     def _mask(self, first_token, segments, first, end):
         """(N, 1, end - first, end), of either kind."""

@@ -17,7 +17,7 @@ from mindspore.ops import operations as P
 
 from mindrlhf.models.glm4.pieces import MOST_PIECES
 
-__all__ = ["PiecewiseAttention", "use_cpu_cells"]
+__all__ = ["PiecewiseAttention", "PiecewiseSelfAttention", "RotaryTables", "use_cpu_cells"]
 
 _MASKED = -10000.0  # CoreAttention's
 
@@ -124,6 +124,127 @@ class PiecewiseAttention(nn.Cell):
         return self._joined(sums)
 
 
+class RotaryTables(nn.Cell):
+    """Cosine and sine of each position's angles, for `PiecewiseSelfAttention`.
+
+    GLM turns the first half of a head's values, in pairs of neighbours: (a, b) becomes (a cos - b sin, b cos + a sin).
+    As tables of a head's whole width, with the sine's sign in it, this is x * cosine + x' * sine, where x' is x with
+    the neighbours swapped.
+
+    Args:
+        cache: (P, d / 4, 2), cosine and sine of positions and pairs, as MindFormers' `FreqsMgr` has them
+        width: d, of a head
+
+    Inputs:
+        seq_length  a Python int, S
+        position_id (N, S) int32; None: each row counts from its start
+
+    Outputs:
+        cosine, sine (N or 1, S, 1, d) float32
+    """
+
+    def __init__(self, cache: Tensor, width: int):
+        super().__init__()
+        pairs = cache.asnumpy().astype(np.float32)                                              # (P, d / 4, 2)
+        positions, rest = len(pairs), width - 2 * pairs.shape[1]
+        cosine = np.repeat(pairs[..., 0], 2, axis=-1)                                           # (P, d / 2)
+        sine = np.stack((-pairs[..., 1], pairs[..., 1]), axis=-1).reshape(positions, -1)        # (P, d / 2)
+        self.cosine = Tensor(np.concatenate((cosine, np.ones((positions, rest), np.float32)), axis=-1))   # (P, d)
+        self.sine = Tensor(np.concatenate((sine, np.zeros((positions, rest), np.float32)), axis=-1))      # (P, d)
+        self.width = width
+        self.slice, self.gather, self.reshape = P.StridedSlice(), P.Gather(), P.Reshape()
+
+    def construct(self, seq_length, position_id=None):
+        if position_id is None:
+            shape = (1, seq_length, 1, self.width)
+            cosine = self.slice(self.cosine, (0, 0), (seq_length, self.width), (1, 1))          # (S, d)
+            sine = self.slice(self.sine, (0, 0), (seq_length, self.width), (1, 1))              # (S, d)
+        else:
+            shape = (-1, seq_length, 1, self.width)
+            cosine = self.gather(self.cosine, position_id, 0)                                   # (N, S, d)
+            sine = self.gather(self.sine, position_id, 0)                                       # (N, S, d)
+        return self.reshape(cosine, shape), self.reshape(sine, shape)                           # (N or 1, S, 1, d) each
+
+
+class _Rotation(nn.Cell):
+    """Turns heads (N, S, H, d) by `RotaryTables`; the swap of neighbours is a product, which is exact."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.product, self.reshape = P.MatMul(), P.Reshape()
+        self.width = width
+        self.swap = Tensor(np.kron(np.eye(width // 2), [[0, 1], [1, 0]]), mstype.float32)       # (d, d), symmetric
+
+    def _swapped(self, x):
+        return self.reshape(self.product(self.reshape(x, (-1, self.width)), self.swap), x.shape)
+
+    def construct(self, x, cosine, sine):
+        return x * cosine + self._swapped(x) * sine                                             # (N, S, H, d)
+
+    def bprop(self, x, cosine, sine, _out, gradient):
+        of_x = gradient * cosine + self._swapped(gradient * sine)                               # (N, S, H, d)
+        return of_x, F.zeros_like(cosine), F.zeros_like(sine)
+
+
+class _Cut(nn.Cell):
+    """Cuts a tensor in two along one axis; the gradient is joined, where slices would be filled up and added."""
+
+    def __init__(self, axis: int, first: int):
+        super().__init__()
+        self.axis, self.first = axis, first
+        self.slice, self.join = P.StridedSlice(), P.Concat(axis)
+
+    def construct(self, x):
+        shape, ones = x.shape, (1,) * len(x.shape)
+        middle = shape[:self.axis] + (self.first,) + shape[self.axis + 1:]
+        begin = (0,) * self.axis + (self.first,) + (0,) * (len(shape) - self.axis - 1)
+        return self.slice(x, (0,) * len(shape), middle, ones), self.slice(x, begin, shape, ones)
+
+    def bprop(self, _x, _out, gradients):
+        return (self.join(gradients),)
+
+
+class PiecewiseSelfAttention(nn.Cell):
+    """MindFormers' `ChatGLM2SelfAttention` around `PiecewiseAttention`: projections, rotation, attention.
+
+    Releases of MindFormers differ in what they do between its two projections, and in the mask that they expect there.
+
+    Args:
+        attention: whose projections `query_key_value` and `dense` it takes over
+        config:    the model's dimensions
+
+    Inputs:
+        hidden_states  (N, S, hidden) float32
+        attention_mask see `PiecewiseAttention`
+        rotary         cosine and sine of `RotaryTables`, and others that are not looked at
+        others         of MindFormers, for inference; not used
+
+    Output:
+        (N, S, hidden) float32
+    """
+
+    def __init__(self, attention: nn.Cell, config: ChatGLM2Config):
+        super().__init__()
+        self.query_key_value, self.dense = attention.query_key_value, attention.dense
+        self.core_attention = PiecewiseAttention(config)
+        self.width = config.kv_channels
+        heads, groups = self.core_attention.heads, self.core_attention.groups
+        self.cut_value = _Cut(2, (heads + groups) * self.width)
+        self.cut_key = _Cut(1, heads)
+        self.rotation = _Rotation(self.width)
+        self.reshape, self.transpose = P.Reshape(), P.Transpose()
+
+    def construct(self, hidden_states, attention_mask, rotary, batch_valid_length=None, prefix_key_value=None,
+                  block_tables=None, slot_mapping=None, kv_mask=None, seq_chunk=None):
+        rows, seq_length, _ = hidden_states.shape
+        by_head, by_token = (rows, seq_length, -1, self.width), (0, 2, 1, 3)
+        turned, value = self.cut_value(self.query_key_value(hidden_states))         # (N, S, (H+G) * d), (N, S, G * d)
+        turned = self.rotation(self.reshape(turned, by_head), rotary[0], rotary[1])             # (N, S, H+G, d)
+        query, key = self.cut_key(self.transpose(turned, by_token))                 # (N, H, S, d), (N, G, S, d)
+        value = self.transpose(self.reshape(value, by_head), by_token)                          # (N, G, S, d)
+        return self.dense(self.core_attention(query, key, value, attention_mask))               # (N, S, hidden)
+
+
 class _RowMean(nn.Cell):
     """Mean over the last axis: (N, S, C) to (N, S, 1), float32."""
 
@@ -174,7 +295,7 @@ def use_cpu_cells(transformer: ChatGLM2Transformer, config: ChatGLM2Config) -> b
     """Put this module's cells into a transformer, where their conditions hold.
 
     Returns:
-        whether its attention is `PiecewiseAttention`, which takes a mask in pieces
+        whether its attention is `PiecewiseSelfAttention`, which takes a mask in pieces and `RotaryTables`
     """
     for _, cell in transformer.cells_and_names():
         if isinstance(cell, ChatGLM2RMSNorm) and cell.self_define and config.layernorm_compute_type == mstype.float32:
@@ -184,6 +305,8 @@ def use_cpu_cells(transformer: ChatGLM2Transformer, config: ChatGLM2Config) -> b
             or not config.apply_query_key_layer_scaling:
         return False
     for layer in transformer.layers:
-        layer.self_attention.core_attention = PiecewiseAttention(config)
-        layer.self_attention.n_rep = 1  # key and value are taken as they are
+        named = [(parameter, parameter.name) for parameter in layer.self_attention.get_parameters()]
+        layer.self_attention = PiecewiseSelfAttention(layer.self_attention, config)
+        for parameter, name in named:  # a Cell puts its child's name before those of the child's parameters
+            parameter.name = name
     return True
