@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mindrlhf", "mindrlhf.*"]),
-    python_requires=">=3.9,<3.12",
+    python_requires=">=3.9,<3.13",
     install_requires=[
         "numpy>=1.20,<2",
         "sentencepiece>=0.2.0",
@@ -32,11 +32,11 @@ setup(
     ],
     extras_require={
         # What the README's two commands install.
-        "cpu": ["mindspore==2.7.2", "mindformers==1.3.2"],
+        "cpu": ["mindspore==2.9.0", "mindformers==1.9.0"],
         # PAIR=production: MindFormers 1.3.0 with the MindSpore nearest to 2.4 that a package registry has; Python 3.10.
         "production": ["mindspore-dev==2.5.0.dev20250119", "mindformers==1.3.0"],
-        # For a cluster that has MindSpore's own wheel already: leaves it as it is. Run with 2.5.0.dev20250119 to 2.7.2.
-        "ascend": ["mindspore>=2.4,<2.8", "mindformers>=1.3,<1.4"],
+        # For a cluster that has MindSpore's own wheel already: leaves it as it is.
+        "ascend": ["mindspore>=2.4,<2.10", "mindformers>=1.3,<1.10"],
         "dev": ["pytest>=7", "ruff>=0.4", "regex", "hypothesis>=6.100"],
         # What this project is compared with, in an environment of its own (.venv-torch).
         "peers": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "tiktoken>=0.6"],

@@ -6,7 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 NO_PYTHON=3  # exit code where no interpreter fits
 
 case ${PAIR:-current} in
-  current) venv=$root/.venv extra=cpu pythons="3.11 3.10 3.9" ;;
+  current) venv=$root/.venv extra=cpu pythons="3.11 3.10 3.12 3.9" ;;
   production) venv=$root/.venv-production extra=production pythons="3.10" ;;
   *)
     echo "error: PAIR: found '$PAIR', expected current or production" >&2

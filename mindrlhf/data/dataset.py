@@ -89,9 +89,12 @@ class RewardModelDataset(BaseDataset):
     def __new__(cls, dataset_config: Optional[dict] = None, **keys):
         config = copy.deepcopy(dataset_config) if dataset_config else MindFormerConfig(**keys)
         for key, default in (("seed", 0), ("prefetch_size", 1), ("numa_enable", False), ("batch_size", 8),
-                             ("drop_remainder", True), ("repeat", 1), ("micro_batches", 1), ("batching", "padded")):
+                             ("drop_remainder", True), ("repeat", 1), ("micro_batches", 1), ("batching", "padded"),
+                             ("num_parallel_workers", 8)):
             if config[key] is None if key in config else True:
                 config[key] = default
+        # MindSpore refuses more workers than cores; a YAML goes to machines of all sizes.
+        config.num_parallel_workers = min(config.num_parallel_workers, os.cpu_count())
         cls.init_dataset_config(config)
         rank, ranks = cls._generate_shard_info()  # None, None in semi-auto parallel, where all read the whole batch
         rank, ranks = rank or 0, ranks or 1
@@ -144,8 +147,6 @@ def _packed(config, files, columns, rank, ranks) -> PackedDataset:
 
 
 def _open(files, columns, shuffle, workers):
-    if workers is not None:
-        workers = min(workers, os.cpu_count())  # MindSpore refuses more; a YAML goes to machines of all sizes
     try:
         return ds.MindDataset(files, columns_list=columns, shuffle=shuffle, num_parallel_workers=workers)
     except (RuntimeError, ValueError, TypeError) as error:
