@@ -1,7 +1,7 @@
 """A run that MindFormers 1.3.0 began is gone on with, and its checkpoint evaluated, by whichever release is installed.
 
-The files in reference/run_of_1_3 are that release's, with MindSpore 2.5.0.dev20250119: the YAML, the checkpoint of a step
-of the second epoch, how the data was made, and the figures of all later steps. See reference/make_run_of_1_3.py.
+The files in reference/run_of_1_3 are that release's, with MindSpore 2.5.0.dev20250119: the YAML, the checkpoint of a
+step of the second epoch, how the data was made, and the figures of all later steps. See reference/make_run_of_1_3.py.
 
 | test                              | proves                                        | judged against                   |
 | test_the_run_goes_on_...          | counters, weights, moments, order of pairs    | the other release's own figures  |
