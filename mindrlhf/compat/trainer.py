@@ -9,8 +9,12 @@ def fill_in_defaults(config) -> None:
     """Give a `MindFormerConfig` what MindFormers since 1.6 gives to a YAML file, and to no configuration in memory.
 
     Without it the key `use_legacy_format` is False in some places and True in others, and `monitor_config` ends in an
-    AttributeError. Earlier releases do not look at these keys.
+    AttributeError. Earlier releases do not look at these keys. `disable_lazy_inline` is what the trainer of 1.6 sets;
+    scoring in several processes needs it too, where MindSpore 2.9 does not compile otherwise. Until 1.3 inlining was
+    lazy in pipelines alone.
     """
+    repeated = max(config.parallel_config.pipeline_stage or 1, config.runner_config.gradient_accumulation_steps or 1)
+    config.model.model_config.disable_lazy_inline = repeated == 1
     config.use_legacy = config.use_legacy_format = True
     config.load_ckpt_format = "ckpt"
     config.monitor_config = {}
