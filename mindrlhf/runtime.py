@@ -9,7 +9,7 @@ from mindrlhf.errors import UserError
 
 __all__ = ["output_path", "start"]
 
-# Set by msrun, by mpirun, and where a rank table says it: the three ways in which MindSpore's processes find each other.
+# Set by msrun, by mpirun, and with a rank table: the three ways in which MindSpore's processes find each other.
 _STARTED_AS_ONE_OF_SEVERAL = ("MS_ROLE", "OMPI_COMMAND", "RANK_TABLE_FILE")
 
 

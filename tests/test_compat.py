@@ -57,17 +57,23 @@ def multiplies_in_uint8():
 
 def test_fused_kernels_are_left_to_ascend():
     assert not glm2_modules.check_rmsnorm_big_kernel_valid()
-    assert not glm2_modules.check_valid_big_kernel()
     assert glm2_modules.ChatGLM2RMSNorm(8).self_define
-    assert glm2_modules.ChatGLM2SiLU().self_define
+    if hasattr(glm2_modules, "check_valid_big_kernel"):  # until MindFormers 1.3; later ones need a CPU's kernel
+        assert not glm2_modules.check_valid_big_kernel()
+        assert glm2_modules.ChatGLM2SiLU().self_define
 
 
 def test_an_encoder_gets_its_cast_and_loses_what_inference_alone_needs():
     config = ChatGLM2Config(num_layers=2, hidden_size=32, num_attention_heads=4, kv_channels=8, ffn_hidden_size=48,
                             padded_vocab_size=64, seq_length=8)
     encoder = ChatGLM2Transformer(config)
-    for layer in encoder.layers:  # as MindFormers makes them since 1.6
-        layer.self_attention.infer_attention = _Net()
+    with_cast = [cell for _, cell in encoder.cells_and_names() if "cast" in vars(cell) or hasattr(nn.Cell, "cast")]
+    lack = {type(cell) for _, cell in encoder.cells_and_names()} - {type(cell) for cell in with_cast}
+    # The mend is needed as long as one of the two uses what it does not have.
+    assert hasattr(nn.Cell, "cast") or lack & {ChatGLM2Transformer, glm2_modules.ChatGLM2RMSNorm}
+    for layer in encoder.layers:
+        if not hasattr(layer.self_attention, "infer_attention"):  # MindFormers makes it since 1.6
+            layer.self_attention.infer_attention = _Net()
     compat.adapt_encoder(encoder)
     assert not [name for name, _ in encoder.cells_and_names() if "infer_attention" in name]
     assert not [parameter.name for parameter in encoder.get_parameters() if "infer_attention" in parameter.name]

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | test_pieces_* | the pieces of the queries | literal values |
 | test_attention_* | output, gradients of query, key, value | mindformers' CoreAttention |
+| test_self_attention_* | output, gradients of input and parameters, their names | mindformers' ChatGLM2SelfAttention |
 | test_norm_* | output, gradients of input and weight | mindformers' ChatGLM2RMSNorm |
 | test_masks_in_pieces_* | each piece of a mask | the whole mask |
 | test_mindformers_cells_stay_* | which attention a model has | the conditions, one by one |
@@ -12,12 +13,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
-from mindformers.models.glm2.glm2_modules import ChatGLM2RMSNorm
-from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer, CoreAttention
+from mindformers.models.glm2.glm2_modules import ChatGLM2RMSNorm, FreqsMgr
+from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention, ChatGLM2Transformer, CoreAttention
 from mindspore import Tensor, nn, ops
 
+from mindrlhf.compat.model import adapt_encoder
 from mindrlhf.models.glm4.backbone import CausalMask, Glm4Backbone, SegmentMask
-from mindrlhf.models.glm4.cpu import PiecewiseAttention, use_cpu_cells
+from mindrlhf.models.glm4.cpu import PiecewiseAttention, PiecewiseSelfAttention, RotaryTables, use_cpu_cells
 from mindrlhf.models.glm4.pieces import query_pieces
 
 pytestmark = pytest.mark.stack
@@ -98,14 +100,74 @@ def test_attention_is_that_of_mindformers(random, groups, seq_length):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("groups", "seq_length"), [(1, 7), (2, 128), (4, 7)])
+def test_self_attention_is_that_of_mindformers(random, groups, seq_length, packed):
+    """Rows of two texts each, with positions that begin again where they are packed."""
+    config = ChatGLM2Config(**{**SIZE, "multi_query_group_num": groups, "kv_channels": 8, "seq_length": seq_length})
+    rows, positions = 2, np.arange(seq_length)
+    freqs = FreqsMgr(dim=4, seq_length=seq_length, rotary_dtype=ms.float32)
+    tables = RotaryTables(freqs.cache, 8)
+    texts = np.sort(random.integers(0, 2, (rows, 1, seq_length))) if packed else np.zeros((rows, 1, seq_length))
+    position_id = Tensor(np.stack([np.concatenate([np.arange((text == number).sum()) for number in (0, 1)])
+                                   for text in texts]), ms.int32)
+    mask = Tensor(((texts[..., None] != texts[:, :, None]) | (positions > positions[:, None])).astype(np.float32))
+
+    class Theirs(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.attention = ChatGLM2SelfAttention(config, 1)
+
+        def construct(self, hidden, mask):
+            cache = freqs.cache[position_id] if packed else freqs.cache
+            return self.attention(hidden, mask, (cache, cache, cache))
+
+    class Ours(nn.Cell):
+        def __init__(self, theirs):
+            super().__init__()
+            self.attention = PiecewiseSelfAttention(theirs, config)
+
+        def construct(self, hidden, mask):
+            pieces = ()
+            for first, end in query_pieces(seq_length):
+                pieces += (mask[:, :, first:end, :end],)
+            return self.attention(hidden, pieces, tables(seq_length, position_id if packed else None))
+
+    theirs, random_values = Theirs(), np.random.default_rng(3)
+    weights = [*theirs.attention.query_key_value.get_parameters(), *theirs.attention.dense.get_parameters()]
+    for weight in weights:
+        weight.set_data(Tensor(random_values.normal(0, 0.5, weight.shape), ms.float32))
+    hidden, gradient = (Tensor(random.normal(0, 1, (rows, seq_length, 16)), ms.float32) for _ in range(2))
+    results = []
+    for cell in (theirs, Ours(theirs.attention)):
+        output, of_inputs = Gradients(cell)(hidden, mask, gradient)
+        of_weights = ops.GradOperation(get_by_list=True, sens_param=True)(cell, ms.ParameterTuple(weights))
+        results.append(as_arrays([output, of_inputs[0], *of_weights(hidden, mask, gradient)]))
+    for wanted, found in zip(*results):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_parameters_keep_their_names_in_the_cells_for_a_cpu():
+    names = [[parameter.name for parameter in Glm4Backbone(ChatGLM2Config(**SIZE)).get_parameters()]]
+    ms.set_auto_parallel_context(parallel_mode="semi_auto_parallel")
+    try:
+        names.append([parameter.name for parameter in Glm4Backbone(ChatGLM2Config(**SIZE)).get_parameters()])
+    finally:
+        ms.reset_auto_parallel_context()
+    assert names[0] == names[1]
+
+
 def test_norm_is_that_of_mindformers(random):
     config = ChatGLM2Config(**SIZE)
     transformer = ChatGLM2Transformer(config)
+    adapt_encoder(transformer)
     use_cpu_cells(transformer, config)
     x, gradient = (Tensor(random.normal(0, 3, (2, 7, 16)).astype(np.float32)) for _ in range(2))
     weight = Tensor(random.normal(1, 1, 16).astype(np.float32))
     results = []
-    for norm in (transformer.layers[0].input_layernorm, ChatGLM2RMSNorm(16, eps=config.layernorm_epsilon)):
+    theirs = ChatGLM2RMSNorm(16, eps=config.layernorm_epsilon)
+    theirs.cast = ops.Cast()  # since MindSpore 2.7 it lacks what since MindFormers 1.6 it uses
+    for norm in (transformer.layers[0].input_layernorm, theirs):
         norm.weight.set_data(weight)
         of_input = Gradients(norm)(x, gradient)
         of_weight = ops.GradOperation(get_by_list=True, sens_param=True)(norm, ms.ParameterTuple([norm.weight]))
