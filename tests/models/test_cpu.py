@@ -30,6 +30,12 @@ SIZE = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 4, "multi_que
         "apply_query_key_layer_scaling": True, "attention_dropout": 0.0, "hidden_dropout": 0.0}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graph_mode():
+    """Earlier releases of MindSpore begin in the other mode, which knows no sliced layout."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
