@@ -276,7 +276,8 @@ def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mappi
                  if name in found and tuple(found[name]) != tuple(shape)]
     if different:
         raise UserError(f"{source}: {len(different)} parameters have another shape than the network's (is the YAML "
-                        f"that of this checkpoint? is it sliced for another layout?): {some(different, '; ')}")
+                        "that of this checkpoint? in training, slices of another layout or release of MindFormers: "
+                        f"--auto_trans_ckpt True with --src_strategy): {some(different, '; ')}")
     raise_left_over(source, found, wanted)
     return fresh
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 from compiled_graph import kept_for_backward, most_alive, read_graph
-from test_layouts import SMALLER, devices, records, train, write_yaml  # noqa: F401 (fixtures)
+from layouts import SMALLER, devices, records, train, write_yaml  # noqa: F401 (fixtures)
 
 from mindrlhf.config import put, read_config
 from mindrlhf.plan import Size, memory_of_backward
