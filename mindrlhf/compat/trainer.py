@@ -21,7 +21,7 @@ def fill_in_defaults(config) -> None:
 
 
 def arguments_of_optimizer(create) -> Dict[str, Any]:
-    """What `BaseTrainer.create_optimizer_scheduler` needs beside the network: since MindFormers 1.6 a set of parameters
+    """What `BaseTrainer.create_optimizer_scheduler` needs beside the network: since MindFormers 1.7 a set of parameters
     that only optimizers for pre-trained model averaging look at.
     """
     return {"model_params": set()} if "model_params" in inspect.signature(create).parameters else {}
