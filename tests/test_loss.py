@@ -19,7 +19,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from mindformers.core.loss import CompareLoss
+from mindformers.core import loss as losses
 from mindformers.modules.transformer import TransformerOpParallelConfig
 from mindspore import Tensor, ops
 
@@ -75,11 +75,12 @@ def test_a_margin_of_a_hundred_is_finite_with_its_gradient(pair_loss, margin):
     assert gradient.tolist() == ([[-1.0], [1.0]] if margin < 0 else [[0.0], [0.0]])
 
 
+@pytest.mark.skipif(not hasattr(losses, "CompareLoss"), reason="this release of MindFormers has no CompareLoss")
 def test_compare_loss_of_mindformers_is_infinite_there():
     """The fault that the loss is here to mend; if this fails, MindFormers has mended it."""
     scores = Tensor([[-50.0, -50.0], [50.0, 50.0]], ms.float16)
-    loss, *_ = CompareLoss(TransformerOpParallelConfig())(scores, Tensor([[1, 1]], ms.float16),
-                                                          Tensor([2, 2], ms.int32))
+    loss, *_ = losses.CompareLoss(TransformerOpParallelConfig())(scores, Tensor([[1, 1]], ms.float16),
+                                                                 Tensor([2, 2], ms.int32))
     assert not np.isfinite(loss.asnumpy()).all()
 
 
