@@ -2,10 +2,8 @@
 steps that change nothing.
 """
 import signal
-from pathlib import Path
 from typing import List, Optional, Sequence
 
-import mindspore as ms
 import mindspore.dataset as ds
 import numpy as np
 from mindformers.tools.logger import logger
@@ -20,31 +18,19 @@ from mindrlhf.processes import sum_over_processes
 
 __all__ = ["InterruptionGuard", "SkippedStepMonitor", "rows_of_step"]
 
-_LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")
-
-
 class InterruptionGuard(Callback):
     """Ends training behind the step in which SIGTERM comes; `CheckpointMonitor` saves at every end.
 
-    All processes end behind the same step, whichever of them got the signal. A resumed run gets its dynamic loss scale
-    and the counters of its steps, which MindFormers 1.3 saves and does not load.
-
-    Args:
-        resumed_from: the checkpoint file that the run goes on from, if any
+    All processes end behind the same step, whichever of them got the signal.
     """
 
-    def __init__(self, resumed_from: Optional[Path] = None):
+    def __init__(self):
         super().__init__()
-        self.resumed_from = resumed_from
         self._asked = False
         self._processes = get_real_group_size()
 
     def on_train_begin(self, run_context):
-        if self.resumed_from:
-            saved = ms.load_checkpoint(str(self.resumed_from), choice_func=lambda name: name in _LOSS_SCALE)
-            for parameter in run_context.original_args().train_network.get_parameters():
-                if parameter.name in saved:
-                    parameter.set_data(saved[parameter.name].value())
+        del run_context
         self._former = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, number, frame):

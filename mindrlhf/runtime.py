@@ -9,6 +9,9 @@ from mindrlhf.errors import UserError
 
 __all__ = ["output_path", "start"]
 
+# Set by msrun, by mpirun, and with a rank table: the three ways in which MindSpore's processes find each other.
+_STARTED_AS_ONE_OF_SEVERAL = ("MS_ROLE", "OMPI_COMMAND", "RANK_TABLE_FILE")
+
 
 def output_path(config: Dict[str, Any]) -> Path:
     """The folder for logs, checkpoints and figures: the YAML's `output_dir`, seen from the working directory."""
@@ -33,6 +36,9 @@ def start(config: Dict[str, Any]):
         # communication; a run of one process has none, and the scheduler would do all the work a second time.
         print("scheduler: use_parallel is False, one process does the work; nothing to do here", flush=True)
         sys.exit(0)
+    if config.get("use_parallel") and not any(map(os.environ.get, _STARTED_AS_ONE_OF_SEVERAL)):
+        raise UserError("use_parallel is True, but this process is none of a job of several: start it with "
+                        "msrun_launcher.sh, or set --use_parallel False")
     output = output_path(config)
     output.mkdir(parents=True, exist_ok=True)
     os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts what it writes
@@ -56,12 +62,9 @@ def start(config: Dict[str, Any]):
     try:
         build_context(config)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if reason.startswith("Notice: "):  # what MindFormers makes of every failure to join the other processes
-            raise UserError("use_parallel is True, but this process could not join a job of several: start it with "
-                            f"msrun_launcher.sh, or set --use_parallel False ({reason})") from None
+        joining = ", or cannot join the other processes" if config.use_parallel else ""
         raise UserError(f"MindSpore cannot be set up for context.device_target {config.context.device_target} on this "
-                        f"machine: {reason}") from None
+                        f"machine{joining}: {str(error).strip().splitlines()[0]}") from None
     use_portable_overflow_check()
     if get_real_group_size() > 1:
         processes.meet()

@@ -29,6 +29,9 @@ from mindrlhf.slices import (
 
 __all__ = ["Counters", "StartingPoint", "choose_starting_point"]
 
+# Of a step cell with a dynamic loss scale: the scale, and what it counts before it changes the scale.
+_LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")
+
 
 @dataclass(frozen=True)
 class Counters:
@@ -106,8 +109,14 @@ class StartingPoint:
         (mine,) = folder.glob(f"*/rank_{get_real_rank()}")  # the run's start has emptied the folder
         return replace(self, checkpoint=mine, to_cut=False)
 
-    def load(self, network, optimizer, counters: Optional[Counters]) -> LoadReport:
-        """Load the weights, and for a run that goes on the optimizer's state; see `load_strictly`.
+    def load(self, network, optimizer, step, counters: Optional[Counters]) -> LoadReport:
+        """Load the weights, and for a run that goes on the state of optimizer and loss scale; see `load_strictly`.
+
+        MindFormers saves the counters of the loss scale and does not load them.
+
+        Args:
+            network, optimizer, step: whose parameters are loaded; the step cell has the loss scale
+            counters: of the run to go on with; None: a run of its own begins
 
         Raises:
             UserError: something is missing or has another shape.
@@ -118,6 +127,11 @@ class StartingPoint:
         if counters:
             parameters["global_step"] = ms.Parameter(ms.Tensor([counters.global_step], ms.int32), name="global_step")
             load_state_strictly(optimizer, parameters, self.source, network, self.stage)
+            # MindSpore refuses to choose nothing, and a fixed scale is not saved; step_num always is.
+            saved = ms.load_checkpoint(str(self.resumed), choice_func=lambda name: name in (*_LOSS_SCALE, "step_num"))
+            for parameter in step.get_parameters():
+                if parameter.name in _LOSS_SCALE and parameter.name in saved:
+                    parameter.set_data(saved[parameter.name].value())
         return report
 
 

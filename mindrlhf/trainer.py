@@ -66,10 +66,10 @@ class RewardTrainer(BaseTrainer):
         step = self.create_model_wrapper(network, optimizer)
         callbacks = self._create_callbacks(config, optimizer, counters)
         model = ms.Model(step)
-        self._load(config, model, network, optimizer, dataset, start, counters)
+        self._load(config, model, step, network, optimizer, dataset, start, counters)
         logger.info("training begins; compiling the step takes a while")
         model.train(config.runner_config.epochs, dataset,
-                    callbacks=[*callbacks, InterruptionGuard(start.resumed if start else None)],
+                    callbacks=[*callbacks, InterruptionGuard()],
                     dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
                     initial_epoch=config.runner_config.initial_epoch)
         logger.info("training is over")
@@ -107,7 +107,7 @@ class RewardTrainer(BaseTrainer):
         return [build_callback(callback, default_args=known.get(callback["type"])) for callback in config.callbacks]
 
     @staticmethod
-    def _load(config, model: ms.Model, network, optimizer, dataset, start: Optional[StartingPoint],
+    def _load(config, model: ms.Model, step, network, optimizer, dataset, start: Optional[StartingPoint],
               counters: Optional[Counters]) -> None:
         """Give the network what it starts from. Slices are those of the compiled step, which is compiled first."""
         if is_semi_auto(config) and (config.only_save_strategy or (start and start.slices)):
@@ -121,4 +121,4 @@ class RewardTrainer(BaseTrainer):
         if start:
             if start.to_cut:
                 start = start.cut_for_layout(config)
-            logger.info(start.load(network, optimizer, counters).as_text())
+            logger.info(start.load(network, optimizer, step, counters).as_text())

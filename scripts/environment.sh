@@ -1,6 +1,7 @@
 # Sourced by quickstart.sh and run_tests.sh: makes a virtual environment with the project in it, once, and puts it first
 # in PATH. setup.py alone says what is installed.
-#   PAIR    which releases of MindSpore and MindFormers: current (default; in .venv) or production (in .venv-production)
+#   PAIR    which releases of MindSpore and MindFormers: current (default; in .venv), production (in .venv-production) or
+#           newest (in .venv-newest)
 #   PYTHON  the interpreter; without it, one that fits the pair is looked for
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 NO_PYTHON=3  # exit code where no interpreter fits
@@ -8,8 +9,9 @@ NO_PYTHON=3  # exit code where no interpreter fits
 case ${PAIR:-current} in
   current) venv=$root/.venv extra=cpu pythons="3.11 3.10 3.12 3.9" ;;
   production) venv=$root/.venv-production extra=production pythons="3.10" ;;
+  newest) venv=$root/.venv-newest extra=newest pythons="3.11 3.10" ;;
   *)
-    echo "error: PAIR: found '$PAIR', expected current or production" >&2
+    echo "error: PAIR: found '$PAIR', expected current, production or newest" >&2
     exit 2
     ;;
 esac
@@ -38,6 +40,23 @@ find_python() {
   return "$NO_PYTHON"
 }
 
+packages_of() { # EXTRA: what an extra of the installed project lists, one a line
+  "$venv/bin/python" -c '
+import sys
+from importlib.metadata import requires
+print("\n".join(line.split(";")[0] for line in requires("mindrlhf") if line.endswith(f"extra == \"{sys.argv[1]}\"")))
+' "$1"
+}
+
+# MindFormers of the newest pair, without what it asks for and no registry has: MindSpore's extra is there already, and
+# hyper_parallel, which it imports, is a stand-in of the tests. A .pth file puts it on the path of each process.
+install_newest() {
+  local packages
+  packages=$(packages_of nodeps) &&
+    xargs -d '\n' "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps <<<"$packages" &&
+    echo "$root/tests/stand_ins" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stand_ins.pth"
+}
+
 install_project() {
   local stamp=$venv/.installed wanted python
   wanted="$root $(cksum <"$root/setup.py")"
@@ -46,7 +65,8 @@ install_project() {
   echo "== installing into ${venv##*/} (once; some 4 GB on the disk, a few minutes)"
   "$python" -m venv --clear "$venv" ||
     { echo "error: $python cannot make a virtual environment (on Debian: apt-get install python3-venv)" >&2; return 1; }
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra,dev]" ||
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra,dev]" &&
+    { [ "$extra" != newest ] || install_newest; } ||
     { echo "error: the installation failed, see above; run the command again to retry" >&2; return 1; }
   echo "$wanted" >"$stamp"
 }
@@ -59,9 +79,7 @@ install_peers() {
   "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     { echo "error: PyTorch and TRL of these releases need Python 3.11: rm -r .venv, then PYTHON=python3.11" >&2; return 1; }
   echo "== installing PyTorch, transformers and TRL into .venv-torch (once; some GB on the disk)"
-  packages=$("$venv/bin/python" -c '
-from importlib.metadata import requires
-print("\n".join(line.split(";")[0] for line in requires("mindrlhf") if line.endswith("extra == \"peers\"")))')
+  packages=$(packages_of peers)
   "$venv/bin/python" -m venv --clear "$peers" &&
     xargs -d '\n' "$peers/bin/python" -m pip install --quiet --disable-pip-version-check <<<"$packages" ||
     { echo "error: the installation failed, see above; run the command again to retry" >&2; return 1; }

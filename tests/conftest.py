@@ -77,6 +77,12 @@ def build_model(reference):
     return build
 
 
+def weights_of_mindformers(network):
+    """Name -> Parameter of a model of MindFormers, without the caches of keys and values that it has since 1.6."""
+    return {parameter.name: parameter for parameter in network.get_parameters()
+            if "infer_attention." not in parameter.name}
+
+
 def dimensions_of(arrays):
     """Keyword arguments of ChatGLM2Config for a reference case."""
     return {**json.loads(str(arrays["dimensions"])), "param_init_type": "float32", "compute_dtype": "float32"}

@@ -29,7 +29,7 @@ def test_mask_is_float_without_and_uint8_with_flash_attention():
 
 
 def test_the_uint8_mask_of_mindformers_attends_the_future():
-    """With MindFormers' own mask on MindSpore 2.7 or later, the last token moves the first hidden state."""
+    """With MindFormers' own mask on MindSpore 2.7, the last token moves the first hidden state."""
     model = ChatGLM2Model(ChatGLM2Config(num_layers=1, hidden_size=32, num_attention_heads=4, kv_channels=8,
                                          ffn_hidden_size=48, padded_vocab_size=64, seq_length=8,
                                          param_init_type="float32", compute_dtype="float32")).set_train(False)
@@ -56,23 +56,23 @@ def multiplies_in_uint8():
 
 
 def test_fused_kernels_are_left_to_ascend():
-    """Later releases of MindFormers have no other SiLU than MindSpore's operator, for which a CPU then has a kernel."""
     assert not glm2_modules.check_rmsnorm_big_kernel_valid()
     assert glm2_modules.ChatGLM2RMSNorm(8).self_define
-    silu = glm2_modules.ChatGLM2SiLU()
-    if hasattr(glm2_modules, "check_valid_big_kernel"):
+    if hasattr(glm2_modules, "check_valid_big_kernel"):  # until MindFormers 1.3; later ones need a CPU's kernel
         assert not glm2_modules.check_valid_big_kernel()
-        assert silu.self_define
-    x = np.linspace(-9, 9, 8, dtype=np.float32)
-    np.testing.assert_allclose(silu(Tensor(x)).asnumpy(), x / (1 + np.exp(-x)), rtol=1e-5)
+        assert glm2_modules.ChatGLM2SiLU().self_define
 
 
 def test_an_encoder_gets_its_cast_and_loses_what_inference_alone_needs():
     config = ChatGLM2Config(num_layers=2, hidden_size=32, num_attention_heads=4, kv_channels=8, ffn_hidden_size=48,
                             padded_vocab_size=64, seq_length=8)
     encoder = ChatGLM2Transformer(config)
-    for layer in encoder.layers:  # as MindFormers makes them since 1.6
-        layer.self_attention.infer_attention = _Net()
+    lack = {type(cell) for _, cell in encoder.cells_and_names() if not hasattr(cell, "cast")}
+    # The mend is needed as long as MindSpore has Cells without it, and one of the two does not make its own.
+    assert hasattr(nn.Cell(), "cast") or lack & {ChatGLM2Transformer, glm2_modules.ChatGLM2RMSNorm}
+    for layer in encoder.layers:
+        if not hasattr(layer.self_attention, "infer_attention"):  # MindFormers makes it since 1.6
+            layer.self_attention.infer_attention = _Net()
     compat.adapt_encoder(encoder)
     assert not [name for name, _ in encoder.cells_and_names() if "infer_attention" in name]
     assert not [parameter.name for parameter in encoder.get_parameters() if "infer_attention" in parameter.name]

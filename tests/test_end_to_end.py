@@ -282,7 +282,7 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "wrong.ckpt"],
      "embedding_weight: checkpoint (7, 3), network (1024, 64)"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--use_parallel", "True"],
-     "use_parallel is True, but this process could not join a job of several"),
+     "use_parallel is True, but this process is none of a job of several"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--config", "ascend.yaml"],
      "MindSpore cannot be set up for context.device_target Ascend on this machine"),
     ("reward_infer.py", ["--data_file", "ok.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model"), "--output_file",

@@ -5,18 +5,16 @@
 | test_a_row_of_skipped_steps ...       | one too many ends the run with step and rows        | message           |
 | test_padded_rows_in_sink_mode ...     | nothing but that is said where rows are not known   | message           |
 | test_a_signal_to_another_process ...  | all processes end behind the same step              | the request       |
-| test_the_loss_scale ...               | what MindFormers saves and does not load            | the checkpoint    |
 """
 import os
 import signal
 from types import SimpleNamespace
 
-import mindspore as ms
 import numpy as np
 import pytest
 from conftest import write_numbered_pairs
 from mindformers.tools.register import MindFormerConfig
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor
 
 from mindrlhf import guard
 from mindrlhf.data.dataset import RewardModelDataset
@@ -96,15 +94,3 @@ def test_a_signal_to_another_process_ends_this_one_behind_the_same_step(monkeypa
         assert run.stopped is stopped
         monitor.on_train_end(run)
         assert signal.getsignal(signal.SIGTERM) is former
-
-
-def test_the_loss_scale_and_its_counters_are_those_of_the_checkpoint(tmp_path):
-    names = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step", "weight")
-    ms.save_checkpoint([{"name": name, "data": Tensor([3.0])} for name in names], str(tmp_path / "a.ckpt"))
-    network = nn.CellList([])
-    for name in names:
-        network.insert_param_to_cell(name, Parameter(Tensor([1.0]), name=name))
-    monitor, run = InterruptionGuard(tmp_path / "a.ckpt"), Context(train_network=network)
-    monitor.on_train_begin(run)
-    monitor.on_train_end(run)
-    assert [float(parameter.asnumpy()[0]) for parameter in network.get_parameters()] == [3, 3, 3, 1]

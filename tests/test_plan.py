@@ -185,7 +185,8 @@ def test_several_problems_are_printed_line_by_line_with_their_number(arguments):
     ({"parallel_config.data_parallel": "four"}, "data_parallel is 'four', expected a whole number above 0"),
     ({"model.model_config.compute_dtype": "bf16"}, "compute_dtype is 'bf16', expected float32, float16 or bfloat16"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
-def test_a_layout_that_cannot_be_divided_is_refused(production, changes, message):
+def test_a_layout_that_cannot_be_divided_is_refused(production, changes, message, monkeypatch):
+    monkeypatch.setattr("mindrlhf.config.repeats_key_and_value", lambda: False)  # as before MindFormers 1.6
     problems = list(config_problems(_changed(production(), changes)))
     assert any(message in problem for problem in problems), problems
 

@@ -10,8 +10,6 @@
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
-import logging
-from logging.handlers import BufferingHandler
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import PRODUCTION_YAML, TINY_YAML, dimensions_of
+from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
 
@@ -182,17 +181,17 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
                                                      monkeypatch):
     """Data of a smaller sequence length than the model's; the last batch is a smaller one."""
     path, texts = pairs
-    log = BufferingHandler(1000)
-    monkeypatch.setattr(logging.getLogger("mindformers"), "handlers", [log])
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
     results = []
     for size in (1, 6):
         config = configure(64, **{"eval_dataset.data_loader.dataset_dir": [str(path)],
                                   "runner_config.batch_size": size})
         for block in ("train_dataset", "eval_dataset"):
             config[block]["pad_token_id"] = PAD
-        log.flush()
+        log.clear()
         results += evaluate(config, str(checkpoint), False)
-        lines = [line for line in (record.getMessage() for record in log.buffer) if line.startswith("acc: [")]
+        lines = [line for line in log if line.startswith("acc: [")]
         assert len(lines) == -(-20 // size)
         assert lines[-1].endswith(f"avg acc: [{results[-1].accuracy}]")
     one, other = results

@@ -66,13 +66,17 @@ def save_state(path, leave_out=(), **shapes):
     return values
 
 
+def start_from(path):
+    return StartingPoint(path, path.name, resumed=path)
+
+
 COUNTERS = Counters(steps=9, global_step=7, epoch=0, loss_scale=1.0)
 
 
 def test_weights_and_state_are_what_was_saved(tmp_path):
     saved = save_state(tmp_path / "a.ckpt")
     network, optimizer = network_and_optimizer()
-    report = StartingPoint(tmp_path / "a.ckpt", "a.ckpt").load(network, optimizer, COUNTERS)
+    report = start_from(tmp_path / "a.ckpt").load(network, optimizer, network, COUNTERS)
     assert report.loaded == 2
     loaded = {parameter.name: parameter.asnumpy() for parameter in optimizer.get_parameters()}
     assert {"adam_m.first.weight", "adam_v.second.bias", "second.bias", "global_step"} <= set(loaded)
@@ -83,17 +87,30 @@ def test_weights_and_state_are_what_was_saved(tmp_path):
 def test_the_count_of_steps_is_the_converted_one(tmp_path):
     save_state(tmp_path / "a.ckpt")
     network, optimizer = network_and_optimizer()
-    StartingPoint(tmp_path / "a.ckpt", "a.ckpt").load(network, optimizer, Counters(18, 14, 0, 1.0))
+    start_from(tmp_path / "a.ckpt").load(network, optimizer, network, Counters(18, 14, 0, 1.0))
     assert optimizer.global_step.asnumpy().tolist() == [14]
 
 
 def test_a_run_of_its_own_takes_the_weights_alone(tmp_path):
     saved = save_state(tmp_path / "a.ckpt")
     network, optimizer = network_and_optimizer()
-    StartingPoint(tmp_path / "a.ckpt", "a.ckpt").load(network, optimizer, None)
+    start_from(tmp_path / "a.ckpt").load(network, optimizer, network, None)
     assert network.first.asnumpy().tobytes() == saved["first.weight"].tobytes()
     assert not optimizer.moments1[0].asnumpy().any()
     assert optimizer.global_step.asnumpy().tolist() == [0]
+
+
+def test_the_loss_scale_and_its_counters_are_those_of_the_checkpoint(tmp_path):
+    network, optimizer = network_and_optimizer()
+    names = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step", "other")
+    values = {**save_state(tmp_path / "a.ckpt"), **{name: np.float32(5 + number) for number, name in enumerate(names)}}
+    ms.save_checkpoint([{"name": name, "data": Tensor(value)} for name, value in values.items()],
+                       str(tmp_path / "a.ckpt"))
+    step = nn.Cell()
+    for name in names:
+        step.insert_param_to_cell(name, Parameter(Tensor(1, ms.float32), name=name))
+    start_from(tmp_path / "a.ckpt").load(network, optimizer, step, COUNTERS)
+    assert [float(parameter) for parameter in step.get_parameters()] == [5, 6, 7, 1]
 
 
 @pytest.mark.parametrize(("saved", "message"), [
@@ -106,5 +123,5 @@ def test_a_state_that_is_missing_or_has_another_shape_ends_the_run(tmp_path, sav
     save_state(tmp_path / "a.ckpt", **saved)
     network, optimizer = network_and_optimizer()
     with pytest.raises(UserError, match=message):
-        StartingPoint(tmp_path / "a.ckpt", "a.ckpt").load(network, optimizer, COUNTERS)
+        start_from(tmp_path / "a.ckpt").load(network, optimizer, network, COUNTERS)
     assert not optimizer.moments1[0].asnumpy().any()

@@ -62,13 +62,20 @@ def adapt_encoder(encoder: nn.Cell) -> None:
       to 2.1 use it: their graphs do not compile.
     - Since MindFormers 1.6 each layer has its `InferAttention` in training too, with caches of keys and values as
       parameters: 84 MB for the 9B, and strict loading would ask for them.
+    - Since MindFormers 1.6, without flash attention, each layer repeats keys and values by an operator with a fixed
+      layout of 8 processes: any other number does not compile ("operator Tile extract configured layout failed"), and
+      with 8 the rows of all data-parallel groups are gathered for it, in each layer.
     """
     for _, cell in encoder.cells_and_names():
         if isinstance(cell, (ChatGLM2Transformer, ChatGLM2RMSNorm)) and not hasattr(cell, "cast"):
             cell.cast = P.Cast()
     for layer in encoder.layers:
-        if hasattr(layer.self_attention, "infer_attention"):
-            del layer.self_attention.infer_attention
+        attention = layer.self_attention
+        if hasattr(attention, "infer_attention"):
+            del attention.infer_attention
+        if "self_define_shard" in getattr(getattr(attention, "tile_kv", None), "attrs", {}):
+            (data, _, groups, _), = attention.kv_transpose.in_strategy  # of (N, S, groups, d)
+            attention.tile_kv = P.Tile().shard(((data, groups, 1, 1),))
 
 
 # --- patches --------------------------------------------------------------------------------------------------------

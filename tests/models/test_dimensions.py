@@ -14,11 +14,12 @@
 
 What transformers takes for absent keys, and `type` for `rope_type`, was read off GlmConfig of its release 5.23 by hand.
 """
+import importlib.util
+import inspect
 import json
 import runpy
 import sys
 from dataclasses import astuple, replace
-from inspect import signature
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from conftest import PRODUCTION_YAML, REFERENCE_CASES, TINY_YAML, dimensions_of
+from conftest import PRODUCTION_YAML, REFERENCE_CASES, TINY_YAML, dimensions_of, weights_of_mindformers
 
 from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import (
@@ -126,9 +127,7 @@ def last_layer(shapes):
 
 
 def shapes_of(network):
-    """Name -> shape of its weights: without the caches for inference, which MindFormers' layers have since 1.6."""
-    return {parameter.name: parameter.shape for parameter in network.get_parameters()
-            if ".infer_attention." not in parameter.name}
+    return {parameter.name: parameter.shape for parameter in network.get_parameters()}
 
 
 def size_of(arrays):
@@ -204,7 +203,8 @@ def test_names_and_shapes_equal_those_of_mindformers(size):
     from mindformers.models.glm2.glm2_config import ChatGLM2Config
     theirs = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**vars(size)))
     weights = [*backbone_weights(size), head_weights(size)[0]]
-    assert [(weight.name, weight.shape) for weight in weights] == list(shapes_of(theirs).items())
+    shapes = [(name, parameter.shape) for name, parameter in weights_of_mindformers(theirs).items()]
+    assert [(weight.name, weight.shape) for weight in weights] == shapes
 
 
 def test_reward_model_has_the_backbone_and_the_value_head(build_model, reference):
@@ -212,27 +212,27 @@ def test_reward_model_has_the_backbone_and_the_value_head(build_model, reference
     assert {weight.name: weight.shape for weight in weights} == shapes_of(build_model())
 
 
-def test_original_names_become_mindformers_names(monkeypatch, tmp_path):
-    """MindFormers' converter is run on names alone: what it would load, cast and save is put aside."""
+def test_original_names_become_mindformers_names(monkeypatch):
+    """MindFormers' converter is run on names alone: what it would load, cast and save is put aside.
+
+    Since 1.6 it asks the YAML whether query, key and value are one weight, which they are unless it says no.
+    """
     import mindformers.models.glm2
     import mindspore
     weights = [*backbone_weights(TINY), head_weights(TINY)[0]]
     published = SimpleNamespace(state_dict=lambda: dict.fromkeys(shapes_in(weights, ORIGINAL)))
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(
         AutoModel=SimpleNamespace(from_pretrained=lambda *args, **kwargs: published)))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "mindformers.utils.convert_utils",
                         SimpleNamespace(pt2ms=lambda value, dtype: value))
     saved = []
     monkeypatch.setattr(mindspore, "save_checkpoint", lambda parameters, path: saved.extend(parameters))
     script = Path(mindformers.models.glm2.__file__).with_name("convert_weight.py")
+    if importlib.util.find_spec("torch") is None:
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=None))
     convert = runpy.run_path(str(script))["convert_pt_to_ms"]
-    keywords = {}
-    if "config" in signature(convert).parameters:  # a YAML's path, by which it may split weights
-        path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump({"model": {"model_config": vars(TINY)}}), encoding="utf-8")
-        keywords["config"] = str(path)
-    convert("model/glm", "glm.ckpt", **keywords)
+    others = {"config": str(TINY_YAML)} if "config" in inspect.signature(convert).parameters else {}
+    convert("model/glm", "glm.ckpt", **others)
     assert [parameter["name"] for parameter in saved] == [weight.name for weight in weights]
 
 
