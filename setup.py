@@ -43,8 +43,10 @@ setup(
                    "regex>=2022.10.31", "rouge_chinese>=1.0.3", "setproctitle", "setuptools>=83.0.0", "tensorboardX",
                    "tokenizers", "transformers>=5.3.0"],
         "nodeps": ["mindformers==2.1.0"],
-        # For a cluster that has MindSpore's own wheel already: leaves it as it is.
-        "ascend": ["mindspore>=2.4,<2.10", "mindformers>=1.3,<1.10"],
+        # For a cluster that has MindSpore's own wheel already: leaves it as it is. Two, for MindFormers 1.9 asks for
+        # MindSpore 2.9: one range over both would have pip put the one for CPUs in the place of an older one.
+        "ascend": ["mindspore>=2.9,<2.10", "mindformers>=1.9,<1.10"],
+        "ascend13": ["mindspore>=2.4,<2.8", "mindformers>=1.3,<1.4"],
         "dev": ["pytest>=7", "ruff>=0.4", "regex", "hypothesis>=6.100"],
         # What this project is compared with, in an environment of its own (.venv-torch).
         "peers": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "tiktoken>=0.6"],

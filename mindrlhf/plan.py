@@ -18,6 +18,7 @@ from mindrlhf.checkpoint import (
     newest_whole_checkpoint,
     read_data_settings,
 )
+from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.config import (
     check_checkpoint_path,
     check_dataset,
@@ -284,10 +285,11 @@ def memory_of_backward(config: Mapping[str, Any], size: Size) -> Tuple[MemoryEst
     """Memory of an Ascend NPU or a GPU where the backward pass begins and where it ends; between them weights and
     activations go and gradients come, layer by layer.
 
-    From the graph that MindSpore compiles (tests/parallel/test_collectives.py), in which MindFormers 1.3 shards GLM's
-    layers; not measured on a device. P: values of the device's weights (model-parallel slice; with pipeline stages,
-    those of the first one, which has the embedding). T = rows x length: tokens. h, q, w, f: hidden size; width of
-    query; of query, key and value; feed-forward width. c: bytes of computation's type.
+    From the graph that MindSpore compiles (tests/parallel/test_collectives.py), in which MindFormers shards GLM's
+    layers; 1.3 and 1.9 differ where it is said. Not measured on a device. P: values of the device's weights
+    (model-parallel slice; with pipeline stages, those of the first one, which has the embedding). T = rows x length:
+    tokens. h, q, w, f: hidden size; width of query; of query, key and value; feed-forward width. c: bytes of
+    computation's type.
         parameters, moments   P x type, P x 8 (FP32StateAdamWeightDecay); with optimizer sharding spread over all
                               processes of a stage
         gradients             P x type: cast first, then reduce-scattered, in `gradient_aggregation_group` groups of
@@ -295,14 +297,16 @@ def memory_of_backward(config: Mapping[str, Any], size: Size) -> Tuple[MemoryEst
         weights               P x c without the embedding: cast first, then gathered from the optimizer's shards, and
                               kept for the backward pass; `parallel_optimizer_comm_recompute` changes nothing. Without
                               shards the casts are kept, unless recomputed
-        a layer, recomputed   T x (4 h + c w): its input, and query, key and value, which are cut from the projection by
-                              an operator that is not recomputed. They are whole for each model-parallel process,
-                              and `recompute_slice_activation` changes nothing
+        a layer, recomputed   T x 4 h: its input. With 1.3 T x (4 h + c w): query, key and value too, which are cut from
+                              the projection by an operator that is not recomputed, and are whole for each
+                              model-parallel process. `recompute_slice_activation` changes nothing
         a layer, otherwise    T x (8 h + c (2 h + q + 3 f) + c (w + q + f) / model parallel): the two halves of the
-                              feed-forward part are gathered
+                              feed-forward part are gathered. With 1.9 about c q less, 5 %, as the attention's
+                              output is no longer gathered
         attention, flash      T x heads x 2 x 8 float32 (maximum and sum of FlashAttentionScore)
         attention, otherwise  rows x heads x length^2 x (softmax in float32, and its cast), keys and values repeated
-        backward of a layer   T x (12 h + c (2 h + q + 8 f) + c q / model parallel), and its attention
+        backward of a layer   T x (12 h + c (2 h + q + 8 f) + c q / model parallel), and its attention; with 1.9 also
+                              T x c w, where it is recomputed
         last norm and head    T x 8 h, in the last stage
         pipeline              the first stage has as many micro-batches in flight as there are stages
         masks                 rows x length^2, one byte with flash attention, otherwise four
@@ -331,12 +335,15 @@ def memory_of_backward(config: Mapping[str, Any], size: Size) -> Tuple[MemoryEst
     else:
         attention = matrix * heads // split * (4 + (compute_bytes if compute_bytes != 4 else 0)) \
             + 2 * tokens * query // split * compute_bytes
+    keeps_split = not repeats_key_and_value()  # of the layers before those, as they are named there
     if recompute:
-        layer = tokens * (4 * hidden + compute_bytes * width)
+        layer = tokens * (4 * hidden + (compute_bytes * width if keeps_split else 0))
     else:
         layer = attention + tokens * (8 * hidden + compute_bytes * (
             2 * hidden + query + 3 * inner + (width + query + inner) // split))
     backward = attention + tokens * (12 * hidden + compute_bytes * (2 * hidden + query + 8 * inner + query // split))
+    if recompute and not keeps_split:
+        backward += tokens * compute_bytes * width
     masks = matrix * (1 if flash else 4)
     in_flight = min(stages, layout.get("micro_batch_num") or 1)
     stored = layers * layer * in_flight + (8 * tokens * hidden if stages == 1 else 0)

@@ -29,7 +29,7 @@ def test_mask_is_float_without_and_uint8_with_flash_attention():
 
 
 def test_the_uint8_mask_of_mindformers_attends_the_future():
-    """With MindFormers' own mask on MindSpore 2.7, the last token moves the first hidden state."""
+    """With MindFormers' own mask on MindSpore 2.7 or later, the last token moves the first hidden state."""
     model = ChatGLM2Model(ChatGLM2Config(num_layers=1, hidden_size=32, num_attention_heads=4, kv_channels=8,
                                          ffn_hidden_size=48, padded_vocab_size=64, seq_length=8,
                                          param_init_type="float32", compute_dtype="float32")).set_train(False)
@@ -56,11 +56,15 @@ def multiplies_in_uint8():
 
 
 def test_fused_kernels_are_left_to_ascend():
+    """Later releases of MindFormers have no other SiLU than MindSpore's operator, for which a CPU then has a kernel."""
     assert not glm2_modules.check_rmsnorm_big_kernel_valid()
     assert glm2_modules.ChatGLM2RMSNorm(8).self_define
-    if hasattr(glm2_modules, "check_valid_big_kernel"):  # until MindFormers 1.3; later ones need a CPU's kernel
+    silu = glm2_modules.ChatGLM2SiLU()
+    if hasattr(glm2_modules, "check_valid_big_kernel"):
         assert not glm2_modules.check_valid_big_kernel()
-        assert glm2_modules.ChatGLM2SiLU().self_define
+        assert silu.self_define
+    x = np.linspace(-9, 9, 8, dtype=np.float32)
+    np.testing.assert_allclose(silu(Tensor(x)).asnumpy(), x / (1 + np.exp(-x)), rtol=1e-5)
 
 
 def test_an_encoder_gets_its_cast_and_loses_what_inference_alone_needs():

@@ -38,7 +38,7 @@ def requirements(extra):
 
 def test_no_pair_is_required_each_is_an_extra():
     assert not [name for name in requirements(None) if name.startswith(("mindspore", "mindformers"))]
-    for extras in (("cpu",), ("production",), ("ascend",), ("newest", "nodeps")):
+    for extras in (("cpu",), ("production",), ("ascend",), ("ascend13",), ("newest", "nodeps")):
         names = [re.sub("-.*", "", name) for extra in extras for name in requirements(extra)]
         assert sorted(name for name in names if name.startswith("mind") and name != "mindpet") == \
             ["mindformers", "mindspore"]

@@ -5,6 +5,7 @@
 | test_pieces_* | the pieces of the queries | literal values |
 | test_attention_* | output, gradients of query, key, value | mindformers' CoreAttention |
 | test_self_attention_* | output, gradients of input and parameters, their names | mindformers' ChatGLM2SelfAttention |
+| test_rotary_tables_* | their rows | the angles, by hand |
 | test_norm_* | output, gradients of input and weight | mindformers' ChatGLM2RMSNorm |
 | test_masks_in_pieces_* | each piece of a mask | the whole mask |
 | test_mindformers_cells_stay_* | which attention a model has | the conditions, one by one |
@@ -13,8 +14,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
-from mindformers.models.glm2.glm2_modules import ChatGLM2RMSNorm, FreqsMgr
-from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention, ChatGLM2Transformer, CoreAttention
+from mindformers.models.glm2.glm2_modules import FreqsMgr
+from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer, CoreAttention
 from mindspore import Tensor, nn, ops
 
 from mindrlhf.compat.model import adapt_encoder
@@ -106,74 +107,89 @@ def test_attention_is_that_of_mindformers(random, groups, seq_length):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("groups", "seq_length"), [(1, 7), (2, 128), (4, 7)])
-def test_self_attention_is_that_of_mindformers(random, groups, seq_length, packed):
-    """Rows of two texts each, with positions that begin again where they are packed."""
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("seq_length", [5, 128])
+def test_self_attention_is_that_of_mindformers(random, groups, seq_length, kind):
+    """Padded rows: tokens in front of the second row that are hidden; packed rows: two texts, whose positions restart.
+
+    MindFormers' cell gets the whole mask and the rotary table's cache, its rows by position in packed rows.
+    """
     config = ChatGLM2Config(**{**SIZE, "multi_query_group_num": groups, "kv_channels": 8, "seq_length": seq_length})
-    rows, positions = 2, np.arange(seq_length)
-    freqs = FreqsMgr(dim=4, seq_length=seq_length, rotary_dtype=ms.float32)
-    tables = RotaryTables(freqs.cache, 8)
-    texts = np.sort(random.integers(0, 2, (rows, 1, seq_length))) if packed else np.zeros((rows, 1, seq_length))
-    position_id = Tensor(np.stack([np.concatenate([np.arange((text == number).sum()) for number in (0, 1)])
-                                   for text in texts]), ms.int32)
-    mask = Tensor(((texts[..., None] != texts[:, :, None]) | (positions > positions[:, None])).astype(np.float32))
+    ours, theirs = ChatGLM2Transformer(config), ChatGLM2Transformer(config)
+    adapt_encoder(ours)
+    adapt_encoder(theirs)
+    assert use_cpu_cells(ours, config)
+    ours, theirs = ours.layers[0].self_attention, theirs.layers[0].self_attention
+    assert isinstance(ours, PiecewiseSelfAttention)
+    names = [parameter.name for parameter in theirs.trainable_params()]
+    assert [parameter.name for parameter in ours.get_parameters()] == names
+    assert [name.partition("self_attention.")[2] for name in names] == [
+        "query_key_value.weight", "query_key_value.bias", "dense.weight"]
+    for mine, other in zip(ours.trainable_params(), theirs.trainable_params()):
+        values = Tensor(random.normal(0, 1, mine.shape).astype(np.float32))
+        mine.set_data(values)
+        other.set_data(values)
 
-    class Theirs(nn.Cell):
-        def __init__(self):
+    freqs = FreqsMgr(dim=4, seq_length=seq_length, rotary_dtype=config.rotary_dtype, base=10000, rope_ratio=1)
+    positions = np.arange(seq_length)
+    if kind == "padded":
+        mask = CausalMask(config)(Tensor([[0], [2]], ms.int32), 0, seq_length)
+        tables, cache = RotaryTables(freqs.cache, 8)(seq_length), freqs.cache
+    else:
+        first = np.array([[2], [seq_length - 1]])
+        segments = Tensor(np.where(positions < first, 257, 513), ms.int32)
+        position_id = Tensor(np.where(positions < first, positions, positions - first), ms.int32)
+        mask = SegmentMask(config)(segments, 0, seq_length)
+        tables = RotaryTables(freqs.cache, 8)(seq_length, position_id)
+        cache = freqs.cache[position_id]
+    pieces = tuple(mask[:, :, begin:end, :end] for begin, end in query_pieces(seq_length))
+
+    class Alone(nn.Cell):
+        """A cell as a function of the hidden states alone."""
+
+        def __init__(self, cell, mask, rotary):
             super().__init__()
-            self.attention = ChatGLM2SelfAttention(config, 1)
+            self.cell, self.mask, self.rotary = cell, mask, rotary
 
-        def construct(self, hidden, mask):
-            cache = freqs.cache[position_id] if packed else freqs.cache
-            return self.attention(hidden, mask, (cache, cache, cache))
+        def construct(self, hidden_states):
+            return self.cell(hidden_states, self.mask, self.rotary)
 
-    class Ours(nn.Cell):
-        def __init__(self, theirs):
-            super().__init__()
-            self.attention = PiecewiseSelfAttention(theirs, config)
-
-        def construct(self, hidden, mask):
-            pieces = ()
-            for first, end in query_pieces(seq_length):
-                pieces += (mask[:, :, first:end, :end],)
-            return self.attention(hidden, pieces, tables(seq_length, position_id if packed else None))
-
-    theirs, random_values = Theirs(), np.random.default_rng(3)
-    weights = [*theirs.attention.query_key_value.get_parameters(), *theirs.attention.dense.get_parameters()]
-    for weight in weights:
-        weight.set_data(Tensor(random_values.normal(0, 0.5, weight.shape), ms.float32))
-    hidden, gradient = (Tensor(random.normal(0, 1, (rows, seq_length, 16)), ms.float32) for _ in range(2))
+    x, gradient = (Tensor(random.normal(0, 1, (2, seq_length, 16)).astype(np.float32)) for _ in range(2))
     results = []
-    for cell in (theirs, Ours(theirs.attention)):
-        output, of_inputs = Gradients(cell)(hidden, mask, gradient)
-        of_weights = ops.GradOperation(get_by_list=True, sens_param=True)(cell, ms.ParameterTuple(weights))
-        results.append(as_arrays([output, of_inputs[0], *of_weights(hidden, mask, gradient)]))
-    for wanted, found in zip(*results):
+    for cell in (Alone(ours, pieces, tables), Alone(theirs, mask, (cache, cache, cache))):
+        (of_input,), of_weights = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)(
+            cell, ms.ParameterTuple(cell.trainable_params()))(x, gradient)
+        results.append(as_arrays([cell(x), of_input, *of_weights]))
+    assert len(results[0]) == len(results[1]) == 2 + len(names)
+    for found, wanted in zip(*results):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_parameters_keep_their_names_in_the_cells_for_a_cpu():
-    names = [[parameter.name for parameter in Glm4Backbone(ChatGLM2Config(**SIZE)).get_parameters()]]
-    ms.set_auto_parallel_context(parallel_mode="semi_auto_parallel")
-    try:
-        names.append([parameter.name for parameter in Glm4Backbone(ChatGLM2Config(**SIZE)).get_parameters()])
-    finally:
-        ms.reset_auto_parallel_context()
-    assert names[0] == names[1]
+def test_rotary_tables_are_the_angles_of_the_positions():
+    """Width 8: angles p and p / 100 for two pairs of neighbours, and none for the second half."""
+    tables = RotaryTables(FreqsMgr(dim=4, seq_length=6, rotary_dtype=ms.float32, base=10000, rope_ratio=1).cache, 8)
+    for position_id in (None, Tensor([[0, 1, 0, 5], [3, 4, 5, 0]], ms.int32)):
+        cosine, sine = tables(4, position_id)
+        positions = np.arange(4)[None] if position_id is None else position_id.asnumpy()
+        for row, places in enumerate(positions):
+            for column, place in enumerate(places):
+                angles = [place, place, place / 100, place / 100, 0, 0, 0, 0]
+                np.testing.assert_allclose(cosine.asnumpy()[row, column, 0], np.cos(angles), atol=1e-6)
+                np.testing.assert_allclose(sine.asnumpy()[row, column, 0], np.sin(angles) * np.tile([-1, 1], 4),
+                                           atol=1e-6)
 
 
 def test_norm_is_that_of_mindformers(random):
     config = ChatGLM2Config(**SIZE)
-    transformer = ChatGLM2Transformer(config)
+    transformer, theirs = ChatGLM2Transformer(config), ChatGLM2Transformer(config)
     adapt_encoder(transformer)
+    adapt_encoder(theirs)
     use_cpu_cells(transformer, config)
     x, gradient = (Tensor(random.normal(0, 3, (2, 7, 16)).astype(np.float32)) for _ in range(2))
     weight = Tensor(random.normal(1, 1, 16).astype(np.float32))
     results = []
-    theirs = ChatGLM2RMSNorm(16, eps=config.layernorm_epsilon)
-    theirs.cast = ops.Cast()  # since MindSpore 2.7 it lacks what since MindFormers 1.6 it uses
-    for norm in (transformer.layers[0].input_layernorm, theirs):
+    for norm in (transformer.layers[0].input_layernorm, theirs.layers[0].input_layernorm):
         norm.weight.set_data(weight)
         of_input = Gradients(norm)(x, gradient)
         of_weight = ops.GradOperation(get_by_list=True, sens_param=True)(norm, ms.ParameterTuple([norm.weight]))
