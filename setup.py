@@ -35,9 +35,9 @@ setup(
         "cpu": ["mindspore==2.9.0", "mindformers==1.9.0"],
         # PAIR=production: MindFormers 1.3.0 with the MindSpore nearest to 2.4 that a package registry has; Python 3.10.
         "production": ["mindspore-dev==2.5.0.dev20250119", "mindformers==1.3.0"],
-        # PAIR=newest: MindFormers 2.1.0 asks for MindSpore 2.11 and hyper-parallel, which package registries lack. So
-        # it is installed without what it asks for (extra "nodeps"), and the rest of its list stands here. A pyarrow
-        # after 23 needs NumPy 2, which MindFormers refuses.
+        # PAIR=newest: MindFormers 2.1.0 asks for MindSpore 2.11 and hyper-parallel, which package registries lack. In
+        # graph mode it needs neither, so it is installed without what it asks for (extra "nodeps"), and the rest of its
+        # list stands here. A pyarrow after 23 needs NumPy 2, which MindFormers refuses.
         "newest": ["mindspore==2.10.0", "astunparse>=1.6.3", "datasets>=5.0.1", "deprecated>=1.2.0", "ftfy>=6.1.1",
                    "jieba>=0.42.1", "jinja2", "mindpet==1.0.4", "opencv-python-headless", "pyarrow==23.0.1", "pybind11",
                    "regex>=2022.10.31", "rouge_chinese>=1.0.3", "setproctitle", "setuptools>=83.0.0", "tensorboardX",

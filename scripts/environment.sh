@@ -48,13 +48,11 @@ print("\n".join(line.split(";")[0] for line in requires("mindrlhf") if line.ends
 ' "$1"
 }
 
-# MindFormers of the newest pair, without what it asks for and no registry has: MindSpore's extra is there already, and
-# hyper_parallel, which it imports, is a stand-in of the tests. A .pth file puts it on the path of each process.
+# MindFormers of the newest pair, without what it asks for and no registry has; the rest is in its extra.
 install_newest() {
   local packages
   packages=$(packages_of nodeps) &&
-    xargs -d '\n' "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps <<<"$packages" &&
-    echo "$root/tests/stand_ins" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stand_ins.pth"
+    xargs -d '\n' "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps <<<"$packages"
 }
 
 install_project() {
