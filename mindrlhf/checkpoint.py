@@ -28,8 +28,9 @@ _HEAD = re.compile(r"v_head0\.")
 _NO_WEIGHT = re.compile(r"step_metrics\.")
 # What a checkpoint may have beyond the network: the LM head of a base model, the caches of keys and values that
 # MindFormers since 1.6 saves with one, optimizer and loop state.
-_KNOWN_EXTRA = re.compile(r"transformer\.output_layer\.|.*\.infer_attention\.|adam_[mv]\.|moment[12]\.|accu_grads|"
-                          r"step_metrics\.|"
+_KNOWN_EXTRA = re.compile(r"transformer\.output_layer\.|"
+                          r"transformer\.encoder\.layers\.\d+\.self_attention\.infer_attention\.\w+\.(key|value)_cache$|"
+                          r"adam_[mv]\.|moment[12]\.|accu_grads|step_metrics\.|"
                           r"(global_step|epoch_num|step_num|loss_scale|scale_sense|learning_rate|current_iterator_step|"
                           r"last_overflow_iterator_step|global_batch_size|beta[12]_power|weight_decay)$")
 

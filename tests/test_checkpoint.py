@@ -32,6 +32,8 @@ from mindrlhf.errors import UserError
 pytestmark = pytest.mark.stack
 
 RESUMABLE = ("a", "step_num", "epoch_num", "global_step")
+CACHES = [f"transformer.encoder.layers.{layer}.self_attention.infer_attention.paged_attention_mgr.{kind}_cache"
+          for layer in range(2) for kind in ("key", "value")]
 
 
 def touch(folder, *names):
@@ -201,6 +203,27 @@ def test_a_base_checkpoint_fits_by_name_and_its_lm_head_is_no_fault(network, ref
     for name, parameter in weights.items():
         if name != "transformer.output_layer.weight":
             np.testing.assert_array_equal(loaded[name], parameter.asnumpy())
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_caches_of_keys_and_values_are_no_fault(network, tmp_path, prefix):
+    """Whichever release reads them; in half precision, as MindFormers' defaults have them."""
+    values = {name.replace("transformer.", prefix): value for name, value in parameters_of(network).items()}
+    for cache in CACHES:
+        values[cache.replace("transformer.", prefix)] = Tensor(np.full((4, 16, 2, 8), 9, np.float16))
+    ms.save_checkpoint([{"name": name, "data": value} for name, value in values.items()], str(tmp_path / "base.ckpt"))
+    report = load_strictly(network, read_checkpoint(tmp_path / "base.ckpt"), "base.ckpt", need_head=True)
+    assert report.as_text() == f"loaded {len(values) - len(CACHES)} parameters from base.ckpt"
+    assert all((parameter.asnumpy() == 0.5).all() for parameter in network.get_parameters())
+
+
+@pytest.mark.parametrize("name", ["infer_attention.query.weight", "infer_attention.paged_attention_mgr.key_cache.extra",
+                                  "paged_attention_mgr.key_cache"])
+def test_other_parts_of_an_attention_are_a_fault(network, name):
+    values = parameters_of(network)
+    values[f"transformer.encoder.layers.0.self_attention.{name}"] = Parameter(Tensor([1.0]))
+    with pytest.raises(UserError, match=f"1 weights in it have no place in the model .*{name}"):
+        load_strictly(network, values, "a.ckpt", need_head=True)
 
 
 def test_a_checkpoint_without_value_head_cannot_be_scored_with(network):
