@@ -61,6 +61,8 @@ def test_fused_kernels_are_left_to_ascend():
     if hasattr(glm2_modules, "check_valid_big_kernel"):  # until MindFormers 1.3; later ones need a CPU's kernel
         assert not glm2_modules.check_valid_big_kernel()
         assert glm2_modules.ChatGLM2SiLU().self_define
+    x = np.linspace(-9, 9, 8, dtype=np.float32)
+    np.testing.assert_allclose(glm2_modules.ChatGLM2SiLU()(Tensor(x)).asnumpy(), x / (1 + np.exp(-x)), rtol=1e-5)
 
 
 def test_an_encoder_gets_its_cast_and_loses_what_inference_alone_needs():

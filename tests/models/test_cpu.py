@@ -5,6 +5,7 @@
 | test_pieces_* | the pieces of the queries | literal values |
 | test_attention_* | output, gradients of query, key, value | mindformers' CoreAttention |
 | test_self_attention_* | output, gradients of input and parameters, their names | mindformers' ChatGLM2SelfAttention |
+| test_rotary_tables_* | cosine and sine of positions | the angles, by hand |
 | test_norm_* | output, gradients of input and weight | mindformers' ChatGLM2RMSNorm |
 | test_masks_in_pieces_* | each piece of a mask | the whole mask |
 | test_mindformers_cells_stay_* | which attention a model has | the conditions, one by one |
@@ -106,10 +107,11 @@ def test_attention_is_that_of_mindformers(random, groups, seq_length):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["whole", "padded", "packed"])
 @pytest.mark.parametrize(("groups", "seq_length"), [(1, 7), (2, 128), (4, 7)])
-def test_self_attention_is_that_of_mindformers(random, groups, seq_length, packed):
-    """Rows of two texts each, with positions that begin again where they are packed."""
+def test_self_attention_is_that_of_mindformers(random, groups, seq_length, kind):
+    """Rows of one text, with padding in front of the second one's, or of two with positions that begin again."""
+    packed = kind == "packed"
     config = ChatGLM2Config(**{**SIZE, "multi_query_group_num": groups, "kv_channels": 8, "seq_length": seq_length})
     rows, positions = 2, np.arange(seq_length)
     freqs = FreqsMgr(dim=4, seq_length=seq_length, rotary_dtype=ms.float32)
@@ -118,6 +120,8 @@ def test_self_attention_is_that_of_mindformers(random, groups, seq_length, packe
     position_id = Tensor(np.stack([np.concatenate([np.arange((text == number).sum()) for number in (0, 1)])
                                    for text in texts]), ms.int32)
     mask = Tensor(((texts[..., None] != texts[:, :, None]) | (positions > positions[:, None])).astype(np.float32))
+    if kind == "padded":
+        mask = CausalMask(config)(Tensor([[0], [3]], ms.int32), 0, seq_length)
 
     class Theirs(nn.Cell):
         def __init__(self):
@@ -151,6 +155,16 @@ def test_self_attention_is_that_of_mindformers(random, groups, seq_length, packe
         results.append(as_arrays([output, of_inputs[0], *of_weights(hidden, mask, gradient)]))
     for wanted, found in zip(*results):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("position_id", [None, [[0, 1, 0, 5], [3, 4, 5, 0]]])
+def test_rotary_tables_are_the_angles_of_the_positions(position_id):
+    """Of a width of 8: angles p and p / 100 of two pairs of neighbours, none of the second half."""
+    tables = RotaryTables(FreqsMgr(dim=4, seq_length=6, rotary_dtype=ms.float32).cache, 8)
+    cosine, sine = tables(4, None if position_id is None else Tensor(position_id, ms.int32))
+    angles = np.array(position_id or [[0, 1, 2, 3]])[..., None, None] * np.array([1, 1, 0.01, 0.01, 0, 0, 0, 0])
+    np.testing.assert_allclose(cosine.asnumpy(), np.cos(angles), atol=1e-6)
+    np.testing.assert_allclose(sine.asnumpy(), np.sin(angles) * np.tile([-1, 1], 4), atol=1e-6)
 
 
 def test_parameters_keep_their_names_in_the_cells_for_a_cpu():
