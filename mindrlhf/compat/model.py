@@ -81,7 +81,7 @@ def adapt_encoder(encoder: nn.Cell) -> None:
 # --- patches --------------------------------------------------------------------------------------------------------
 
 def _use_fused_kernels_on_ascend_only() -> None:
-    """MindFormers chooses the fused RmsNorm, and up to 1.3 the fused SiLU, by the release alone; only Ascend has these
+    """MindFormers chooses the fused RmsNorm, and up to 1.6 the fused SiLU, by the release alone; only Ascend has these
     kernels, and the CPU that of SiLU in the releases of MindSpore that go with later ones.
     """
     def on_ascend_and(check):
@@ -122,7 +122,7 @@ def _get_overflow_status(self, status, compute_output):
 def use_portable_overflow_check() -> None:
     """Off Ascend, let the training step look for overflow in the gradients with plain operators.
 
-    `nn.TrainOneStepWithLossScaleCell` of MindSpore 2.4 to 2.7, on which the step cells of MindFormers are built, uses
+    `nn.TrainOneStepWithLossScaleCell` of MindSpore 2.4 to 2.10, on which the step cells of MindFormers are built, uses
     the operators NPUGetFloatStatusV2, AllFinite and FloatStatus, which have no CPU kernel.
     """
     if not on_ascend():

@@ -10,7 +10,7 @@ __all__ = ["spare_writer"]
 def spare_writer(writer: Any) -> None:
     """Let a `FileWriter` whose schema is complete write rows that are known to fit it, in half its CPU time.
 
-    For each field of each row `FileWriter` of MindSpore 2.4 to 2.7 asks its C++ side for the schema again, compares
+    For each field of each row `FileWriter` of MindSpore 2.4 to 2.10 asks its C++ side for the schema again, compares
     names of types (a row that does not fit is left out, with a warning) and copies four times: 55 % of its time at
     sequence length 1024. The files are the same, byte by byte. The attributes are private: a release that has others
     writes as before, only slower.
