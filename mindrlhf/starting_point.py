@@ -109,13 +109,13 @@ class StartingPoint:
         (mine,) = folder.glob(f"*/rank_{get_real_rank()}")  # the run's start has emptied the folder
         return replace(self, checkpoint=mine, to_cut=False)
 
-    def load(self, network, optimizer, step, counters: Optional[Counters]) -> LoadReport:
+    def load(self, step, counters: Optional[Counters]) -> LoadReport:
         """Load the weights, and for a run that goes on the state of optimizer and loss scale; see `load_strictly`.
 
         MindFormers saves the counters of the loss scale and does not load them.
 
         Args:
-            network, optimizer, step: whose parameters are loaded; the step cell has the loss scale
+            step:     the step cell, with its network, optimizer and loss scale
             counters: of the run to go on with; None: a run of its own begins
 
         Raises:
@@ -123,10 +123,10 @@ class StartingPoint:
         """
         import mindspore as ms
         parameters = read_checkpoint(self.checkpoint)
-        report = load_strictly(network, parameters, self.source, counters is not None, self.stage)
+        report = load_strictly(step.network, parameters, self.source, counters is not None, self.stage)
         if counters:
             parameters["global_step"] = ms.Parameter(ms.Tensor([counters.global_step], ms.int32), name="global_step")
-            load_state_strictly(optimizer, parameters, self.source, network, self.stage)
+            load_state_strictly(step.optimizer, parameters, self.source, step.network, self.stage)
             # MindSpore refuses to choose nothing, and a fixed scale is not saved; step_num always is.
             saved = ms.load_checkpoint(str(self.resumed), choice_func=lambda name: name in (*_LOSS_SCALE, "step_num"))
             for parameter in step.get_parameters():
@@ -171,7 +171,7 @@ def choose_starting_point(run, rank: int, ranks: int, warn: Callable[[str], obje
         folder if semi_auto else merged_checkpoint(folder), f"{run.load_checkpoint}, cut anew with {strategy}",
         next((staged / "rank_0").iterdir()) if run.resume_training else None,
         slices=semi_auto, to_cut=semi_auto, strategy=staged_strategy(folder) if semi_auto else None,
-        stage=stage if semi_auto else None)
+        stage=stage)
 
 
 def _whole_or_own_slices(run, rank: int, ranks: int, warn, own_slices: bool, stage: Optional[int]) -> StartingPoint:

@@ -66,7 +66,7 @@ class RewardTrainer(BaseTrainer):
         step = self.create_model_wrapper(network, optimizer)
         callbacks = self._create_callbacks(config, optimizer, counters)
         model = ms.Model(step)
-        self._load(config, model, step, network, optimizer, dataset, start, counters)
+        self._load(config, model, step, dataset, start, counters)
         logger.info("training begins; compiling the step takes a while")
         model.train(config.runner_config.epochs, dataset,
                     callbacks=[*callbacks, InterruptionGuard()],
@@ -89,7 +89,10 @@ class RewardTrainer(BaseTrainer):
     def _create_callbacks(self, config, optimizer, counters: Optional[Counters]) -> List[Callback]:
         """The YAML's callbacks in its order, with what the run alone knows."""
         runner = config.runner_config
+        first_step = {"first_step": runner.initial_step}
         known: Dict[str, Dict[str, Any]] = {
+            "RewardMonitor": first_step,
+            "SkippedStepMonitor": first_step,
             "MFLossMonitor": {
                 "learning_rate": optimizer.learning_rate, "origin_epochs": runner.origin_epochs,
                 "dataset_size": config.data_size, "micro_batch_num": config.parallel_config.micro_batch_num,
@@ -102,12 +105,10 @@ class RewardTrainer(BaseTrainer):
                 "append_info": [{"step_num": counters.steps, "epoch_num": counters.epoch,
                                  "loss_scale": counters.loss_scale}] if counters else None},
         }
-        for kind in ("RewardMonitor", "SkippedStepMonitor"):
-            known[kind] = {"first_step": runner.initial_step}
         return [build_callback(callback, default_args=known.get(callback["type"])) for callback in config.callbacks]
 
     @staticmethod
-    def _load(config, model: ms.Model, step, network, optimizer, dataset, start: Optional[StartingPoint],
+    def _load(config, model: ms.Model, step, dataset, start: Optional[StartingPoint],
               counters: Optional[Counters]) -> None:
         """Give the network what it starts from. Slices are those of the compiled step, which is compiled first."""
         if is_semi_auto(config) and (config.only_save_strategy or (start and start.slices)):
@@ -121,4 +122,4 @@ class RewardTrainer(BaseTrainer):
         if start:
             if start.to_cut:
                 start = start.cut_for_layout(config)
-            logger.info(start.load(network, optimizer, step, counters).as_text())
+            logger.info(start.load(step, counters).as_text())

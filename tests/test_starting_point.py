@@ -48,14 +48,18 @@ class _Net(nn.Cell):
         self.second = Parameter(Tensor(np.ones(3), ms.float32), name="second.bias")
 
 
-def network_and_optimizer():
-    network = _Net()
-    return network, Float32StateAdamWeightDecay(network.trainable_params(), 1e-3)
+class _Step(nn.Cell):
+    """What is loaded into of a step cell."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)  # as MindSpore's
+        self.network = _Net()
+        self.optimizer = Float32StateAdamWeightDecay(self.network.trainable_params(), 1e-3)
 
 
 def save_state(path, leave_out=(), **shapes):
     """A checkpoint of the network and its optimizer with a random value in each place; returns name -> array."""
-    _, optimizer = network_and_optimizer()
+    optimizer = _Step().optimizer
     random = np.random.default_rng(1)
     values = {parameter.name: random.standard_normal(shapes.get(parameter.name.replace(".", "_"), parameter.shape))
               for parameter in optimizer.get_parameters() if parameter.name not in leave_out}
@@ -75,10 +79,10 @@ COUNTERS = Counters(steps=9, global_step=7, epoch=0, loss_scale=1.0)
 
 def test_weights_and_state_are_what_was_saved(tmp_path):
     saved = save_state(tmp_path / "a.ckpt")
-    network, optimizer = network_and_optimizer()
-    report = start_from(tmp_path / "a.ckpt").load(network, optimizer, network, COUNTERS)
+    step = _Step()
+    report = start_from(tmp_path / "a.ckpt").load(step, COUNTERS)
     assert report.loaded == 2
-    loaded = {parameter.name: parameter.asnumpy() for parameter in optimizer.get_parameters()}
+    loaded = {parameter.name: parameter.asnumpy() for parameter in step.optimizer.get_parameters()}
     assert {"adam_m.first.weight", "adam_v.second.bias", "second.bias", "global_step"} <= set(loaded)
     assert loaded.pop("learning_rate") == np.float32(1e-3)  # the run's own
     assert all(loaded[name].tobytes() == saved[name].tobytes() for name in loaded)
@@ -86,31 +90,31 @@ def test_weights_and_state_are_what_was_saved(tmp_path):
 
 def test_the_count_of_steps_is_the_converted_one(tmp_path):
     save_state(tmp_path / "a.ckpt")
-    network, optimizer = network_and_optimizer()
-    start_from(tmp_path / "a.ckpt").load(network, optimizer, network, Counters(18, 14, 0, 1.0))
-    assert optimizer.global_step.asnumpy().tolist() == [14]
+    step = _Step()
+    start_from(tmp_path / "a.ckpt").load(step, Counters(18, 14, 0, 1.0))
+    assert step.optimizer.global_step.asnumpy().tolist() == [14]
 
 
 def test_a_run_of_its_own_takes_the_weights_alone(tmp_path):
     saved = save_state(tmp_path / "a.ckpt")
-    network, optimizer = network_and_optimizer()
-    start_from(tmp_path / "a.ckpt").load(network, optimizer, network, None)
-    assert network.first.asnumpy().tobytes() == saved["first.weight"].tobytes()
-    assert not optimizer.moments1[0].asnumpy().any()
-    assert optimizer.global_step.asnumpy().tolist() == [0]
+    step = _Step()
+    start_from(tmp_path / "a.ckpt").load(step, None)
+    assert step.network.first.asnumpy().tobytes() == saved["first.weight"].tobytes()
+    assert not step.optimizer.moments1[0].asnumpy().any()
+    assert step.optimizer.global_step.asnumpy().tolist() == [0]
 
 
 def test_the_loss_scale_and_its_counters_are_those_of_the_checkpoint(tmp_path):
-    network, optimizer = network_and_optimizer()
     names = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step", "other")
     values = {**save_state(tmp_path / "a.ckpt"), **{name: np.float32(5 + number) for number, name in enumerate(names)}}
     ms.save_checkpoint([{"name": name, "data": Tensor(value)} for name, value in values.items()],
                        str(tmp_path / "a.ckpt"))
-    step = nn.Cell()
+    step = _Step()
     for name in names:
         step.insert_param_to_cell(name, Parameter(Tensor(1, ms.float32), name=name))
-    start_from(tmp_path / "a.ckpt").load(network, optimizer, step, COUNTERS)
-    assert [float(parameter) for parameter in step.get_parameters()] == [5, 6, 7, 1]
+    start_from(tmp_path / "a.ckpt").load(step, COUNTERS)
+    loaded = {parameter.name: parameter for parameter in step.get_parameters()}
+    assert [float(loaded[name]) for name in names] == [5, 6, 7, 1]
 
 
 @pytest.mark.parametrize(("saved", "message"), [
@@ -121,7 +125,7 @@ def test_the_loss_scale_and_its_counters_are_those_of_the_checkpoint(tmp_path):
 ])
 def test_a_state_that_is_missing_or_has_another_shape_ends_the_run(tmp_path, saved, message):
     save_state(tmp_path / "a.ckpt", **saved)
-    network, optimizer = network_and_optimizer()
+    step = _Step()
     with pytest.raises(UserError, match=message):
-        start_from(tmp_path / "a.ckpt").load(network, optimizer, network, COUNTERS)
-    assert not optimizer.moments1[0].asnumpy().any()
+        start_from(tmp_path / "a.ckpt").load(step, COUNTERS)
+    assert not step.optimizer.moments1[0].asnumpy().any()

@@ -32,25 +32,25 @@ def production():
     return read_config(PRODUCTION_YAML)
 
 
+def changed(config, changes):
+    """A copy with other values at dotted keys, whose sections are made; callbacks.TYPE.KEY is one of a callback."""
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        if sections[:1] == ["callbacks"]:
+            place = next(callback for callback in config["callbacks"] if callback["type"] == sections[1])
+        else:
+            place = config
+            for section in sections:
+                place = place.setdefault(section, {})
+        place[last] = value
+    return config
+
+
 @pytest.fixture
 def problems_with(production):
     """A function from changed keys to the problems of the production configuration with them."""
-    def problems(changes, drop=()):
-        config = copy.deepcopy(production)
-        for key, value in changes.items():
-            if key.startswith("callbacks."):
-                _, kind, key = key.split(".")
-                next(callback for callback in config["callbacks"] if callback["type"] == kind)[key] = value
-                continue
-            place = config
-            for section in key.split(".")[:-1]:
-                place = place.setdefault(section, {})
-            put(config, key, value)
-        for key in drop:
-            block, _, last = key.rpartition(".")
-            get(config, block).pop(last)
-        return list(config_problems(config))
-    return problems
+    return lambda changes: list(config_problems(changed(production, changes)))
 
 
 @pytest.mark.parametrize(("key", "value", "expected", "instead"), [
@@ -141,14 +141,7 @@ IDLE += [(f"callbacks.{kind}.{key}", value) for kind, keys in REFUSED_OF_CALLBAC
 @pytest.mark.parametrize(("key", "value"), IDLE, ids=repr)
 def test_a_value_that_asks_for_nothing_is_accepted_and_taken_off(production, problems_with, key, value):
     assert problems_with({key: value}) == []
-    config = copy.deepcopy(production)
-    if key.startswith("callbacks."):
-        place = next(callback for callback in config["callbacks"] if callback["type"] == key.split(".")[1])
-    else:
-        place = config
-        for section in key.split(".")[:-1]:
-            place = place.setdefault(section, {})
-    place[key.split(".")[-1]] = value
+    config = changed(production, {key: value})
     without_idle_keys(config)
     assert config == production
 

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 from compiled_graph import kept_for_backward, most_alive, read_graph
-from layouts import SMALLER, devices, records, train, write_yaml  # noqa: F401 (fixtures)
+from layouts import SMALLER, devices, records, train, write_yaml
 from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention
 
 from mindrlhf.config import put, read_config
@@ -50,7 +50,7 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def steps(train, tmp_path_factory):  # noqa: F811
+def steps(train, tmp_path_factory):
     """{name: (configuration, compiled graph)}."""
     folder = tmp_path_factory.mktemp("steps")
 

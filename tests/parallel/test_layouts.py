@@ -22,7 +22,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import REFERENCE
-from layouts import SMALLER, devices, records, train, write_yaml  # noqa: F401 (fixtures)
+from layouts import SMALLER, devices, records, train, write_yaml
 from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention
 
 from mindrlhf.compat.installed import repeats_key_and_value
@@ -48,7 +48,7 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def strategies(train, tmp_path_factory):  # noqa: F811
+def strategies(train, tmp_path_factory):
     """A function from a layout's name to the folder of its strategy files. All layouts are compiled, side by side, one
     process for each stage; one that is not legal fails where it is asked for, and skips there if it is refused because
     this release of MindFormers has the other rule for flash attention.
@@ -183,7 +183,7 @@ def same(found, expected):
 
 @pytest.mark.skipif(repeats_key_and_value(), reason="legal with this MindFormers; both layouts are among LAYOUTS")
 @pytest.mark.parametrize("model", [4, 8])
-def test_flash_attention_over_more_processes_than_groups_is_refused(model, train, tmp_path):  # noqa: F811
+def test_flash_attention_over_more_processes_than_groups_is_refused(model, train, tmp_path):
     config = write_yaml(tmp_path / "run.yaml", 8 // model, model, 1, True, "packing", only_save_strategy=True)
     message = (f"parallel_config.model_parallel is {model}, expected a divisor of multi_query_group_num (2) with flash "
                "attention")
@@ -208,7 +208,7 @@ def left_behind(slices, tmp_path_factory):
     return folder
 
 
-def test_a_stage_of_a_pipeline_starts_from_its_slices(slices, train, tmp_path):  # noqa: F811
+def test_a_stage_of_a_pipeline_starts_from_its_slices(slices, train, tmp_path):
     name, rank = "data 2 x model 2 x pipeline 2", 6
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[name])
     code, output = train(config, rank, 8, "--load_checkpoint", str(slices(name)), "--weights", "found.npz")
@@ -222,7 +222,7 @@ def weights(values):
     return {name: value for name, value in values.items() if not name.startswith("adam_")}
 
 
-def test_training_starts_from_a_whole_checkpoint(slices, whole, train, tmp_path):  # noqa: F811
+def test_training_starts_from_a_whole_checkpoint(slices, whole, train, tmp_path):
     two = "data 1 x model 2"
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[two])
     code, output = train(config, 1, 2, "--load_checkpoint", str(whole[0] / "rank_0" / "whole.ckpt"),
@@ -234,7 +234,7 @@ def test_training_starts_from_a_whole_checkpoint(slices, whole, train, tmp_path)
 
 
 @pytest.mark.parametrize("source", ["whole", "slices, to resume"])
-def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, strategies, whole, left_behind, train,  # noqa: F811
+def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, strategies, whole, left_behind, train,
                                                             tmp_path):
     """The first of 2 processes, which does the cutting for both."""
     two, resume = "data 1 x model 2", source != "whole"
@@ -256,7 +256,7 @@ def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, stra
 
 
 @pytest.mark.parametrize("sliced", [True, False])
-def test_evaluation_takes_the_slices_of_training_and_whole_checkpoints(sliced, slices, whole, train, tmp_path):  # noqa: F811
+def test_evaluation_takes_the_slices_of_training_and_whole_checkpoints(sliced, slices, whole, train, tmp_path):
     name = "data 4 x model 2, packing"
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[name])
     code, output = train(config, 5, 8, "--evaluate", str(slices(name) if sliced else whole[0]), "--weights", "5.npz")
@@ -266,7 +266,7 @@ def test_evaluation_takes_the_slices_of_training_and_whole_checkpoints(sliced, s
         assert same(dict(found), {name: expected[name] for name in found.files})
 
 
-def test_the_strategy_of_another_layout_is_refused(strategies, left_behind, train, tmp_path):  # noqa: F811
+def test_the_strategy_of_another_layout_is_refused(strategies, left_behind, train, tmp_path):
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS["data 1 x model 2"])
     strategy = strategies("data 2 x model 4, no flash")
     flags = ["--load_checkpoint", str(left_behind), "--auto_trans_ckpt", "--src_strategy", str(strategy)]
@@ -314,7 +314,7 @@ def test_the_strategy_of_1_3_is_that_of_slices_by_hand(slices_of_1_3, whole, tmp
     assert same(read(file), whole[1])
 
 
-def test_slices_of_1_3_are_cut_anew(slices_of_1_3, slices, train, tmp_path):  # noqa: F811
+def test_slices_of_1_3_are_cut_anew(slices_of_1_3, slices, train, tmp_path):
     two = "data 1 x model 2"
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[two])
     code, output = train(config, 0, 2, "--load_checkpoint", str(slices_of_1_3), "--src_strategy", str(OF_1_3),
@@ -325,7 +325,7 @@ def test_slices_of_1_3_are_cut_anew(slices_of_1_3, slices, train, tmp_path):  # 
         assert same({name: found[name] for name in expected}, expected)
 
 
-def test_slices_of_1_3_are_refused_by_a_release_that_cuts_otherwise(slices_of_1_3, train, tmp_path):  # noqa: F811
+def test_slices_of_1_3_are_refused_by_a_release_that_cuts_otherwise(slices_of_1_3, train, tmp_path):
     config = write_yaml(tmp_path / "run.yaml", *LAYOUT_OF_1_3)
     code, output = train(config, 0, 4, "--load_checkpoint", str(slices_of_1_3), "--weights", "found.npz")
     if not CUTS_INPUTS_OF_DENSE:
