@@ -34,7 +34,7 @@ _NO_WHOLE_NUMBERS = ("lr_schedule.warmup_ratio", "optimizer.eps", "optimizer.wei
 _OPTIMIZERS_OF_OTHER_MODELS = ("Muon", "PmaAdamW", "FusedPmaAdamW")
 BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
-_LAYOUT = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
+_LAYOUT = ("data_parallel", "model_parallel", "pipeline_stage")
 _MOST_VALUES = 100_000  # of a YAML whose aliases are written out
 
 
@@ -370,7 +370,7 @@ def _stage_problems(config: Mapping[str, Any]) -> Iterable[str]:
 def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """What a semi-auto parallel layout cannot divide: processes, layers, heads and widths."""
     model, layout = get(config, "model.model_config"), get(config, "parallel_config")
-    data, split, stages, micro_batches = (layout.get(key) or 1 for key in (*_LAYOUT[:3], "micro_batch_num"))
+    data, split, stages, micro_batches = (layout.get(key) or 1 for key in (*_LAYOUT, "micro_batch_num"))
     started = os.environ.get("MS_WORKER_NUM", "")
     if started.isdigit() and int(started) != _layout_size(config):
         yield (f"parallel_config: data_parallel x model_parallel x pipeline_stage is {data} x {split} x {stages}, "

@@ -254,13 +254,13 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     """Memory of one device at the fullest moment of a training step.
 
     On Ascend and GPU see `memory_of_backward`. On a CPU MindSpore's runtime keeps most results of both passes, in
-    float32. Coefficients are measured on tiny models with MindSpore 2.7.2 (hidden size 64 to 1024, 1 to 8 layers, 64 to
-    1024 tokens a row). P: values of the weights; T = rows x length: tokens; h, w, f: hidden size; width of query, key
-    and value; feed-forward width.
+    float32. Coefficients are measured on tiny models with MindSpore 2.9.0 and 2.5.0.dev20250119, between which they lie
+    (hidden size 64 to 1024, feed-forward width 172 to 2048, 1 to 8 layers, 64 to 1024 tokens a row). P: values of the
+    weights; T = rows x length: tokens; h, w, f: hidden size; width of query, key and value; feed-forward width.
         P x 20                parameter, moments, gradient and its clipped copy
-        a layer               T x 4 x (40 h + 18 w + 4.7 f), and attention matrices, below the diagonal: 10 float32
+        a layer               T x 4 x (80 h + 8 w + 10 f), and attention matrices, below the diagonal: 10 float32
                               for each head, 2 for the masks
-        program               90 MB, 52 MB a layer for its graph, and 20 MB for each further piece of the attention
+        program               100 MB, 34 MB a layer for its graph, and 10 MB for each further piece of the attention
     """
     if get(config, "context.device_target") != "CPU":
         return max(memory_of_backward(config, size), key=lambda moment: moment.total)
@@ -268,11 +268,11 @@ def estimate_memory(config: Mapping[str, Any], size: Size) -> MemoryEstimate:
     values, width = _values(weights_of(config)), FLOAT_BYTES[model["param_init_type"]]
     pieces = len(query_pieces(size.length))
     seen = size.rows * size.length ** 2 * (pieces + 1) / (2 * pieces)
-    layer = 4 * (size.rows * size.length * (40 * model["hidden_size"] + 18 * sum(_attention_widths(model))
-                                            + 4.7 * model["ffn_hidden_size"])
+    layer = 4 * (size.rows * size.length * (80 * model["hidden_size"] + 8 * sum(_attention_widths(model))
+                                            + 10 * model["ffn_hidden_size"])
                  + seen * (10 * model["num_attention_heads"] + 2))
     return MemoryEstimate(values * width, values * _MOMENT_BYTES, 2 * values * width, 0,
-                          int(model["num_layers"] * layer), (90 + 52 * model["num_layers"] + 20 * (pieces - 1)) << 20)
+                          int(model["num_layers"] * layer), (100 + 34 * model["num_layers"] + 10 * (pieces - 1)) << 20)
 
 
 def _attention_widths(model: Mapping[str, Any]) -> Tuple[int, int]:

@@ -74,6 +74,8 @@ REFUSED: Dict[str, Refused] = {
     "runner_wrapper.use_skip_data_by_global_norm": Refused(_OFF, _SKIP),
     "parallel_config.seq_split_num": Refused((1, 0, *_OFF), "the loss needs the whole row; train_dataset.row_length "
                                                             "makes rows shorter"),
+    "parallel_config.context_parallel": Refused((1, 0, *_OFF), "GLM of MindFormers 1.3 passes over it; "
+                                                               "model_parallel and packed rows are for long texts"),
     "parallel_config.swap": Refused(_OFF, "recompute_config.recompute saves the memory of activations"),
     "recompute_config.select_recompute_exclude": Refused(_OFF, _SELECT),
     "recompute_config.select_comm_recompute_exclude": Refused(_OFF, _SELECT),

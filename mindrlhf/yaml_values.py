@@ -136,7 +136,7 @@ KINDS = {
     "parallel.strategy_ckpt_config": _or_none(_KEYS_AND_VALUES),
     "parallel.strategy_ckpt_config.save_file": _PATH,
     **{f"parallel_config.{key}": _or_none(_COUNT) for key in (
-        "data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "micro_batch_num",
+        "data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num",
         "gradient_aggregation_group")},
     "parallel_config.use_seq_parallel": _or_none(_FLAG),
     "parallel_config.vocab_emb_dp": _or_none(_FLAG),

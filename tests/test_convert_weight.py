@@ -35,7 +35,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 import yaml
-from conftest import REFERENCE_CASES, ROOT, SAMPLE, TINY_YAML, dimensions_of
+from conftest import REFERENCE_CASES, ROOT, SAMPLE, TINY_YAML, dimensions_of, weights_of_mindformers
+from mindformers.models.glm2.glm2 import ChatGLM2ForConditionalGeneration
+from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Tensor
 
 from mindrlhf.checkpoint import load_strictly, read_checkpoint
@@ -874,6 +876,32 @@ def test_optimizer_and_step_state_are_dropped_and_named(tmp_path, reference):
     assert "adam_m.transformer.encoder.layers.0.mlp.dense_h_to_4h.weight" in line
     assert line.endswith(f"and {len(result.dropped) - 4} more")
     assert (result.taken, result.written) == (len(weights), len(group(reference, "hf/")))
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_caches_of_keys_and_values_are_left_out_and_named(tmp_path, reference, prefix):
+    """MindFormers since 1.6 saves them with a model, in half precision by default."""
+    caches = {f"transformer.encoder.layers.{layer}.self_attention.infer_attention.paged_attention_mgr.{kind}_cache":
+              np.full((4, 16, 2, 8), 9, np.float16) for layer in range(2) for kind in ("key", "value")}
+    values = {**group(reference, "weight/"), **caches}
+    path = tmp_path / "a.ckpt"
+    ms.save_checkpoint([{"name": name.replace("transformer.", prefix, 1), "data": Tensor(value)}
+                        for name, value in values.items()], str(path))
+    result = ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "out")
+    assert read(tmp_path / "out") == raw(group(reference, "hf/"))
+    assert set(result.dropped) == set(caches)
+    assert "left out: transformer.encoder.layers.0.self_attention.infer_attention." in result.as_text()
+
+
+def test_a_language_model_that_mindformers_saved_is_exported(tmp_path, reference):
+    """With whatever the installed release saves beside the weights."""
+    base = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**dimensions_of(reference)))
+    ms.save_checkpoint(base, str(tmp_path / "base.ckpt"))
+    result = ms_to_hf(str(tmp_path / "base.ckpt"), yaml_of(size_of(reference)), tmp_path / "out", language_model=True)
+    weights = weights_of_mindformers(base)
+    assert (result.taken, result.written) == (len(weights), len(group(reference, "hf/")))
+    assert len(result.dropped) == len(list(base.get_parameters())) - len(weights)
+    assert read(tmp_path / "out")["lm_head.weight"] == raw({"": weights[LM_HEAD].asnumpy()})[""]
 
 
 def test_names_of_the_original_example_without_prefix_are_converted(tmp_path, reference):

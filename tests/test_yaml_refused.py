@@ -80,6 +80,7 @@ def problems_with(production):
     ("runner_wrapper.calculate_per_token_loss", True, "False", "mean over pairs"),
     ("runner_wrapper.use_skip_data_by_global_norm", True, "False", "SkippedStepMonitor"),
     ("parallel_config.seq_split_num", 2, "1", "row_length"),
+    ("parallel_config.context_parallel", 2, "1", "model_parallel"),
     ("parallel_config.swap", True, "False", "recompute_config.recompute"),
     ("recompute_config.select_recompute_exclude", True, "False", "select_recompute"),
     ("recompute_config.select_comm_recompute_exclude", True, "False", "select_recompute"),

@@ -28,7 +28,7 @@ def on_whole_cpu() -> bool:
 def attention_mask_dtype(use_flash_attention: bool):
     """Type of the mask (1 = may not attend) that `ChatGLM2Transformer` is given.
 
-    With flash attention it is uint8: `FlashAttentionScore` of MindSpore 2.4 to 2.7 takes bool or uint8.
+    With flash attention it is uint8: `FlashAttentionScore` of MindSpore 2.4 to 2.9 takes bool or uint8.
     Without it `CoreAttention` multiplies the mask by -10000 and adds the product to the scores. MindSpore 2.7 keeps a
     uint8 product in uint8, where -10000 wraps to +240 and pulls attention towards the future; a float mask is right
     in every release.
