@@ -15,12 +15,12 @@ SMALLER = {"num_layers": 2, "hidden_size": 512, "ffn_hidden_size": 1712, "kv_cha
            "padded_vocab_size": 1184, "pad_token_id": 996, "eos_token_id": 996, "compute_dtype": "float16"}
 
 
-def write_yaml(path, data, model, stages, flash, batching, sequence_parallel=False, **settings):
+def write_yaml(path, data, model, stages, flash, batching, **settings):
     config = yaml.safe_load(PRODUCTION_YAML.read_text(encoding="utf-8"))
     config.update(output_dir=str(path.parent / "output"), **settings)
     config["model"]["model_config"].update(SMALLER, use_flash_attention=flash)
     config["parallel_config"].update(data_parallel=data, model_parallel=model, pipeline_stage=stages,
-                                     micro_batch_num=stages, use_seq_parallel=sequence_parallel)
+                                     micro_batch_num=stages)
     for name in ("train_dataset", "eval_dataset"):
         config[name].update(pad_token_id=SMALLER["pad_token_id"])
     config["train_dataset"].update(batching=batching, row_length=SMALLER["seq_length"])

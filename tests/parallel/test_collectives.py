@@ -7,6 +7,7 @@
 | test_weights_and_gradients_... | bytes that are gathered, and whole gradients | the compiled graph |
 | test_activations_... | bytes kept for the backward pass, and most at a time | the compiled graph |
 | test_keys_of_recomputation_... | three keys that change nothing, as the YAML says | the shipped YAML's graph |
+| test_sequence_parallelism_... | what `use_seq_parallel` changes, and that 1.3 passes over it | the shipped YAML's graph |
 
 As in test_layouts.py nothing runs: these are shapes, types and uses of the graph before kernels are chosen, with
 float16 in place of bfloat16, and off Ascend, whose norm and SiLU are one operator each and keep their input alone.
@@ -41,6 +42,7 @@ STEPS = {
     "4 x 2": (4, 2, {}),
     "8 x 1": (8, 1, {}),
     **({"2 x 4": (2, 4, {}), "1 x 8": (1, 8, {}), "1 x 2": (1, 2, {})} if SINCE_1_6 else {}),
+    "4 x 2, sequence parallel": (4, 2, {"parallel_config.use_seq_parallel": True}),
     "4 x 2, kept": (4, 2, {"recompute_config.recompute": False}),
     "8 x 1, kept": (8, 1, {"recompute_config.recompute": False}),
     "4 x 2, other keys": (4, 2, {"recompute_config.parallel_optimizer_comm_recompute": True,
@@ -202,3 +204,25 @@ def test_keys_of_recomputation_without_an_effect_change_nothing(steps):
     (_, shipped), (_, other) = steps["4 x 2"], steps["4 x 2, other keys"]
     assert collectives(shipped) == collectives(other)
     assert [node.after for node in kept_for_backward(shipped)] == [node.after for node in kept_for_backward(other)]
+
+
+def test_sequence_parallelism_scatters_what_model_parallelism_sums(steps):
+    """`use_seq_parallel`: between the projections each process has a part of the rows, as in Korthikanti et al. (2022).
+    Each sum becomes a ReduceScatter, and a gather in front of the next projection; also behind the last norm. GLM's
+    layers of MindFormers 1.3 pass over the key.
+    """
+    (_, shipped), (_, other) = steps["4 x 2"], steps["4 x 2, sequence parallel"]
+    shipped, other = collectives(shipped), collectives(other)
+    if not SINCE_1_6:
+        assert other == shipped
+        return
+    sums = {(operator, *rest): times for (operator, *rest), times in (shipped - other).items()}
+    assert {operator for operator, *_ in sums} == {"AllReduce"}
+    assert {place: times for (_, place, *_), times in sums.items()} == {"forward": 2 * LAYERS, "backward": 3 * LAYERS}
+    added = {(operator, place, kind): times for (operator, place, kind, width, processes), times
+             in (other - shipped).items() if (width, processes) == (HIDDEN, 2)}
+    assert added == {
+        ("ReduceScatter", "forward", "Float16"): 2 * LAYERS, ("AllGather", "forward", "Float16"): 2 * LAYERS,
+        ("ReduceScatter", "backward", "Float16"): 3 * LAYERS, ("AllGather", "backward", "Float16"): 4 * LAYERS,
+        ("AllGather", "forward", "Float32"): 1, ("ReduceScatter", "backward", "Float32"): 1}
+    assert len(added) == len(other - shipped)

@@ -31,11 +31,10 @@ from mindrlhf.plan import weights_of
 
 pytestmark = pytest.mark.stack
 
-# name: data parallel, model parallel, stages, flash attention, batching, and whether norms cut rows (sequence parallel)
+# name: data parallel, model parallel, stages, flash attention, batching
 LAYOUTS = {
     "data 4 x model 2, packing": (4, 2, 1, True, "packing"),  # as shipped
     "data 4 x model 2, padded": (4, 2, 1, True, "padded"),
-    "data 4 x model 2, sequence parallel": (4, 2, 1, True, "packing", True),
     "data 8 x model 1": (8, 1, 1, True, "packing"),
     "data 2 x model 4": (2, 4, 1, True, "packing"),
     "data 1 x model 8": (1, 8, 1, True, "packing"),
