@@ -7,7 +7,7 @@
 | test_weights_and_gradients_... | bytes that are gathered, and whole gradients | the compiled graph |
 | test_activations_... | bytes kept for the backward pass, and most at a time | the compiled graph |
 | test_keys_of_recomputation_... | three keys that change nothing, as the YAML says | the shipped YAML's graph |
-| test_sequence_parallelism_... | what `use_seq_parallel` changes, and that 1.3 passes over it | the shipped YAML's graph |
+| test_sequence_parallelism_... | what `use_seq_parallel` changes; nothing in 1.3 | the shipped YAML's graph |
 
 As in test_layouts.py nothing runs: these are shapes, types and uses of the graph before kernels are chosen, with
 float16 in place of bfloat16, and off Ascend, whose norm and SiLU are one operator each and keep their input alone.
