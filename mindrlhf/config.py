@@ -6,20 +6,21 @@ Knows nothing of MindSpore, so that a wrong flag or key is answered at once. Wha
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Union
 
 import yaml
 
 from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.data.packing import ROW_STEP, longest_row
-from mindrlhf.data.record import check_files, find_record_files, read_sidecars
-from mindrlhf.errors import UserError, raise_each
+from mindrlhf.errors import Problems, UserError, raise_each
+from mindrlhf.models.glm4.dimensions import Dimensions
+from mindrlhf.run_config import Batching, Layout, Model, RunConfig, Start
 from mindrlhf.yaml_keys import unknown_keys
 from mindrlhf.yaml_refused import refused_values, without_idle_keys
 from mindrlhf.yaml_values import KINDS, PATHS, shown, wrong_value, wrong_values
 
-__all__ = ["check_checkpoint_path", "check_dataset", "checked_data_settings", "config_problems", "get",
-           "has_numbers", "is_semi_auto", "load_config", "process_count", "put", "read_config"]
+__all__ = ["DEFAULTS", "check_checkpoint_path", "check_config", "config_problems", "get", "is_semi_auto", "load_config",
+           "put", "read_config", "started_processes", "typed_config"]
 
 TRAINER_TYPES = ("CausalLanguageModelingTrainer", "RewardTrainer")
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
@@ -36,6 +37,40 @@ BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
 _LAYOUT = ("data_parallel", "model_parallel", "pipeline_stage")
 _MOST_VALUES = 100_000  # of a YAML whose aliases are written out
+
+# Dotted key -> what holds where a YAML does not have it, or leaves it empty. MindFormers is given these values too.
+DEFAULTS: Dict[str, Any] = {
+    "seed": 0,
+    "output_dir": "./output",
+    "run_mode": "train",
+    "use_parallel": False,
+    "load_checkpoint": "",
+    "src_strategy_path_or_dir": "",
+    "auto_trans_ckpt": False,
+    "resume_training": False,
+    "only_save_strategy": False,
+    "micro_batch_interleave_num": 1,
+    "runner_config.sink_mode": False,
+    "runner_config.gradient_accumulation_steps": 1,
+    "parallel.gradients_mean": False,
+    "parallel.full_batch": False,
+    "parallel.enable_parallel_optimizer": False,
+    "parallel_config.data_parallel": 1,
+    "parallel_config.model_parallel": 1,
+    "parallel_config.pipeline_stage": 1,
+    "parallel_config.micro_batch_num": 1,
+    "parallel_config.vocab_emb_dp": True,
+    "recompute_config.recompute": False,
+    "context.mode": 0,
+    "model.model_config.use_flash_attention": False,
+    "model.model_config.use_past": False,
+    "model.model_config.apply_query_key_layer_scaling": True,
+    "model.model_config.offset": 0,
+    "train_dataset.batching": "padded",
+    "train_dataset.repeat": 1,
+    "train_dataset.drop_remainder": True,
+    "train_dataset.data_loader.shuffle": False,
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -111,22 +146,13 @@ def is_semi_auto(config: Mapping[str, Any]) -> bool:
     return bool(get(config, "use_parallel")) and get(config, "parallel.parallel_mode") in SEMI_AUTO
 
 
-def process_count(config: Mapping[str, Any]) -> int:
-    """Processes of the run: what msrun says, or else, before the run is started, what the YAML's layout needs."""
-    if not get(config, "use_parallel"):
-        return 1
+def started_processes() -> Optional[int]:
+    """Processes of the job that msrun has started this one in; None where it has not."""
     started = os.environ.get("MS_WORKER_NUM", "")
-    return int(started) if started.isdigit() else _layout_size(config)
+    return int(started) if started.isdigit() else None
 
 
-def _layout_size(config: Mapping[str, Any]) -> int:
-    size = 1
-    for key in _LAYOUT:
-        size *= get(config, f"parallel_config.{key}") or 1
-    return size
-
-
-def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
+def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> RunConfig:
     """Read a YAML, put the flags in the place of its values, and check the result.
 
     Args:
@@ -135,16 +161,71 @@ def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     Raises:
         UserError: the file cannot be read or parsed, or everything that is wrong in it.
     """
-    config = read_config(path, overrides)
-    raise_each(str(path), config_problems(config))
+    problems = Problems()
+    config = check_config(path, read_config(path, overrides), problems)
+    problems.raise_all()
     return config
+
+
+def check_config(path: Union[str, Path], mapping: Mapping[str, Any], problems: Problems) -> Optional[RunConfig]:
+    """Check what `read_config` returned.
+
+    Args:
+        path:     of the YAML, for messages
+        problems: gets what is wrong
+
+    Returns:
+        the configuration, also where it has problems; None where values are of the wrong kind, so that nothing can be
+        counted with them
+    """
+    with problems:
+        raise_each(str(path), config_problems(mapping))
+    if any(True for _ in wrong_values(mapping)):
+        return None
+    with problems:
+        return typed_config(str(path), mapping)
+    return None
+
+
+def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
+    """What `read_config` returned, where all values are of their kinds.
+
+    Raises:
+        UserError: it is no GLM-4's.
+    """
+    model, semi_auto = get(mapping, "model.model_config"), is_semi_auto(mapping)
+    data, split, stages, micro_batches = (get(mapping, f"parallel_config.{key}") if semi_auto else 1
+                                          for key in (*_LAYOUT, "micro_batch_num"))
+    return RunConfig(
+        path, mapping, Path(os.path.expanduser(mapping["output_dir"])), get(mapping, "runner_config.epochs"),
+        get(mapping, "runner_config.sink_mode"),
+        next((callback for callback in mapping["callbacks"] if callback["type"] == "CheckpointMonitor"), None),
+        Model(Dimensions.from_yaml(model, "model.model_config"), model["param_init_type"], model["compute_dtype"],
+              model["use_flash_attention"], get(mapping, "recompute_config.recompute"), model["pad_token_id"]),
+        Layout(get(mapping, "context.device_target"), _bytes_of(get(mapping, "context.max_device_memory")),
+               mapping["use_parallel"], semi_auto, started_processes(), data, split, stages, micro_batches,
+               semi_auto and get(mapping, "parallel.enable_parallel_optimizer"),
+               not semi_auto or get(mapping, "parallel_config.vocab_emb_dp")),
+        Batching(get(mapping, "train_dataset.batching"), get(mapping, "runner_config.batch_size"),
+                 get(mapping, "runner_config.gradient_accumulation_steps"),
+                 get(mapping, "train_dataset.row_length") or model["seq_length"],
+                 get(mapping, "train_dataset.data_loader.shuffle"), get(mapping, "train_dataset.drop_remainder"),
+                 mapping["seed"]),
+        Start(mapping["load_checkpoint"] or None, mapping["resume_training"], mapping["auto_trans_ckpt"],
+              mapping["src_strategy_path_or_dir"] or None))
+
+
+def _bytes_of(size: Optional[str]) -> Optional[int]:
+    """Of MindSpore's '58GB'."""
+    return int(float(size[:-2]) * (1 << 30)) if size else None
 
 
 def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
     """Read a YAML and put the flags in the place of its values.
 
-    Keys that ask for nothing are taken off. A whole number becomes a float where MindFormers takes no other: its own
-    YAMLs have `warmup_ratio: 0`, which ends in a TypeError of its schedule in 1.3.
+    Keys that are absent or empty get their `DEFAULTS`, and those that ask for nothing are taken off. A whole number
+    becomes a float where MindFormers takes no other: its own YAMLs have `warmup_ratio: 0`, which ends in a TypeError of
+    its schedule in 1.3.
 
     Args:
         path:      the YAML
@@ -170,6 +251,9 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
         if value is not None:
             put(config, key, value)
     without_idle_keys(config)
+    for key, default in DEFAULTS.items():
+        if get(config, key) is None and not any(True for _ in wrong_value(config, key)):
+            put(config, key, default)
     for key in _NO_WHOLE_NUMBERS:
         if KINDS[key].fits(get(config, key)) and type(get(config, key)) is int:
             put(config, key, float(get(config, key)))
@@ -216,7 +300,7 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
                "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
-    if get(config, "context.mode", 0) not in (0, "GRAPH_MODE"):
+    if get(config, "context.mode") not in (0, "GRAPH_MODE"):
         yield (f"context.mode is {get(config, 'context.mode')!r}, expected 0 (graph mode), for which the model and its "
                "training step are written")
     for position, callback in enumerate(config["callbacks"]):
@@ -251,7 +335,7 @@ def _optimizer_problems(config: Mapping[str, Any]) -> Iterable[str]:
 
 def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """Whether rows without padding can be made for this run."""
-    batching = get(config, "train_dataset.batching", "padded")
+    batching = get(config, "train_dataset.batching")
     if batching not in BATCHINGS:
         yield f"train_dataset.batching is {batching!r}, expected {', '.join(BATCHINGS[:-1])} or {BATCHINGS[-1]}"
     if batching == "padded":
@@ -262,7 +346,7 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
         return
     if get(config, "train_dataset.pad_token_id") is None:
         yield f"train_dataset.pad_token_id is missing, which train_dataset.batching {batching} fills up rows with"
-    if (get(config, "train_dataset.repeat") or 1) != 1:
+    if get(config, "train_dataset.repeat") != 1:
         yield f"train_dataset.repeat is {get(config, 'train_dataset.repeat')!r}, expected 1 with batching {batching}"
     if batching == "buckets" and is_semi_auto(config):
         yield ("train_dataset.batching is 'buckets', expected packing in semi-auto parallel: the rows of a bucket "
@@ -270,7 +354,7 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if batching == "buckets":
         for key, expected in (("runner_config.sink_mode", False), ("parallel_config.pipeline_stage", 1)):
             found = get(config, key)
-            if found not in (expected, None):
+            if found != expected:
                 yield (f"{key} is {found!r}, expected {expected} with train_dataset.batching buckets, whose steps have "
                        "several shapes; packing has one")
     else:
@@ -298,15 +382,15 @@ def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if heads % groups:
         yield (f"model.model_config.num_attention_heads is {heads}, expected a multiple of multi_query_group_num "
                f"({groups})")
-    if not model.get("apply_query_key_layer_scaling", True):
+    if not model["apply_query_key_layer_scaling"]:
         yield ("model.model_config.apply_query_key_layer_scaling is False, expected True: MindFormers would not "
                "scale the attention scores at all")
-    if model.get("use_past"):
+    if model["use_past"]:
         yield "model.model_config.use_past is True, expected False: a reward model reads whole texts"
     if model.get("checkpoint_name_or_path"):
         yield (f"model.model_config.checkpoint_name_or_path is {model['checkpoint_name_or_path']!r}, expected ''; "
                "name the checkpoint in load_checkpoint or --load_checkpoint")
-    if model.get("use_flash_attention") and get(config, "context.device_target") == "CPU":
+    if model["use_flash_attention"] and get(config, "context.device_target") == "CPU":
         yield "model.model_config.use_flash_attention is True, expected False on device_target CPU (Ascend only)"
 
 
@@ -315,7 +399,7 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if mode not in (*DATA_PARALLEL, *SEMI_AUTO):
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) or 1 (semi-auto parallel)"
     semi_auto = is_semi_auto(config)
-    accumulation = get(config, "runner_config.gradient_accumulation_steps") or 1
+    accumulation = get(config, "runner_config.gradient_accumulation_steps")
     if accumulation != 1 and not semi_auto:
         yield (f"runner_config.gradient_accumulation_steps is {accumulation!r}, expected 1 outside semi-auto parallel: "
                "MindFormers would take it back to 1 without a word")
@@ -324,13 +408,13 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
                 ("gradients_mean", True, "the gradients of a step are the mean over the processes"),
                 ("enable_parallel_optimizer", False, "every process keeps the whole optimizer state")):
             found = get(config, f"parallel.{key}")
-            if bool(found) is not expected:
+            if found is not expected:
                 yield f"parallel.{key} is {found!r}, expected {expected} in data-parallel mode: {why}"
     if semi_auto and get(config, "context.device_target") == "CPU":
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) on device_target CPU"
     if semi_auto and not get(config, "parallel.full_batch"):
         yield "parallel.full_batch is not True, expected True: a batch in parts would tear chosen and rejected apart"
-    if (get(config, "micro_batch_interleave_num") or 1) > 1:
+    if get(config, "micro_batch_interleave_num") > 1:
         yield ("micro_batch_interleave_num is above 1, expected 1: it would cut a batch between the chosen and the "
                "rejected rows")
     yield from _stage_problems(config)
@@ -338,16 +422,11 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield from _division_problems(config)
 
 
-def has_numbers(config: Mapping[str, Any]) -> bool:
-    """Whether all values are of their keys' kinds, so that checks may count and divide with them."""
-    return not any(True for _ in wrong_values(config))
-
-
 def _stage_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """What says a number for each pipeline stage, and does not fit their count."""
     model = get(config, "model.model_config")
-    stages = (get(config, "parallel_config.pipeline_stage") or 1) if is_semi_auto(config) else 1
-    layers, offset = model.get("num_layers"), model.get("offset", 0)
+    stages = get(config, "parallel_config.pipeline_stage") if is_semi_auto(config) else 1
+    layers, offset = model["num_layers"], model["offset"]
     parts = offset if isinstance(offset, list) else [offset]
     if stages == 1 and parts != [0]:
         yield (f"model.model_config.offset is {shown(offset)}, expected 0 with one pipeline stage "
@@ -370,9 +449,9 @@ def _stage_problems(config: Mapping[str, Any]) -> Iterable[str]:
 def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """What a semi-auto parallel layout cannot divide: processes, layers, heads and widths."""
     model, layout = get(config, "model.model_config"), get(config, "parallel_config")
-    data, split, stages, micro_batches = (layout.get(key) or 1 for key in (*_LAYOUT, "micro_batch_num"))
-    started = os.environ.get("MS_WORKER_NUM", "")
-    if started.isdigit() and int(started) != _layout_size(config):
+    data, split, stages, micro_batches = (layout[key] for key in (*_LAYOUT, "micro_batch_num"))
+    started = started_processes()
+    if started is not None and started != data * split * stages:
         yield (f"parallel_config: data_parallel x model_parallel x pipeline_stage is {data} x {split} x {stages}, "
                f"expected {started}, the number of processes that were started")
     groups = model.get("multi_query_group_num")
@@ -380,7 +459,7 @@ def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
         if groups % split and split % groups:
             yield (f"parallel_config.model_parallel is {split}, expected a divisor or a multiple of "
                    f"multi_query_group_num ({groups})")
-    elif model.get("use_flash_attention") and groups % split:
+    elif model["use_flash_attention"] and groups % split:
         yield (f"parallel_config.model_parallel is {split}, expected a divisor of multi_query_group_num ({groups}) "
                "with flash attention: MindFormers does not repeat keys and values for it before 1.6")
     for key in ("num_attention_heads", "hidden_size", "ffn_hidden_size"):
@@ -389,64 +468,9 @@ def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if stages > 1 and micro_batches < stages:
         yield (f"parallel_config.micro_batch_num is {micro_batches}, expected at least pipeline_stage ({stages}): each "
                "stage works on a micro-batch of its own")
-    if stages > 1 and (get(config, "runner_config.gradient_accumulation_steps") or 1) > 1:
+    if stages > 1 and get(config, "runner_config.gradient_accumulation_steps") > 1:
         yield ("runner_config.gradient_accumulation_steps is above 1, expected 1 with a pipeline, whose "
                "micro_batch_num takes its place: MindFormers would take it back to 1 without a word")
-
-
-def check_dataset(config: Dict[str, Any], block: str, flag: str) -> List[str]:
-    """The MindRecord files of `train_dataset` or `eval_dataset`; checks their sidecars against the configuration.
-
-    Raises:
-        UserError: no data is named, it is not there, was made for another model, or is no longer what was written.
-    """
-    loader = get(config, f"{block}.data_loader")
-    paths = loader.get("dataset_dir") or loader.get("dataset_files")
-    if not paths:
-        raise UserError(f"no data: give --{flag}, or {block}.data_loader.dataset_dir in the YAML")
-    files = find_record_files(paths)
-    if not files:
-        raise UserError(f"{block}.data_loader.dataset_dir: an empty list, expected MindRecord files or folders")
-    model = get(config, "model.model_config")
-    exact = block == "train_dataset" and get(config, "train_dataset.batching", "padded") == "padded"
-    for path, sidecar in read_sidecars(files):
-        raise_each(str(path), _sidecar_problems(sidecar, model, exact))
-    check_files(files)
-    return files
-
-
-def _sidecar_problems(sidecar: Mapping[str, Any], model: Mapping[str, Any], exact: bool) -> Iterable[str]:
-    for key in ("seq_length", "pad_token_id"):
-        found, expected = sidecar.get(key), model.get(key)
-        enough = key == "seq_length" and not exact and isinstance(found, int) and isinstance(expected, int) \
-            and found < expected
-        if found is not None and found != expected and not enough:
-            flag = " (or --seq_length)" if key == "seq_length" else ""
-            must = "they must be equal" if exact or key != "seq_length" else "it must not be larger"
-            yield f"the data's {key} is {found}, model.model_config.{key}{flag} is {expected}; {must}"
-    vocab, room = get(sidecar, "tokenizer.vocab_size"), model.get("padded_vocab_size")
-    if isinstance(vocab, int) and isinstance(room, int) and vocab > room:
-        yield (f"the data's tokenizer has {vocab} ids, model.model_config.padded_vocab_size is "
-               f"{model['padded_vocab_size']}; expected at least as many")
-
-
-def checked_data_settings(files: Sequence[str]) -> Dict[str, Any]:
-    """What the sidecars of a data set agree on: template, tokenizer, pad id, side and sequence length; {} without any.
-
-    Raises:
-        UserError: two files of the set were made with different settings.
-    """
-    settings: Dict[str, Any] = {}
-    origin: Optional[Path] = None
-    for path, sidecar in read_sidecars(files):
-        found = {key: sidecar.get(key) for key in ("seq_length", "pad_token_id", "padding_side", "prompt_template",
-                                                    "tokenizer")}
-        for key, value in found.items():
-            if settings and value != settings[key]:
-                raise UserError(f"{path}: {key} is {value!r}, but {origin} says {settings[key]!r}; files of one data "
-                                "set must be made with the same settings")
-        settings, origin = found, path
-    return settings
 
 
 def check_checkpoint_path(flag: str, path: str, expected: str = "a checkpoint (.ckpt)") -> None:

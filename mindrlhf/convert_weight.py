@@ -14,7 +14,6 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 from tqdm import tqdm
 
 from mindrlhf.checkpoint import checkpoint_files, list_checkpoints, raise_left_over, read_data_settings
-from mindrlhf.config import get
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, RankTokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.data.tokenizer_json import tokenizer_config, tokenizer_json
@@ -34,6 +33,7 @@ from mindrlhf.models.glm4.dimensions import (
 from mindrlhf.models.glm4.huggingface import model_card, model_config
 from mindrlhf.partial import partial_folder
 from mindrlhf.report import format_table
+from mindrlhf.run_config import Model
 from mindrlhf.slices import merge_slices, newest_whole_slices
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt_files, write_ckpt
 from mindrlhf.weights.safetensors_file import INDEX_NAME, read_json, read_safetensors_folder, write_safetensors
@@ -83,7 +83,7 @@ class Conversion:
 
 # --- Hugging Face to MindSpore --------------------------------------------------------------------------------------
 
-def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, config: Optional[Mapping[str, Any]] = None,
+def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, model: Optional[Model] = None,
              max_shard_bytes: int = MAX_SHARD_BYTES) -> Conversion:
     """A published GLM-4 to a MindSpore checkpoint that `reward_train.py --load_checkpoint` takes.
 
@@ -91,7 +91,7 @@ def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, config: Op
         source:          folder with config.json and .safetensors, in either published layout
         output:          NAME.ckpt, which is replaced, or a folder for shards, which must be new or empty
         dtype:           a key of `FLOAT_BYTES`; None: as each tensor is
-        config:          a run's YAML to compare the dimensions with; differences are in the notes
+        model:           that of a run's YAML, to compare the dimensions with; differences are in the notes
         max_shard_bytes: of a shard
 
     Raises:
@@ -110,8 +110,8 @@ def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, config: Op
     heads = _heads(weights)
     notes = [] if HEAD_NAME in {weight.name for weight in weights} else \
         ["no value head in it: training starts from one with random weights, normal with standard deviation 0.02"]
-    if config is not None:
-        notes += _compare(size, Dimensions.from_yaml(get(config, "model.model_config"), "model.model_config"))
+    if model is not None:
+        notes += _compare(size, model.dimensions)
     taken = [stored[name] for weight in weights for name, _ in weight.sources(layout)]
     return Conversion(len(taken), sum(tensor.nbytes for tensor in taken), len(tensors),
                       sum(tensor.nbytes for tensor in tensors), layout, heads, dropped, output, files, tuple(notes))
@@ -174,14 +174,14 @@ def _compare(size: Dimensions, in_yaml: Dimensions) -> List[str]:
 
 # --- MindSpore to Hugging Face --------------------------------------------------------------------------------------
 
-def ms_to_hf(source: str, config: Mapping[str, Any], output: Path, dtype: Optional[str] = None,
+def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = None,
              tokenizer_path: Optional[str] = None, template: Optional[str] = None, src_strategy: Optional[str] = None,
              language_model: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES) -> Conversion:
     """A trained reward model to a folder that transformers loads as `GlmForSequenceClassification`.
 
     Args:
         source:          a .ckpt file, a folder of shards, or checkpoint_network with its rank folders
-        config:          the run's YAML, from `mindrlhf.config.load_config`
+        model:           that of the run's YAML
         output:          a new or empty folder
         dtype:           a key of `FLOAT_BYTES`; None: as each tensor is
         tokenizer_path:  GLM-4's rank file; None: no tokenizer files
@@ -195,8 +195,7 @@ def ms_to_hf(source: str, config: Mapping[str, Any], output: Path, dtype: Option
             tokenizer is not that of training; there is no room. Nothing has been written then.
     """
     _check_output(output, one_file=False)
-    size = Dimensions.from_yaml(get(config, "model.model_config"), "model.model_config")
-    pad_token_id = get(config, "model.model_config.pad_token_id")
+    size, pad_token_id = model.dimensions, model.pad_token_id
     settings_file, settings = read_data_settings(source)
     size = replace(size, seq_length=settings.get("seq_length") or size.seq_length)  # --seq_length of the training run
     template = template or settings.get("prompt_template") or PROMPT_TEMPLATE

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Dict, List, Sequence
 
-__all__ = ["format_table", "plot_score_histogram", "plot_training_curves"]
+__all__ = ["format_table", "plot_score_histogram", "plot_training_curves", "size_text"]
 
 _COLORS = {"chosen": "#2a7fba", "rejected": "#d1603d", "line": "#2a7fba", "mean": "#173f5f"}
 
@@ -20,6 +20,15 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
     lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths)) for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people.
+
+    >>> size_text(2_150_000), size_text(18.8e9)
+    ('2.1 MB', '18.8 GB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _axes(columns: int, titles: Sequence[str], width: float = 4.2):

@@ -1,25 +1,21 @@
 """Starting MindSpore and MindFormers for a checked configuration. The first module of a run that imports them."""
 import os
 import sys
-from pathlib import Path
-from typing import Any, Dict
 
-from mindrlhf.config import get
 from mindrlhf.errors import UserError
+from mindrlhf.run_config import RunConfig
 
-__all__ = ["output_path", "start"]
+__all__ = ["start"]
 
 # Set by msrun, by mpirun, and with a rank table: the three ways in which MindSpore's processes find each other.
 _STARTED_AS_ONE_OF_SEVERAL = ("MS_ROLE", "OMPI_COMMAND", "RANK_TABLE_FILE")
 
 
-def output_path(config: Dict[str, Any]) -> Path:
-    """The folder for logs, checkpoints and figures: the YAML's `output_dir`, seen from the working directory."""
-    return Path(os.path.expanduser(config.get("output_dir") or "./output"))
+def start(config: RunConfig):
+    """Set up the device, the processes' communication and the logs.
 
-
-def start(config: Dict[str, Any]):
-    """Set up the device, the processes' communication and the logs; returns the configuration as MindFormers' type.
+    Returns:
+        the configuration as a `MindFormerConfig`, which MindFormers' own parts are given
 
     The modules that register themselves with MindFormers (dataset, model, callbacks) are imported here, so that the
     YAML's type names find them.
@@ -27,24 +23,24 @@ def start(config: Dict[str, Any]):
     Raises:
         UserError: MindSpore has no such device here, or `use_parallel` does not fit the number of processes.
     """
-    started = int(os.environ.get("MS_WORKER_NUM", 1))  # from msrun
-    if started > 1 and not config.get("use_parallel"):
+    parallel = config.layout.parallel
+    started = config.layout.started
+    if (started or 1) > 1 and not parallel:
         raise UserError(f"use_parallel is False, but {started} processes were started: set use_parallel: True in the "
                         "YAML, or start one; each of them would do all the work and write to the same files")
-    if os.environ.get("MS_ROLE") == "MS_SCHED" and not config.get("use_parallel"):
+    if os.environ.get("MS_ROLE") == "MS_SCHED" and not parallel:
         # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
         # communication; a run of one process has none, and the scheduler would do all the work a second time.
         print("scheduler: use_parallel is False, one process does the work; nothing to do here", flush=True)
         sys.exit(0)
-    if config.get("use_parallel") and not any(map(os.environ.get, _STARTED_AS_ONE_OF_SEVERAL)):
+    if parallel and not any(map(os.environ.get, _STARTED_AS_ONE_OF_SEVERAL)):
         raise UserError("use_parallel is True, but this process is none of a job of several: start it with "
                         "msrun_launcher.sh, or set --use_parallel False")
-    output = output_path(config)
-    output.mkdir(parents=True, exist_ok=True)
-    os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts what it writes
-    os.environ.setdefault("LOG_MF_PATH", str(output / "log"))
+    config.output.mkdir(parents=True, exist_ok=True)
+    os.environ["LOCAL_DEFAULT_PATH"] = str(config.output)  # where MindFormers puts what it writes
+    os.environ.setdefault("LOG_MF_PATH", str(config.output / "log"))
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ side: errors only
-    if (get(config, "parallel_config.pipeline_stage") or 1) == 1:  # in a pipeline the last process has the loss
+    if config.layout.stages == 1:  # in a pipeline the last process has the loss
         os.environ.setdefault("STDOUT_DEVICES", "0")  # what all processes say is printed by one; each has its log file
 
     from mindformers import MindFormerConfig
@@ -57,15 +53,15 @@ def start(config: Dict[str, Any]):
     from mindrlhf.data import dataset  # noqa: F401
     from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 
-    config = MindFormerConfig(**config)
-    fill_in_defaults(config)
+    run = MindFormerConfig(**config.mapping)
+    fill_in_defaults(run)
     try:
-        build_context(config)
+        build_context(run)
     except (RuntimeError, ValueError) as error:
-        joining = ", or cannot join the other processes" if config.use_parallel else ""
-        raise UserError(f"MindSpore cannot be set up for context.device_target {config.context.device_target} on this "
+        joining = ", or cannot join the other processes" if parallel else ""
+        raise UserError(f"MindSpore cannot be set up for context.device_target {config.layout.device} on this "
                         f"machine{joining}: {str(error).strip().splitlines()[0]}") from None
     use_portable_overflow_check()
     if get_real_group_size() > 1:
         processes.meet()
-    return config
+    return run

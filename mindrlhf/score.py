@@ -11,27 +11,29 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Deque, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindrlhf.checkpoint import list_checkpoints, load_strictly, read_checkpoint, read_data_settings
-from mindrlhf.config import check_checkpoint_path, check_dataset, checked_data_settings, get, is_semi_auto, load_config
+from mindrlhf.config import check_checkpoint_path, check_config, read_config
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.packing import Group, longest_row, pack_groups, plan_steps, text_group, whole_steps
 from mindrlhf.data.preference import PAIR_FIELDS, Rejected, Row, check_text_fields, read_rows
-from mindrlhf.data.record import check_files
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
-from mindrlhf.errors import UserError
+from mindrlhf.errors import Problems, UserError
 from mindrlhf.partial import partial_file
+from mindrlhf.plan import check_records, open_records
 from mindrlhf.processes import sum_over_processes
 from mindrlhf.report import format_table, plot_score_histogram
-from mindrlhf.runtime import output_path, start
+from mindrlhf.run_config import RunConfig
+from mindrlhf.runtime import start
 from mindrlhf.slices import check_cut, is_sliced, steps_of_slices
 
-__all__ = ["EvalResult", "Scorer", "check_output_file", "count_questions", "evaluate", "infer", "load_eval_config",
-           "load_infer_config", "read_questions", "row_shapes"]
+__all__ = ["EvalResult", "EvaluationPlan", "InferencePlan", "Scorer", "ScoringPlan", "evaluate", "infer",
+           "plan_evaluation", "plan_inference", "read_questions", "row_shapes"]
 
 
 _WINDOW = 2048            # groups of texts that are sorted by length together; bounds the memory of a run
@@ -46,26 +48,24 @@ class Scorer:
     graphs are compiled, each when it is needed first. All processes must score the same questions.
 
     Args:
-        run:   the configuration that `mindrlhf.runtime.start` returned
-        texts: answers a batch, as if each had the whole sequence length; rows are multiples of the layout's data
-               parallelism
+        config: what is scored with
+        run:    what `mindrlhf.runtime.start` returned for it
     """
 
-    def __init__(self, run, texts: int):
+    def __init__(self, config: RunConfig, run):
         from mindformers.core.parallel_config import build_parallel_config
         from mindformers.tools.utils import get_real_group_size, get_real_rank
 
         self.rank = get_real_rank()
-        self._semi_auto, self._sliced = is_semi_auto(run), False
-        divided = run.use_parallel and not self._semi_auto
+        layout = config.layout
+        self._semi_auto, self._sliced = layout.semi_auto, False
+        divided = layout.parallel and not layout.semi_auto
         self._part, self._parts = (self.rank, get_real_group_size()) if divided else (0, 1)  # of the batches
-        if not self._semi_auto:
-            for key in ("data_parallel", "model_parallel", "pipeline_stage"):
-                run.parallel_config[key] = 1
-        self.seq_length = run.model.model_config.seq_length
-        self.pad_token_id = run.model.model_config.pad_token_id
-        self.shapes = row_shapes(self.seq_length, min(texts * self.seq_length, _TOKENS),
-                                 run.parallel_config.data_parallel)
+        run.parallel_config.update(data_parallel=layout.data, model_parallel=layout.model,
+                                   pipeline_stage=layout.stages)
+        self.seq_length, self.pad_token_id = config.model.seq_length, config.model.pad_token_id
+        texts = 2 * config.batching.size
+        self.shapes = row_shapes(self.seq_length, min(texts * self.seq_length, _TOKENS), layout.data)
         self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
         build_parallel_config(run)
         self._run = run
@@ -166,16 +166,39 @@ def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]
     return [(-(-max(tokens // length, 1) // split) * split, length) for length in lengths]
 
 
-def _base_overrides(args) -> Dict[str, Any]:
-    return {"model.model_config.seq_length": args.seq_length, "run_mode": "eval"}
+@dataclass(frozen=True)
+class ScoringPlan:
+    """A checked run that scores.
+
+    Attributes:
+        config:     the YAML with the flags in it
+        checkpoint: file or folder
+        trained:    how the data was made that the model was trained with; {} where it is not known
+    """
+
+    config: RunConfig
+    checkpoint: str
+    trained: Mapping[str, Any]
 
 
-def _check_layout(config: Dict[str, Any]) -> None:
-    """Raise `UserError` where the first process, which says and writes what is found, would not have the scores."""
-    stages = get(config, "parallel_config.pipeline_stage") or 1
-    if is_semi_auto(config) and stages > 1:
-        raise UserError(f"parallel_config.pipeline_stage is {stages}, expected 1 to score: the stages of a pipeline do "
-                        "not hear of the scores; scripts/convert_weight.py ms_to_hf merges the slices of training")
+def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[str, Any], Optional[Path]]:
+    """What evaluation and inference have in common: (plan, the YAML's keys, the file that says how the model was
+    trained); raises `UserError` where nothing further can be checked.
+    """
+    mapping = read_config(args.config, {"model.model_config.seq_length": args.seq_length, "run_mode": "eval",
+                                        **overrides})
+    config = check_config(args.config, mapping, problems)
+    with problems:
+        check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
+    if config and config.layout.stages > 1:  # the first process, which says and writes what is found, has no scores
+        with problems:
+            raise UserError(f"parallel_config.pipeline_stage is {config.layout.stages}, expected 1 to score: the "
+                            "stages of a pipeline do not hear of the scores; scripts/convert_weight.py ms_to_hf merges "
+                            "the slices of training")
+    place, trained = None, {}
+    with problems:
+        place, trained = read_data_settings(args.distributed_ckpt_path)
+    return ScoringPlan(config, args.distributed_ckpt_path, trained), mapping, place
 
 
 def _warn_of_template(found: Optional[str], trained: Optional[str], place: str) -> None:
@@ -215,46 +238,66 @@ class EvalResult:
                 f"mean margin {self.margin:.4f}")
 
 
-def load_eval_config(args) -> Dict[str, Any]:
-    """The YAML with `reward_eval.py`'s flags in it, checked together with the data and checkpoints it names."""
-    overrides = {**_base_overrides(args), "eval_dataset.data_loader.dataset_dir": args.eval_dataset,
-                 "runner_config.batch_size": args.batch_size}
-    config = load_config(args.config, overrides)
-    _check_layout(config)
-    files = check_dataset(config, "eval_dataset", "eval_dataset")
-    check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
-    settings, trained = read_data_settings(args.distributed_ckpt_path)
-    check_same_tokenizer(files[0], checked_data_settings(files).get("tokenizer"), trained.get("tokenizer"), settings)
-    return config
+@dataclass(frozen=True)
+class EvaluationPlan(ScoringPlan):
+    """A checked evaluation; made by `plan_evaluation` alone.
+
+    Attributes:
+        records:         the pairs to score
+        all_checkpoints: all that are there, in the order of their steps, or the last alone
+    """
+
+    records: RecordSet
+    all_checkpoints: bool
 
 
-def evaluate(config: Dict[str, Any], checkpoint_path: str, all_checkpoints: bool) -> List[EvalResult]:
-    """Accuracy and margin of one or all checkpoints at a path on the YAML's `eval_dataset`.
+def plan_evaluation(args) -> EvaluationPlan:
+    """The run that `reward_eval.py`'s arguments ask for.
+
+    Raises:
+        UserError: everything that is wrong with YAML, flags, data and checkpoint.
+    """
+    problems = Problems()
+    plan, mapping, place = _plan(args, problems, **{"eval_dataset.data_loader.dataset_dir": args.eval_dataset,
+                                                    "runner_config.batch_size": args.batch_size})
+    records: Optional[RecordSet] = None
+    with problems:
+        records = open_records(mapping, "eval_dataset")
+    if records:
+        with problems:
+            check_same_tokenizer(str(records.sidecar), records.settings.get("tokenizer"),
+                                 plan.trained.get("tokenizer"), place)
+        if plan.config:
+            with problems:
+                check_records(records, plan.config.model, exact=False)
+    problems.raise_all()
+    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt)
+
+
+def evaluate(plan: EvaluationPlan) -> List[EvalResult]:
+    """Accuracy and margin of one checkpoint, or of each.
 
     Logs `acc: [..]; avg acc: [..]` a batch: its share of pairs whose chosen end score is the larger one, and that of
     all pairs so far. Draws the score distributions to OUTPUT/eval_scores.png (of the last checkpoint, if several).
 
-    Args:
-        config:          from `load_eval_config`
-        checkpoint_path: file or folder
-        all_checkpoints: all of them in the order of their steps, or the last alone
+    Raises:
+        UserError: data or checkpoint are damaged, or do not fit the model.
     """
-    files = check_dataset(config, "eval_dataset", "eval_dataset")
+    config, records = plan.config, plan.records
     run = start(config)
     from mindformers.tools.logger import logger
 
     from mindrlhf.data.compact import check_first_row
-    check_files(files, whole=True)
-    for file in files:
-        check_first_row(file, list(FIELDS), run.model.model_config.seq_length, exact=False)
-    scorer = Scorer(run, 2 * run.runner_config.batch_size)
-    checkpoints = scorer.checkpoints(checkpoint_path)
-    _warn_of_template(checked_data_settings(files).get("prompt_template"),
-                      read_data_settings(checkpoint_path)[1].get("prompt_template"), files[0])
+    records.verify_rows()
+    for file in records.files:
+        check_first_row(file, list(FIELDS), config.model.seq_length, exact=False)
+    scorer = Scorer(config, run)
+    checkpoints = scorer.checkpoints(plan.checkpoint)
+    _warn_of_template(records.settings.get("prompt_template"), plan.trained.get("prompt_template"), records.files[0])
     results = []
-    for path in checkpoints if all_checkpoints else checkpoints[-1:]:
+    for path in checkpoints if plan.all_checkpoints else checkpoints[-1:]:
         scorer.load(path)
-        results.append(_evaluate_one(scorer, files, str(path), run.runner_config.batch_size))
+        results.append(_evaluate_one(scorer, records.files, str(path), config.batching.size))
         logger.info(results[-1].as_line())
     if len(results) > 1:
         table = [["checkpoint", "pairs", "accuracy", "margin", "chosen mean", "rejected mean"],
@@ -263,7 +306,7 @@ def evaluate(config: Dict[str, Any], checkpoint_path: str, all_checkpoints: bool
     if scorer.rank == 0:
         last = results[-1]
         target = plot_score_histogram(last.chosen.tolist(), last.rejected.tolist(), Path(last.checkpoint).name,
-                                      output_path(config) / "eval_scores.png")
+                                      config.output / "eval_scores.png")
         logger.info("the distributions of the scores are in %s", target)
     return results
 
@@ -285,25 +328,51 @@ def _evaluate_one(scorer: Scorer, files: Sequence[str], name: str, batch_size: i
 
 # --- inference ------------------------------------------------------------------------------------------------------
 
-def load_infer_config(args) -> Tuple[Dict[str, Any], Tokenizer, str]:
-    """The YAML with `reward_infer.py`'s flags in it, the tokenizer and the prompt template, all checked.
+@dataclass(frozen=True)
+class InferencePlan(ScoringPlan):
+    """A checked inference; made by `plan_inference` alone.
 
-    The template is `--prompt_template`, or the one that the model was trained with, or the default.
+    Attributes:
+        data_file:   rows to score, all of them checked
+        tokenizer:   that of the training data, if it is known
+        template:    the prompt template: the one that was asked for, or that the model was trained with, or the default
+        output_file: where the rows go with their scores
     """
-    config = load_config(args.config, _base_overrides(args))
-    _check_layout(config)
-    check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
-    tokenizer = open_tokenizer(args.tokenizer)
-    settings, trained = read_data_settings(args.distributed_ckpt_path)
-    check_same_tokenizer(args.tokenizer, tokenizer.identity, trained.get("tokenizer"), settings)
-    vocab = get(config, "model.model_config.padded_vocab_size")
-    if tokenizer.vocab_size > vocab:
-        raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, "
-                        f"model.model_config.padded_vocab_size is {vocab}; expected at least as many")
-    return config, tokenizer, args.prompt_template or trained.get("prompt_template") or PROMPT_TEMPLATE
+
+    data_file: Path
+    tokenizer: Tokenizer
+    template: str
+    output_file: Path
 
 
-def check_output_file(path: Path) -> None:
+def plan_inference(args) -> InferencePlan:
+    """The run that `reward_infer.py`'s arguments ask for. Reads all of the input once.
+
+    Raises:
+        UserError: everything that is wrong with YAML, flags, input, tokenizer and checkpoint.
+    """
+    problems = Problems()
+    plan, _, place = _plan(args, problems)
+    tokenizer: Optional[Tokenizer] = None
+    with problems:
+        tokenizer = open_tokenizer(args.tokenizer)
+        check_same_tokenizer(args.tokenizer, tokenizer.identity, plan.trained.get("tokenizer"), place)
+    if tokenizer and plan.config and tokenizer.vocab_size > plan.config.model.dimensions.padded_vocab_size:
+        with problems:
+            raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, model.model_config."
+                            f"padded_vocab_size is {plan.config.model.dimensions.padded_vocab_size}; expected at least "
+                            "as many")
+    with problems:
+        if not sum(1 for _ in read_questions(args.data_file)):
+            raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
+    problems.raise_all()
+    output_file = args.output_file or plan.config.output / "scores.jsonl"
+    _check_output_file(output_file)
+    return InferencePlan(**vars(plan), data_file=args.data_file, tokenizer=tokenizer, output_file=output_file,
+                         template=args.prompt_template or plan.trained.get("prompt_template") or PROMPT_TEMPLATE)
+
+
+def _check_output_file(path: Path) -> None:
     """Raise `UserError`, before anything is scored, if no file can be written at `path`."""
     if path.is_dir():
         raise UserError(f"--output_file: {path} is a folder, expected a file name")
@@ -341,23 +410,21 @@ def read_questions(path: Path) -> Iterator[_Question]:
         yield _Question(row.values, {name: row.values[field] for name, field in zip(names, fields[1:])})
 
 
-def count_questions(path: Path) -> int:
-    """Number of rows to score, all of them checked; see `read_questions`."""
-    return sum(1 for _ in read_questions(path))
-
-
-def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, template: str, checkpoint_path: str,
-          output_file: Path) -> None:
+def infer(plan: InferencePlan) -> None:
     """Score every answer of a file: a log line `Sample:` with the full text and `reward score: [[..]]` each, and one
-    JSON line a row, in the input's order, to `output_file`: the row's own keys and its scores.
+    JSON line a row, in the input's order, to the plan's output file: the row's own keys and its scores.
 
     The file is read as a stream, so that memory does not grow with it.
+
+    Raises:
+        UserError: the checkpoint is damaged or does not fit the model; a text has no token.
     """
-    run = start(config)
+    template, data_file = plan.template, plan.data_file
+    run = start(plan.config)
     from mindformers.tools.logger import logger
-    _warn_of_template(template, read_data_settings(checkpoint_path)[1].get("prompt_template"), "--prompt_template")
-    scorer = Scorer(run, 2 * run.runner_config.batch_size)
-    scorer.load(scorer.checkpoints(checkpoint_path)[-1])
+    _warn_of_template(template, plan.trained.get("prompt_template"), "--prompt_template")
+    scorer = Scorer(plan.config, run)
+    scorer.load(scorer.checkpoints(plan.checkpoint)[-1])
 
     waiting: Deque[Tuple[_Question, List[str]]] = deque()  # read, and not yet scored
     counts = {"rows": 0, "texts": 0, "too long": 0}
@@ -365,7 +432,7 @@ def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, templat
     def encoded():
         for question in read_questions(data_file):
             texts = [render(template, question.values["prompt"], answer) for answer in question.answers.values()]
-            ids = tokenizer.encode_batch(texts)
+            ids = plan.tokenizer.encode_batch(texts)
             counts["texts"] += len(ids)
             counts["too long"] += sum(len(row) > scorer.seq_length for row in ids)
             if not all(ids):
@@ -374,7 +441,7 @@ def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, templat
             waiting.append((question, texts))
             yield ids
 
-    place = partial_file(output_file) if scorer.rank == 0 else nullcontext(os.devnull)
+    place = partial_file(plan.output_file) if scorer.rank == 0 else nullcontext(os.devnull)
     # Half of a surrogate pair in a key of the user's becomes the JSON escape that it came from.
     with place as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         for scores in scorer.score(encoded()):
@@ -388,4 +455,4 @@ def infer(config: Dict[str, Any], data_file: Path, tokenizer: Tokenizer, templat
     if counts["too long"]:
         logger.warning("%d of %d texts are longer than the sequence length %d and were cut there", counts["too long"],
                        counts["texts"], scorer.seq_length)
-    logger.info("wrote the scores of %d rows to %s", counts["rows"], output_file)
+    logger.info("wrote the scores of %d rows to %s", counts["rows"], plan.output_file)

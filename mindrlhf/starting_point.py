@@ -14,9 +14,8 @@ from mindrlhf.checkpoint import (
     newest_whole_checkpoint,
     read_checkpoint,
 )
-from mindrlhf.config import is_semi_auto
 from mindrlhf.processes import stack_over_processes
-from mindrlhf.runtime import output_path
+from mindrlhf.run_config import RunConfig
 from mindrlhf.slices import (
     is_sliced,
     merge_slices,
@@ -135,52 +134,55 @@ class StartingPoint:
         return report
 
 
-def choose_starting_point(run, rank: int, ranks: int, warn: Callable[[str], object]) -> Optional[StartingPoint]:
-    """The checkpoint that a run starts from: the last step that is whole on all ranks; None without `load_checkpoint`.
+def choose_starting_point(config: RunConfig, rank: int, ranks: int,
+                          warn: Callable[[str], object]) -> Optional[StartingPoint]:
+    """The checkpoint that a run starts from: the last step that is whole on all ranks; None for random weights.
 
     Each process must call it.
 
     Args:
-        run:  the configuration that `mindrlhf.runtime.start` returned
-        warn: told of each damaged checkpoint that is passed over
+        config:      of a run that `mindrlhf.runtime.start` has set up
+        rank, ranks: of this process, and their number
+        warn:        told of each damaged checkpoint that is passed over
 
     Raises:
         UserError: there is none, or it cannot be made ready.
     """
-    if not run.load_checkpoint:
+    start, semi_auto = config.start, config.layout.semi_auto
+    if not start.checkpoint:
         return None
-    semi_auto, strategy, sliced = is_semi_auto(run), run.src_strategy_path_or_dir, is_sliced(run.load_checkpoint)
-    stages = run.parallel_config.pipeline_stage or 1
-    stage = stage_of_rank(rank, ranks, stages) if semi_auto and stages > 1 else None
-    if not (run.auto_trans_ckpt and sliced):
-        if run.auto_trans_ckpt and rank == 0:
-            _empty_folders_of_cutting(output_path(run))
-        return _whole_or_own_slices(run, rank, ranks, warn, sliced and semi_auto, stage)
+    sliced = is_sliced(start.checkpoint)
+    stage = stage_of_rank(rank, ranks, config.layout.stages) if config.layout.stages > 1 else None
+    if not (start.reshard and sliced):
+        if start.reshard and rank == 0:
+            _empty_folders_of_cutting(config.output)
+        return _whole_or_own_slices(config, rank, ranks, warn, sliced and semi_auto, stage)
 
-    folder = output_path(run) / "load_checkpoint"
+    folder = config.output / "load_checkpoint"
     if rank == 0:
-        slices = newest_whole_slices(run.load_checkpoint, "load_checkpoint", warn,
-                                     TO_RESUME if run.resume_training else ())
-        (stage_slices if semi_auto else merge_slices)(slices, strategy, folder)
+        slices = newest_whole_slices(start.checkpoint, "load_checkpoint", warn, TO_RESUME if start.resume else ())
+        (stage_slices if semi_auto else merge_slices)(slices, start.strategy, folder)
         if semi_auto:
-            _empty_folders_of_cutting(output_path(run))  # in which `strategy` may have been
+            _empty_folders_of_cutting(config.output)  # in which the strategy may have been
     if ranks > 1:
         stack_over_processes(np.zeros(1, np.float32))  # the others wait for the first one
     staged = folder if semi_auto else folder / "slices"
     return StartingPoint(
-        folder if semi_auto else merged_checkpoint(folder), f"{run.load_checkpoint}, cut anew with {strategy}",
-        next((staged / "rank_0").iterdir()) if run.resume_training else None,
+        folder if semi_auto else merged_checkpoint(folder), f"{start.checkpoint}, cut anew with {start.strategy}",
+        next((staged / "rank_0").iterdir()) if start.resume else None,
         slices=semi_auto, to_cut=semi_auto, strategy=staged_strategy(folder) if semi_auto else None,
         stage=stage)
 
 
-def _whole_or_own_slices(run, rank: int, ranks: int, warn, own_slices: bool, stage: Optional[int]) -> StartingPoint:
+def _whole_or_own_slices(config: RunConfig, rank: int, ranks: int, warn, own_slices: bool,
+                         stage: Optional[int]) -> StartingPoint:
     """A checkpoint that needs no strategy: a whole one, to be cut or not, or slices of just this layout."""
+    start = config.start
     chosen = newest_whole_checkpoint(
-        run.load_checkpoint, rank if own_slices else 0, bool(run.resume_training), warn,
+        start.checkpoint, rank if own_slices else 0, start.resume, warn,
         *([lambda step: stack_over_processes(np.array(step, np.float32)).tolist()] if ranks > 1 else []))
-    to_cut = bool(run.auto_trans_ckpt and is_semi_auto(run))
-    return StartingPoint(chosen, str(chosen), chosen if run.resume_training else None,
+    to_cut = start.reshard and config.layout.semi_auto
+    return StartingPoint(chosen, str(chosen), chosen if start.resume else None,
                          slices=own_slices or to_cut, to_cut=to_cut, stage=stage if own_slices or to_cut else None)
 
 

@@ -11,8 +11,8 @@ from mindformers.trainer.utils import check_runner_config, set_seed
 from mindspore.train.callback import Callback
 
 from mindrlhf.compat.trainer import arguments_of_optimizer
-from mindrlhf.config import is_semi_auto
 from mindrlhf.guard import InterruptionGuard
+from mindrlhf.plan import TrainingPlan
 from mindrlhf.starting_point import Counters, StartingPoint
 
 __all__ = ["RewardTrainer"]
@@ -30,17 +30,19 @@ class RewardTrainer(BaseTrainer):
         task, model_name: for MindFormers' log
     """
 
-    def train(self, config, start: Optional[StartingPoint] = None) -> None:
+    def train(self, plan: TrainingPlan, config, start: Optional[StartingPoint] = None) -> None:
         """Train.
 
         Args:
-            config: the configuration that `mindrlhf.runtime.start` returned; completed in place
+            plan:   what is trained
+            config: the configuration that `mindrlhf.runtime.start` returned for it; completed in place
             start:  the checkpoint to start from; None: random weights
 
         Raises:
             UserError: the data, the checkpoint, or what happens while training.
         """
-        if config.seed and not is_semi_auto(config):
+        semi_auto = plan.config.layout.semi_auto
+        if config.seed and not semi_auto:
             set_seed(config.seed)  # in semi-auto parallel MindSpore draws by the whole tensor's seed
         config = self.set_config(config, is_full_config=True)
         dataset = self.create_train_dataset()
@@ -48,7 +50,7 @@ class RewardTrainer(BaseTrainer):
         logger.info("the data has %d steps an epoch", steps_of_epoch)
         counters = None
         if start and start.resumed:
-            counters = start.counters(self.global_batch_size, steps_of_epoch, bool(config.runner_config.sink_mode))
+            counters = start.counters(self.global_batch_size, steps_of_epoch, plan.config.sink_mode)
             dataset.set_init_step(counters.steps)
         self._note(config, counters)
         self.set_train_dataset(dataset)
@@ -66,7 +68,7 @@ class RewardTrainer(BaseTrainer):
         step = self.create_model_wrapper(network, optimizer)
         callbacks = self._create_callbacks(config, optimizer, counters)
         model = ms.Model(step)
-        self._load(config, model, step, dataset, start, counters)
+        self._load(config, semi_auto, model, step, dataset, start, counters)
         logger.info("training begins; compiling the step takes a while")
         model.train(config.runner_config.epochs, dataset,
                     callbacks=[*callbacks, InterruptionGuard()],
@@ -108,16 +110,16 @@ class RewardTrainer(BaseTrainer):
         return [build_callback(callback, default_args=known.get(callback["type"])) for callback in config.callbacks]
 
     @staticmethod
-    def _load(config, model: ms.Model, step, dataset, start: Optional[StartingPoint],
+    def _load(config, semi_auto: bool, model: ms.Model, step, dataset, start: Optional[StartingPoint],
               counters: Optional[Counters]) -> None:
         """Give the network what it starts from. Slices are those of the compiled step, which is compiled first."""
-        if is_semi_auto(config) and (config.only_save_strategy or (start and start.slices)):
+        if semi_auto and (config.only_save_strategy or (start and start.slices)):
             logger.info("compiling the step, which says how weights are sliced")
             model.build(train_dataset=dataset, epoch=config.runner_config.epochs,
                         sink_size=config.runner_config.sink_size)
         if config.only_save_strategy:
             logger.info("only_save_strategy is True, nothing is trained: the strategy is %s", config.parallel[
-                "strategy_ckpt_save_file"] if is_semi_auto(config) else "none, the run is not semi-auto parallel")
+                "strategy_ckpt_save_file"] if semi_auto else "none, the run is not semi-auto parallel")
             raise SystemExit(0)
         if start:
             if start.to_cut:

@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 
 from mindrlhf.arguments import new_parser, positive_int
-from mindrlhf.config import load_config, put
+from mindrlhf.config import load_config, put, read_config
 from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.packing import Group, pair_group
 from mindrlhf.data.preference import Rejected, read_preferences
@@ -244,7 +244,7 @@ class Bench:
 
     def make_model(self) -> None:
         """A YAML with the benchmark's dimensions, a checkpoint with random weights, and the same for transformers."""
-        config = load_config(TINY_YAML)
+        config = read_config(TINY_YAML)
         for key, value in {**{f"model.model_config.{key}": value for key, value in self.dimensions.items()},
                            **{f"{block}.pad_token_id": self.pad_token_id
                               for block in ("train_dataset", "eval_dataset", "model.model_config")},
@@ -382,7 +382,7 @@ def training_data(bench: Bench, name: str, count: int) -> Path:
 
 def training_yaml(bench: Bench, way: str, row_length: int) -> Path:
     """The YAML of a run."""
-    config = load_config(bench.yaml)
+    config = read_config(bench.yaml)
     config["train_dataset"].update({"batching": way, **({"row_length": row_length} if way == "packing" else {})})
     config["runner_config"].update(epochs=EPOCHS[way], batch_size=1 if way == "packing" else BATCH)
     config["output_dir"] = str(bench.work / f"training_{way}")
@@ -595,9 +595,9 @@ def work_model(yaml: str, checkpoint: str, folder: str, tokenizer: str) -> Dict[
     from mindrlhf.models.glm4.glm_reward import Glm4RewardModel
     config = load_config(yaml)
     ms.set_seed(0)
-    ms.save_checkpoint(Glm4RewardModel(ChatGLM2Config(**config["model"]["model_config"])), checkpoint)
+    ms.save_checkpoint(Glm4RewardModel(ChatGLM2Config(**config.mapping["model"]["model_config"])), checkpoint)
     shutil.rmtree(folder, ignore_errors=True)
-    ms_to_hf(checkpoint, config, Path(folder), tokenizer_path=tokenizer)
+    ms_to_hf(checkpoint, config.model, Path(folder), tokenizer_path=tokenizer)
     return {}
 
 
@@ -681,7 +681,7 @@ def work_score(yaml: str, checkpoint: str, questions: str, folder: str) -> Dict[
             return super()._tensors(rows, length)
 
     questions = [[np.array(text, np.int32) for text in texts] for texts in json.loads(Path(questions).read_text())]
-    scorer = CountingScorer(run, 2 * run.runner_config.batch_size)
+    scorer = CountingScorer(config, run)
     scorer.load(Path(checkpoint))
     list(scorer.score(questions))
     scorer.computed = 0

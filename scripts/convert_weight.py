@@ -52,11 +52,11 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> int:
     """Convert, and say what was mapped."""
     args = parse_args()
-    config = load_config(args.config) if args.config else None
+    model = load_config(args.config).model if args.config else None
     if args.direction == "hf_to_ms":
-        result = hf_to_ms(args.input, args.output, args.dtype, config)
+        result = hf_to_ms(args.input, args.output, args.dtype, model)
     else:
-        result = ms_to_hf(args.input, config, args.output, args.dtype, args.tokenizer, args.prompt_template,
+        result = ms_to_hf(args.input, model, args.output, args.dtype, args.tokenizer, args.prompt_template,
                           args.src_strategy, args.language_model)
     print(result.as_text())
     return 0

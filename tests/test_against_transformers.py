@@ -24,15 +24,14 @@ pytestmark = [pytest.mark.stack, pytest.mark.skipif(reference_python() is None,
 
 @pytest.mark.parametrize("rope_ratio", [1, 500])
 def test_transformers_and_trl_give_our_ids_and_scores(tmp_path, rope_ratio):
-    config = load_config(TINY_YAML)
-    model_config = config["model"]["model_config"]
-    model_config["rope_ratio"] = rope_ratio
-    network = Glm4RewardModel(ChatGLM2Config(**{**model_config, "seq_length": 256}))
+    config = load_config(TINY_YAML, {"model.model_config.rope_ratio": rope_ratio})
+    network = Glm4RewardModel(ChatGLM2Config(**{**config.mapping["model"]["model_config"], "seq_length": 256}))
     for parameter in network.get_parameters():  # larger than at the start of training, so that scores differ
         parameter.set_data(ms.Tensor(np.random.default_rng(len(parameter.name)).normal(
             float("norm" in parameter.name), 0.3, parameter.shape).astype(np.float32)))
     ms.save_checkpoint(network, str(tmp_path / "model.ckpt"))
-    ms_to_hf(str(tmp_path / "model.ckpt"), config, tmp_path / "hf", tokenizer_path=str(SAMPLE / "tokenizer.model"))
+    ms_to_hf(str(tmp_path / "model.ckpt"), config.model, tmp_path / "hf",
+             tokenizer_path=str(SAMPLE / "tokenizer.model"))
 
     found = json.loads(subprocess.run(
         [reference_python(), str(REFERENCE / "score_with_transformers.py"), str(tmp_path / "hf")], check=True,
@@ -43,7 +42,7 @@ def test_transformers_and_trl_give_our_ids_and_scores(tmp_path, rope_ratio):
     assert found["class"] == "GlmForSequenceClassification"
     assert found["texts"] == texts
     assert found["ids"] == ids
-    rows = np.full((len(ids), 256), model_config["pad_token_id"], np.int32)
+    rows = np.full((len(ids), 256), config.model.pad_token_id, np.int32)
     for row, tokens in zip(rows, ids):
         row[:len(tokens)] = tokens
     lengths = np.array([len(tokens) for tokens in ids], np.int32)

@@ -9,16 +9,21 @@
 | test_rows_that_cannot_be_packed ...       | the same of packed rows                                                 |
 | test_data_of_another_sequence_length      | what shorter and longer samples are good for                            |
 """
+import contextlib
 import copy
 import json
+import sqlite3
 
 import pytest
 import yaml
 from conftest import PRODUCTION_YAML, TINY_YAML
 
 from mindrlhf import config as config_module
-from mindrlhf.config import check_dataset, checked_data_settings, config_problems, get, is_semi_auto, load_config, put
+from mindrlhf.config import DEFAULTS, config_problems, get, is_semi_auto, load_config, put, read_config
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
+from mindrlhf.plan import check_records, open_records
+from mindrlhf.yaml_values import KINDS
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def keys_of(value, prefix=""):
 
 @pytest.mark.parametrize("path", [TINY_YAML, PRODUCTION_YAML], ids=lambda path: path.name)
 def test_shipped_yaml_is_accepted(path):
-    assert get(load_config(path), "model.arch.type") == "Glm4RewardModel"
+    assert get(load_config(path).mapping, "model.arch.type") == "Glm4RewardModel"
 
 
 def test_both_yamls_have_the_same_keys_but_for_how_ascend_compiles(tiny, production):
@@ -101,8 +106,8 @@ def test_production_layout_is_for_eight_npus(production):
 
 def test_a_flag_takes_the_place_of_the_value_and_an_absent_one_leaves_it():
     config = load_config(TINY_YAML, {"model.model_config.seq_length": 64, "use_parallel": None})
-    assert get(config, "model.model_config.seq_length") == 64
-    assert config["use_parallel"] is False
+    assert config.model.seq_length == get(config.mapping, "model.model_config.seq_length") == 64
+    assert config.layout.parallel is False
 
 
 def test_a_number_without_a_dot_is_a_number(tmp_path):
@@ -110,7 +115,7 @@ def test_a_number_without_a_dot_is_a_number(tmp_path):
     path = tmp_path / "run.yaml"
     text = TINY_YAML.read_text(encoding="utf-8").replace("learning_rate: 3.0e-4", "learning_rate: 4e-4")
     path.write_text(text, encoding="utf-8")
-    assert get(load_config(path), "lr_schedule.learning_rate") == 0.0004
+    assert get(load_config(path).mapping, "lr_schedule.learning_rate") == 0.0004
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -207,8 +212,12 @@ def data(tmp_path):
     """A function that makes what stands for a MindRecord file with a sidecar; returns its path."""
     def make(name="train.mindrecord", **settings):
         path = tmp_path / name
-        path.touch()
-        path.with_name(f"{name}.db").touch()
+        head = json.dumps({"header_size": 64, "page_size": 64, "page": [], "schema": [],
+                           "shard_addresses": []}).encode()
+        path.write_bytes(len(head).to_bytes(8, "little") + head)
+        path.with_name(f"{name}.db").unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(path.with_name(f"{name}.db"))) as index:
+            index.execute("CREATE TABLE INDEXES (ROW_ID INT)")
         sidecar = {"seq_length": 128, "pad_token_id": 996, "padding_side": "right", "prompt_template": "{prompt}",
                    "tokenizer": {"file": "t", "sha256": "aa", "vocab_size": 1010}, **settings}
         path.with_name(f"{name}.json").write_text(json.dumps(sidecar), encoding="utf-8")
@@ -219,8 +228,11 @@ def data(tmp_path):
 def test_data_that_was_made_for_this_model_is_accepted(data):
     path = data()
     config = load_config(TINY_YAML, {"train_dataset.data_loader.dataset_dir": [path]})
-    assert check_dataset(config, "train_dataset", "train_dataset") == [path]
-    assert checked_data_settings([path])["prompt_template"] == "{prompt}"
+    records = open_records(config.mapping, "train_dataset")
+    check_records(records, config.model, exact=True)
+    assert records.files == (path,)
+    assert records.settings["prompt_template"] == "{prompt}"
+    assert records.unverifiable == (path,)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
@@ -230,21 +242,22 @@ def test_data_that_was_made_for_this_model_is_accepted(data):
      "the data's tokenizer has 151343 ids, model.model_config.padded_vocab_size is 1024"),
 ], ids=("seq_length", "pad_token_id", "vocabulary"))
 def test_data_that_was_made_for_another_model_is_refused_with_both_values(data, settings, message):
-    config = load_config(TINY_YAML, {"train_dataset.data_loader.dataset_dir": [data(**settings)]})
+    record = data(**settings)
     with pytest.raises(UserError) as error:
-        check_dataset(config, "train_dataset", "train_dataset")
+        check_records(RecordSet.open(record), load_config(TINY_YAML).model, exact=True)
     assert message in str(error.value)
+    assert str(error.value).startswith(f"{record}.json: ")
 
 
 def test_no_data_says_where_to_name_it():
     with pytest.raises(UserError, match="give --train_dataset, or train_dataset.data_loader.dataset_dir"):
-        check_dataset(load_config(TINY_YAML), "train_dataset", "train_dataset")
+        open_records(load_config(TINY_YAML).mapping, "train_dataset")
 
 
 def test_files_of_one_set_that_were_made_differently_are_refused(data):
     paths = [data("a.mindrecord"), data("b.mindrecord", prompt_template="Q {prompt}")]
     with pytest.raises(UserError, match=r"b\.mindrecord\.json: prompt_template is 'Q {prompt}', but .*a\.mindrecord"):
-        checked_data_settings(paths)
+        RecordSet.open(paths)
 
 
 # --- packed rows ----------------------------------------------------------------------------------------------------
@@ -301,9 +314,9 @@ def test_rows_that_can_be_made_are_accepted(write_yaml, tiny, changes):
     ("packing", 100, 208, None),  # two whole texts, rounded up
     ("padded", 96, 100, None),
 ])
-def test_flash_attention_wants_rows_of_a_multiple_of_16_tokens(production, batching, seq_length, row_length, wrong):
+def test_flash_attention_wants_rows_of_a_multiple_of_16_tokens(batching, seq_length, row_length, wrong):
     """MindFormers' FlashAttention (modules/flash_attention.py) says so of the lengths of query and key."""
-    config = copy.deepcopy(production)
+    config = read_config(PRODUCTION_YAML)
     config["model"]["model_config"]["seq_length"] = seq_length
     config["train_dataset"].update(batching=batching, row_length=row_length)
     found = [problem for problem in config_problems(config) if "flash" in problem]
@@ -317,7 +330,22 @@ def test_a_yaml_without_batching_trains_padded_rows(write_yaml, tiny):
     config = copy.deepcopy(tiny)
     for key in ("batching", "row_length", "pad_token_id"):
         config["train_dataset"].pop(key, None)
-    assert get(load_config(write_yaml(config, {"train_dataset.repeat": 2})), "train_dataset.batching") is None
+    assert load_config(write_yaml(config, {"train_dataset.repeat": 2})).batching.padded
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_a_key_that_is_absent_or_empty_has_its_default(write_yaml, tiny, key):
+    *sections, last = key.split(".")
+    config = copy.deepcopy(tiny)
+    section = get(config, ".".join(sections)) if sections else config
+    section.pop(last, None)
+    assert get(read_config(write_yaml(config)), key) == DEFAULTS[key]
+    section[last] = None
+    empty = read_config(write_yaml(config))
+    if KINDS.get(key) is None or KINDS[key].fits(None):
+        assert get(empty, key) == DEFAULTS[key]
+    else:
+        assert any(problem.startswith(f"{key} is None, expected ") for problem in config_problems(empty))
 
 
 def test_the_step_of_a_cpu_needs_its_optimizer(write_yaml, tiny):
@@ -328,33 +356,26 @@ def test_the_step_of_a_cpu_needs_its_optimizer(write_yaml, tiny):
     load_config(write_yaml(tiny, {**changes, "runner_wrapper.type": "MFTrainOneStepCell"}))
 
 
-@pytest.mark.parametrize(("batching", "block", "found", "problem"), [
-    ("padded", "train_dataset", 128, None),
-    ("padded", "train_dataset", 64, "they must be equal"),
-    ("padded", "train_dataset", 256, "they must be equal"),
-    ("buckets", "train_dataset", 64, None),
-    ("packing", "train_dataset", 64, None),
-    ("buckets", "train_dataset", 129, "it must not be larger"),
-    ("packing", "train_dataset", 129, "it must not be larger"),
-    ("padded", "eval_dataset", 64, None),
-    ("padded", "eval_dataset", 129, "it must not be larger"),
+@pytest.mark.parametrize(("exact", "found", "problem"), [
+    (True, 128, None),
+    (True, 64, "they must be equal"),
+    (True, 256, "they must be equal"),
+    (False, 64, None),
+    (False, 129, "it must not be larger"),
 ])
-def test_data_of_another_sequence_length(data, batching, block, found, problem):
+def test_data_of_another_sequence_length(data, exact, found, problem):
     """Padding is taken off before rows are packed, so that shorter samples fit; a padded row has one length."""
-    config = load_config(TINY_YAML, {f"{block}.data_loader.dataset_dir": [data(seq_length=found)],
-                                     "train_dataset.batching": batching})
+    records, model = RecordSet.open(data(seq_length=found)), load_config(TINY_YAML).model
     if problem is None:
-        assert check_dataset(config, block, block)
+        check_records(records, model, exact)
         return
     with pytest.raises(UserError) as error:
-        check_dataset(config, block, block)
+        check_records(records, model, exact)
     assert str(error.value).endswith(f"the data's seq_length is {found}, model.model_config.seq_length "
                                      f"(or --seq_length) is 128; {problem}")
 
 
-@pytest.mark.parametrize("batching", ["padded", "buckets", "packing"])
-def test_the_pad_ids_of_data_and_model_must_be_equal_in_any_rows(data, batching):
-    config = load_config(TINY_YAML, {"train_dataset.data_loader.dataset_dir": [data(pad_token_id=2)],
-                                     "train_dataset.batching": batching})
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_pad_ids_of_data_and_model_must_be_equal_in_any_rows(data, exact):
     with pytest.raises(UserError, match="pad_token_id is 2, model.model_config.pad_token_id is 996; they must be"):
-        check_dataset(config, "train_dataset", "train_dataset")
+        check_records(RecordSet.open(data(pad_token_id=2)), load_config(TINY_YAML).model, exact)

@@ -46,6 +46,7 @@ from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import Dimensions
+from mindrlhf.run_config import Model
 from mindrlhf.weights import ckpt_file, safetensors_file, tensors
 
 pytestmark = pytest.mark.stack
@@ -175,9 +176,11 @@ def write_source(folder, arrays, source, dtype="float32", **options):
     return write_model(folder, as_type(values, dtype), config, **options)
 
 
-def yaml_of(size, **changed):
-    """The part of a run's configuration that conversions read."""
-    return {"model": {"model_config": {**size, **changed}}}
+def model_of(size, **changed):
+    """What conversions are told of a run's YAML."""
+    size = {**size, **changed}
+    return Model(Dimensions.from_yaml(size, "model.model_config"), "float32", "float32", flash_attention=False,
+                 recompute=False, pad_token_id=size.get("pad_token_id", 0))
 
 
 def save_checkpoint(path, values, dtype=ms.float32, **options):
@@ -231,7 +234,7 @@ def test_there_and_back_again_no_bit_changes(tmp_path, load_reference, case, sou
     there = tmp_path / ("there.ckpt" if shards == 1 else "there")
     hf_to_ms(folder, there, max_shard_bytes=5000)
     language_model = source != SOURCES[0]
-    ms_to_hf(str(there), yaml_of(size_of(arrays)), tmp_path / "back", language_model=language_model,
+    ms_to_hf(str(there), model_of(size_of(arrays)), tmp_path / "back", language_model=language_model,
              max_shard_bytes=5000 if shards > 1 else 10 ** 9)
     expected = transformers_tensors(arrays, "lm_head.weight" if language_model else "score.weight")
     assert read(tmp_path / "back") == raw(as_type(expected, dtype))
@@ -266,7 +269,7 @@ def test_weights_are_the_same_however_they_are_cut_into_chunks_and_values(tmp_pa
     found = ms.load_checkpoint(str(tmp_path / "base.ckpt"))
     for name, value in group(reference, "weight/").items():
         np.testing.assert_array_equal(found[name].asnumpy(), value, err_msg=name)
-    ms_to_hf(str(tmp_path / "base.ckpt"), yaml_of(size_of(reference)), tmp_path / "back")
+    ms_to_hf(str(tmp_path / "base.ckpt"), model_of(size_of(reference)), tmp_path / "back")
     assert read(tmp_path / "back") == raw(group(reference, "hf/"))
 
 
@@ -278,13 +281,13 @@ def test_a_checkpoint_by_mindspore_is_read_with_large_tensors_in_parts(tmp_path,
     monkeypatch.setattr(ms.train.serialization, "SLICE_SIZE", 1)
     values = {name: widened(value) for name, value in as_type(group(reference, "weight/"), dtype).items()}
     path = save_checkpoint(tmp_path / "a.ckpt", values, MS_TYPES[dtype], crc_check=crc_check)
-    ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "back")
+    ms_to_hf(str(path), model_of(size_of(reference)), tmp_path / "back")
     assert read(tmp_path / "back") == raw(as_type(group(reference, "hf/"), dtype))
 
 
 def test_shards_hold_what_the_index_says_and_keep_to_the_limit(tmp_path, reference):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-    result = ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "out", max_shard_bytes=20_000)
+    result = ms_to_hf(str(path), model_of(size_of(reference)), tmp_path / "out", max_shard_bytes=20_000)
     count = len(result.files)
     assert count > 2
     assert result.files == tuple(f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1))
@@ -303,14 +306,14 @@ def test_shards_hold_what_the_index_says_and_keep_to_the_limit(tmp_path, referen
 
 def test_one_file_needs_no_index(tmp_path, reference):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-    ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "out")
+    ms_to_hf(str(path), model_of(size_of(reference)), tmp_path / "out")
     assert sorted(contents(tmp_path / "out")) == ["README.md", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt", "a [b] 模型"])
 def test_the_exported_folder_may_have_any_name(tmp_path, reference, name):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-    ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "out" / name)
+    ms_to_hf(str(path), model_of(size_of(reference)), tmp_path / "out" / name)
     assert sorted(contents(tmp_path / "out" / name)) == ["README.md", "config.json", "model.safetensors"]
 
 
@@ -441,7 +444,7 @@ def test_dtype_rounds_as_mindspore_and_numpy_do_in_both_directions(tmp_path, ref
         expected["model.layers.1.mlp.gate_up_proj.weight"])
 
     hf_to_ms(tmp_path / "in", tmp_path / "as_stored.ckpt")
-    ms_to_hf(str(tmp_path / "as_stored.ckpt"), yaml_of(size), tmp_path / "out", dtype=wanted)
+    ms_to_hf(str(tmp_path / "as_stored.ckpt"), model_of(size), tmp_path / "out", dtype=wanted)
     for name, (code, _, content) in read(tmp_path / "out").items():
         assert code == HF_TYPES[wanted]
         back = widened(np.frombuffer(content, {"F32": "<f4", "BF16": "<u2", "F16": "<f2"}[code]))
@@ -460,7 +463,7 @@ def test_value_too_large_for_the_type_is_refused_and_nothing_is_left(tmp_path, o
     expected = f"found {text}; expected values that {dtype} can hold (choose another --dtype)"
     assert refused(outputs, folder, dtype=dtype) == f"transformer.encoder.final_layernorm.weight: {expected}"
     hf_to_ms(folder, tmp_path / "base.ckpt")
-    message = message_of(ms_to_hf, str(tmp_path / "base.ckpt"), yaml_of(size), outputs / "hf", dtype=dtype)
+    message = message_of(ms_to_hf, str(tmp_path / "base.ckpt"), model_of(size), outputs / "hf", dtype=dtype)
     assert message == f"model.norm.weight: {expected}"
     assert contents(outputs) == {"base.ckpt": b"earlier"}
 
@@ -495,8 +498,8 @@ def test_report_of_a_model_with_value_head(tmp_path, reference):
 def test_differences_from_the_yaml_are_listed_with_both_values(tmp_path, load_reference):
     arrays = load_reference("rope500")
     size = size_of(arrays)
-    yaml_values = yaml_of(size, num_layers=3, rope_ratio=1, seq_length=8, add_qkv_bias=False, layernorm_epsilon=1e-5)
-    result = hf_to_ms(write_source(tmp_path / "in", arrays, "original"), tmp_path / "a.ckpt", config=yaml_values)
+    yaml_values = model_of(size, num_layers=3, rope_ratio=1, seq_length=8, add_qkv_bias=False, layernorm_epsilon=1e-5)
+    result = hf_to_ms(write_source(tmp_path / "in", arrays, "original"), tmp_path / "a.ckpt", model=yaml_values)
     lines = result.as_text().splitlines()
     start = lines.index("the YAML's model.model_config differs; edit it before training:")
     rows = [line.split() for line in lines]
@@ -512,7 +515,7 @@ def test_differences_from_the_yaml_are_listed_with_both_values(tmp_path, load_re
 def test_equal_dimensions_are_said_to_be_equal(tmp_path, load_reference, source):
     arrays = load_reference("rope500")
     result = hf_to_ms(write_source(tmp_path / "in", arrays, source), tmp_path / "a.ckpt",
-                      config=yaml_of(size_of(arrays)))
+                      model=model_of(size_of(arrays)))
     assert "the YAML's model.model_config has the same dimensions" in result.as_text()
     assert "differs" not in result.as_text()
 
@@ -774,7 +777,7 @@ def test_bad_output_is_refused_and_left_as_it_is(tmp_path, reference, name, expe
     assert contents(outputs) == before
     if not name.endswith(".ckpt"):
         path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-        message = message_of(ms_to_hf, str(path), yaml_of(size_of(reference)), outputs / name)
+        message = message_of(ms_to_hf, str(path), model_of(size_of(reference)), outputs / name)
         assert message.startswith(expected.format(outputs / name))
         assert contents(outputs) == before
 
@@ -786,7 +789,7 @@ def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch, outputs, ref
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10 ** 9, used=10 ** 9, free=need - 1))
     expected = f"needs {need / 1e6:.2f} MB, but {(need - 1) / 1e6:.2f} MB are free on the disk"
     assert refused(outputs, folder) == f"--output: {outputs / 'base.ckpt'}: {expected}"
-    message = message_of(ms_to_hf, str(path), yaml_of(size_of(reference)), outputs / "hf")
+    message = message_of(ms_to_hf, str(path), model_of(size_of(reference)), outputs / "hf")
     assert message == f"--output: {outputs / 'hf'}: {expected}"
     assert contents(outputs) == {"base.ckpt": b"earlier"}
     hf_to_ms(folder, outputs / "base.ckpt", dtype="bfloat16")  # half of it has room
@@ -812,7 +815,7 @@ def test_full_disk_while_writing_leaves_nothing_and_keeps_the_earlier_file(tmp_p
     for module in (ckpt_file, safetensors_file):
         monkeypatch.setattr(module, "open", opener_of_a_full_disk(limit), raising=False)
     assert refused(outputs, folder) == f"--output: {outputs / 'base.ckpt'}: cannot be written: No space left on device"
-    message = message_of(ms_to_hf, str(path), yaml_of(size_of(reference)), outputs / "hf")
+    message = message_of(ms_to_hf, str(path), model_of(size_of(reference)), outputs / "hf")
     assert message == f"--output: {outputs / 'hf'}: cannot be written: No space left on device"
     assert contents(outputs) == {"base.ckpt": b"earlier"}
 
@@ -839,7 +842,7 @@ def test_exported_config_json_is_that_of_a_reward_model(tmp_path, load_reference
         arrays = load_reference(case)
         size = size_of(arrays)
         path = save_checkpoint(tmp_path / case / "a.ckpt", group(arrays, "weight/"), ms.bfloat16)
-        ms_to_hf(str(path), yaml_of(size), tmp_path / case / "out")
+        ms_to_hf(str(path), model_of(size), tmp_path / case / "out")
         config = json.loads((tmp_path / case / "out" / "config.json").read_text(encoding="utf-8"))
         expected = {**transformers_config(size), "architectures": ["GlmForSequenceClassification"],
                     "num_labels": 1, "id2label": {"0": "LABEL_0"}, "pad_token_id": size["pad_token_id"],
@@ -851,7 +854,7 @@ def test_exported_config_json_is_that_of_a_reward_model(tmp_path, load_reference
 def test_exported_language_model_says_so(tmp_path, reference):
     values = {**group(reference, "weight/"), LM_HEAD: lm_head(reference)}
     path = save_checkpoint(tmp_path / "a.ckpt", values)
-    result = ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "out", language_model=True)
+    result = ms_to_hf(str(path), model_of(size_of(reference)), tmp_path / "out", language_model=True)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["GlmForCausalLM"]
     assert not {"num_labels", "problem_type"} & set(config)
@@ -867,7 +870,7 @@ def test_optimizer_and_step_state_are_dropped_and_named(tmp_path, reference):
     path = tmp_path / "a.ckpt"
     ms.save_checkpoint([{"name": name, "data": Tensor(value)} for name, value in values.items()], str(path),
                        append_dict={"epoch_num": 1, "step_num": 7, "global_step": 7})
-    result = ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "out")
+    result = ms_to_hf(str(path), model_of(size_of(reference)), tmp_path / "out")
     assert read(tmp_path / "out") == raw(group(reference, "hf/"))
     weights = group(reference, "weight/")
     assert set(result.dropped) == {*values, "epoch_num", "step_num", "global_step"} - set(weights)
@@ -887,7 +890,7 @@ def test_caches_of_keys_and_values_are_left_out_and_named(tmp_path, reference, p
     path = tmp_path / "a.ckpt"
     ms.save_checkpoint([{"name": name.replace("transformer.", prefix, 1), "data": Tensor(value)}
                         for name, value in values.items()], str(path))
-    result = ms_to_hf(str(path), yaml_of(size_of(reference)), tmp_path / "out")
+    result = ms_to_hf(str(path), model_of(size_of(reference)), tmp_path / "out")
     assert read(tmp_path / "out") == raw(group(reference, "hf/"))
     assert set(result.dropped) == set(caches)
     assert "left out: transformer.encoder.layers.0.self_attention.infer_attention." in result.as_text()
@@ -897,7 +900,7 @@ def test_a_language_model_that_mindformers_saved_is_exported(tmp_path, reference
     """With whatever the installed release saves beside the weights."""
     base = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**dimensions_of(reference)))
     ms.save_checkpoint(base, str(tmp_path / "base.ckpt"))
-    result = ms_to_hf(str(tmp_path / "base.ckpt"), yaml_of(size_of(reference)), tmp_path / "out", language_model=True)
+    result = ms_to_hf(str(tmp_path / "base.ckpt"), model_of(size_of(reference)), tmp_path / "out", language_model=True)
     weights = weights_of_mindformers(base)
     assert (result.taken, result.written) == (len(weights), len(group(reference, "hf/")))
     assert len(result.dropped) == len(list(base.get_parameters())) - len(weights)
@@ -907,7 +910,7 @@ def test_a_language_model_that_mindformers_saved_is_exported(tmp_path, reference
 def test_names_of_the_original_example_without_prefix_are_converted(tmp_path, reference):
     values = {name.replace("transformer.", "", 1): value for name, value in group(reference, "weight/").items()}
     assert "embedding.embedding_weight" in values
-    ms_to_hf(str(save_checkpoint(tmp_path / "a.ckpt", values)), yaml_of(size_of(reference)), tmp_path / "out")
+    ms_to_hf(str(save_checkpoint(tmp_path / "a.ckpt", values)), model_of(size_of(reference)), tmp_path / "out")
     assert read(tmp_path / "out") == raw(group(reference, "hf/"))
 
 
@@ -917,7 +920,7 @@ def test_last_step_of_rank_0_is_taken(tmp_path, reference):
     for age, (name, factor) in enumerate((("glm_rank_0-1_10.ckpt", 1), ("glm_rank_0-1_9.ckpt", 3))):
         path = save_checkpoint(folder / name, {key: value * np.float32(factor) for key, value in weights.items()})
         os.utime(path, (10_000 + age, 10_000 + age))
-    result = ms_to_hf(str(tmp_path / "checkpoint"), yaml_of(size_of(reference)), tmp_path / "out")
+    result = ms_to_hf(str(tmp_path / "checkpoint"), model_of(size_of(reference)), tmp_path / "out")
     assert read(tmp_path / "out") == raw(group(reference, "hf/"))
     assert f"checkpoint: {folder / 'glm_rank_0-1_10.ckpt'}" in result.as_text()
     assert "`glm_rank_0-1_10.ckpt`" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -925,11 +928,10 @@ def test_last_step_of_rank_0_is_taken(tmp_path, reference):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A random model of the tiny YAML, which has room for the sample tokenizer's 1010 ids: size, config, tensors under
+    """A random model of the tiny YAML, which has room for the sample tokenizer's 1010 ids: size, model, tensors under
     transformers' names, folder with them, and a checkpoint of MindSpore in checkpoint_network/rank_0.
     """
-    config = yaml.safe_load(TINY_YAML.read_text(encoding="utf-8"))
-    size = config["model"]["model_config"]
+    size = yaml.safe_load(TINY_YAML.read_text(encoding="utf-8"))["model"]["model_config"]
     values = random_model(size)
     folder = tmp_path_factory.mktemp("tiny")
     fused = {name: value for name, value in values.items() if "self_attn" not in name}
@@ -950,7 +952,7 @@ def tiny(tmp_path_factory):
                 [values[f"{here}.{part}_proj.{kind}"] for part in "qkv"])
     checkpoint = save_checkpoint(folder / "checkpoint_network" / "rank_0" / "tiny_rank_0-network.ckpt", weights)
     write_model(folder / "hf", values, transformers_config(size), shards=3)
-    return SimpleNamespace(size=size, config=config, values=values, folder=folder, hf=folder / "hf",
+    return SimpleNamespace(size=size, model=model_of(size), values=values, folder=folder, hf=folder / "hf",
                            checkpoint=checkpoint, weights=weights)
 
 
@@ -990,7 +992,7 @@ def test_tokenizer_files_are_those_of_the_rank_file(tmp_path, trained, tiny):
     (trained / "data_settings.json").write_text(json.dumps(
         {"prompt_template": "Q {prompt} A {response}", "seq_length": 128, "padding_side": "right",
          "tokenizer": {"file": "t.model", "sha256": sha256(TOKENIZER)}}))
-    result = ms_to_hf(str(trained), tiny.config, tmp_path / "out", tokenizer_path=str(TOKENIZER))
+    result = ms_to_hf(str(trained), tiny.model, tmp_path / "out", tokenizer_path=str(TOKENIZER))
     assert sorted(contents(tmp_path / "out")) == ["README.md", "config.json", "model.safetensors", "tokenizer.json",
                                                   "tokenizer_config.json"]
     assert read(tmp_path / "out") == raw(tiny.values)
@@ -1013,7 +1015,7 @@ def test_template_is_the_argument_or_that_of_the_training_data_or_the_default(tm
     jinja2 = pytest.importorskip("jinja2")
     if in_settings:
         (trained / "data_settings.json").write_text(json.dumps({"prompt_template": in_settings}))
-    ms_to_hf(str(trained), tiny.config, tmp_path / "out", tokenizer_path=str(TOKENIZER), template=given)
+    ms_to_hf(str(trained), tiny.model, tmp_path / "out", tokenizer_path=str(TOKENIZER), template=given)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert f"```json\n{json.dumps(used, ensure_ascii=False)}\n```" in card
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -1024,7 +1026,7 @@ def test_template_is_the_argument_or_that_of_the_training_data_or_the_default(tm
 
 
 def test_without_a_tokenizer_the_report_says_how_to_add_it(tmp_path, tiny):
-    result = ms_to_hf(str(tiny.checkpoint), tiny.config, tmp_path / "out")
+    result = ms_to_hf(str(tiny.checkpoint), tiny.model, tmp_path / "out")
     assert "no tokenizer files: --tokenizer tokenizer.model adds them" in result.as_text()
     assert "architecture: GlmForSequenceClassification, one label" in result.as_text()
     assert "tokenizer: not part of this folder" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -1038,17 +1040,17 @@ def sentencepiece_model():
     return model.getvalue()
 
 
-def export_refused(tmp_path, source, config, **options):
+def export_refused(tmp_path, source, model, **options):
     """The message of `ms_to_hf`, which must leave nothing."""
     (tmp_path / "out").mkdir(exist_ok=True)
-    message = message_of(ms_to_hf, str(source), config, tmp_path / "out" / "hf", **options)
+    message = message_of(ms_to_hf, str(source), model, tmp_path / "out" / "hf", **options)
     assert contents(tmp_path / "out") == {}
     return message
 
 
 @pytest.mark.parametrize("pad", [5, 995, 1010])
 def test_pad_id_that_is_no_special_token_is_refused(tmp_path, tiny, pad):
-    message = export_refused(tmp_path, tiny.checkpoint, yaml_of(tiny.size, pad_token_id=pad),
+    message = export_refused(tmp_path, tiny.checkpoint, model_of(tiny.size, pad_token_id=pad),
                              tokenizer_path=str(TOKENIZER))
     assert message == (f"model.model_config.pad_token_id is {pad}, expected a special token of {TOKENIZER} (996 to "
                        "1009): transformers finds a text's end by it")
@@ -1056,7 +1058,7 @@ def test_pad_id_that_is_no_special_token_is_refused(tmp_path, tiny, pad):
 
 @pytest.mark.parametrize(("pad", "token"), [(996, "<|endoftext|>"), (1000, "<sop>"), (1009, "<|end_of_video|>")])
 def test_pad_token_is_the_special_token_of_the_pad_id(tmp_path, tiny, pad, token):
-    ms_to_hf(str(tiny.checkpoint), yaml_of(tiny.size, pad_token_id=pad), tmp_path / "out",
+    ms_to_hf(str(tiny.checkpoint), model_of(tiny.size, pad_token_id=pad), tmp_path / "out",
              tokenizer_path=str(TOKENIZER))
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["pad_token"] == token
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == pad
@@ -1065,27 +1067,27 @@ def test_pad_token_is_the_special_token_of_the_pad_id(tmp_path, tiny, pad, token
 def test_sentencepiece_tokenizer_is_refused(tmp_path, tiny):
     path = tmp_path / "sp.model"
     path.write_bytes(sentencepiece_model())
-    assert export_refused(tmp_path, tiny.checkpoint, tiny.config, tokenizer_path=str(path)) == (
+    assert export_refused(tmp_path, tiny.checkpoint, tiny.model, tokenizer_path=str(path)) == (
         f"--tokenizer: {path}: found a SentencePiece model, expected GLM-4's rank file (lines of `base64-token rank`)")
 
 
 def test_tokenizer_that_is_absent_or_none_is_refused(tmp_path, tiny):
-    message = export_refused(tmp_path, tiny.checkpoint, tiny.config, tokenizer_path=str(tmp_path / "absent.model"))
+    message = export_refused(tmp_path, tiny.checkpoint, tiny.model, tokenizer_path=str(tmp_path / "absent.model"))
     assert message == f"{tmp_path / 'absent.model'}: tokenizer cannot be read: No such file or directory"
-    message = export_refused(tmp_path, tiny.checkpoint, tiny.config, tokenizer_path=str(TINY_YAML))
+    message = export_refused(tmp_path, tiny.checkpoint, tiny.model, tokenizer_path=str(TINY_YAML))
     assert message.startswith(f"{TINY_YAML}: not a tokenizer file")
 
 
 def test_another_tokenizer_than_that_of_training_is_refused(tmp_path, trained, tiny):
     (trained / "data_settings.json").write_text(json.dumps({"tokenizer": {"file": "b.model", "sha256": "ab" * 32}}))
-    assert export_refused(tmp_path, trained, tiny.config, tokenizer_path=str(TOKENIZER)) == (
+    assert export_refused(tmp_path, trained, tiny.model, tokenizer_path=str(TOKENIZER)) == (
         f"--tokenizer: the tokenizer is tokenizer.model (sha256 {sha256(TOKENIZER)[:12]}), but the model was trained "
         f"with b.model (sha256 abababababab, {trained / 'data_settings.json'})")
 
 
 def test_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path, reference):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-    assert export_refused(tmp_path, path, yaml_of(size_of(reference)), tokenizer_path=str(TOKENIZER)) == (
+    assert export_refused(tmp_path, path, model_of(size_of(reference)), tokenizer_path=str(TOKENIZER)) == (
         f"--tokenizer: {TOKENIZER}: 1010 ids, model.model_config.padded_vocab_size is 64; expected at least as many")
 
 
@@ -1094,15 +1096,15 @@ def test_checkpoint_without_value_head_is_refused_with_a_hint(tmp_path, referenc
     del values[HEAD]
     path = save_checkpoint(tmp_path / "a.ckpt", values)
     expected = f"{path}: no value head ({HEAD}) in it, expected a trained reward model"
-    assert export_refused(tmp_path, path, yaml_of(size_of(reference))) == expected
+    assert export_refused(tmp_path, path, model_of(size_of(reference))) == expected
     path = save_checkpoint(path, {**values, LM_HEAD: lm_head(reference)})
-    assert export_refused(tmp_path, path, yaml_of(size_of(reference))) == (
+    assert export_refused(tmp_path, path, model_of(size_of(reference))) == (
         f"{expected}; --language_model writes it as GlmForCausalLM")
 
 
 def test_language_model_without_lm_head_is_refused(tmp_path, reference):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-    assert export_refused(tmp_path, path, yaml_of(size_of(reference)), language_model=True) == (
+    assert export_refused(tmp_path, path, model_of(size_of(reference)), language_model=True) == (
         f"{path}: no {LM_HEAD} in it, expected one with --language_model")
 
 
@@ -1120,7 +1122,7 @@ LAYER = "transformer.encoder.layers"
 ], ids=["more layers", "other width", "other vocabulary", "fewer layers", "no bias"])
 def test_dimensions_of_another_yaml_are_refused(tmp_path, reference, changes, expected):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-    message = export_refused(tmp_path, path, yaml_of(size_of(reference), **changes))
+    message = export_refused(tmp_path, path, model_of(size_of(reference), **changes))
     assert message.startswith(f"{path}: ")
     assert expected in message
 
@@ -1129,7 +1131,7 @@ def test_weights_of_another_type_are_refused(tmp_path, reference):
     values = {name: Tensor(np.ascontiguousarray(value)) for name, value in group(reference, "weight/").items()}
     values["transformer.encoder.final_layernorm.weight"] = Tensor(np.ones(32, np.int8))
     ms.save_checkpoint([{"name": name, "data": value} for name, value in values.items()], str(tmp_path / "a.ckpt"))
-    assert export_refused(tmp_path, tmp_path / "a.ckpt", yaml_of(size_of(reference))) == (
+    assert export_refused(tmp_path, tmp_path / "a.ckpt", model_of(size_of(reference))) == (
         f"{tmp_path / 'a.ckpt'}: 1 weights are not of type float32, bfloat16, float16: "
         "transformer.encoder.final_layernorm.weight is Int8")
 
@@ -1142,7 +1144,7 @@ def test_weights_of_another_type_are_refused(tmp_path, reference):
 def test_damaged_checkpoint_is_refused(tmp_path, reference, damaged):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
     path.write_bytes(damaged(path.read_bytes()))
-    message = export_refused(tmp_path, path, yaml_of(size_of(reference)))
+    message = export_refused(tmp_path, path, model_of(size_of(reference)))
     assert message.startswith(f"{path}: not readable as a checkpoint")
 
 
@@ -1151,7 +1153,7 @@ def test_a_flipped_bit_of_a_value_is_found_by_the_checksum(tmp_path, reference):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    message = export_refused(tmp_path, path, yaml_of(size_of(reference)))
+    message = export_refused(tmp_path, path, model_of(size_of(reference)))
     assert message.startswith(f"{path}: damaged: the checksum of its content is ")
 
 
@@ -1159,13 +1161,13 @@ def test_no_single_flipped_byte_of_a_checkpoints_structure_ends_in_a_traceback(t
     """Bytes around each name, where lengths, dimensions and types are: refused in one line, or converted."""
     path = save_checkpoint(tmp_path / "a.ckpt", {name: value for name, value in group(reference, "weight/").items()
                                                  if "layers.1" not in name})
-    content, config = path.read_bytes(), yaml_of(size_of(reference), num_layers=1)
+    content, model = path.read_bytes(), model_of(size_of(reference), num_layers=1)
     for name in (b"embedding_weight", b"final_layernorm.weight"):
         begin = content.index(name)
         for position in range(max(0, begin - 30), begin + len(name) + 24):
             path.write_bytes(content[:position] + bytes([content[position] ^ 0x91]) + content[position + 1:])
             try:
-                ms_to_hf(str(path), config, tmp_path / "out")
+                ms_to_hf(str(path), model, tmp_path / "out")
             except UserError:
                 assert not (tmp_path / "out").exists()
             else:
@@ -1177,7 +1179,7 @@ def test_a_missing_shard_of_a_checkpoint_is_refused(tmp_path, reference):
     first = min((tmp_path / "shards").iterdir())
     total = int(first.stem[-5:])
     first.unlink()
-    assert export_refused(tmp_path, tmp_path / "shards", yaml_of(size_of(reference))) == (
+    assert export_refused(tmp_path, tmp_path / "shards", model_of(size_of(reference))) == (
         f"{tmp_path / 'shards'}: shard 1 of {total} is missing")
 
 
@@ -1187,20 +1189,20 @@ def test_sliced_checkpoint_is_refused_without_a_strategy(tmp_path, reference):
         values = group(reference, "weight/")
         values[name] = values[name][rank * 16:(rank + 1) * 16]
         save_checkpoint(tmp_path / "checkpoint" / f"rank_{rank}" / f"a_rank_{rank}-1_1.ckpt", values)
-    message = export_refused(tmp_path, tmp_path / "checkpoint", yaml_of(size_of(reference)))
+    message = export_refused(tmp_path, tmp_path / "checkpoint", model_of(size_of(reference)))
     assert message.startswith(f"{tmp_path / 'checkpoint'}: sliced over 2 ranks ({name} of rank_0 is [16, 32], the "
                               "whole one [32, 32]): give --src_strategy")
 
 
 def test_strategy_without_ranks_is_refused(tmp_path, reference):
     path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
-    message = export_refused(tmp_path, path, yaml_of(size_of(reference)), src_strategy="strategy")
+    message = export_refused(tmp_path, path, model_of(size_of(reference)), src_strategy="strategy")
     assert message == (f"--src_strategy is 'strategy', but {path} has no folders rank_0, rank_1, ... of a sliced "
                        "checkpoint; expected none")
 
 
 def test_checkpoint_that_is_absent_is_refused_under_the_scripts_flag(tmp_path, reference):
-    assert export_refused(tmp_path, tmp_path / "absent", yaml_of(size_of(reference))) == (
+    assert export_refused(tmp_path, tmp_path / "absent", model_of(size_of(reference))) == (
         f"--input: {tmp_path / 'absent'}: no such file or folder, expected a checkpoint (.ckpt) or a folder of them")
 
 
@@ -1333,8 +1335,9 @@ from mindrlhf.config import load_config
 from mindrlhf.convert_weight import hf_to_ms, ms_to_hf
 runpy.run_path(sys.argv[1])
 source, output, config, tokenizer = sys.argv[2:]
-hf_to_ms(Path(source), Path(output) / "a.ckpt", config=load_config(config))
-ms_to_hf(str(Path(output) / "a.ckpt"), load_config(config), Path(output) / "hf", tokenizer_path=tokenizer)
+model = load_config(config).model
+hf_to_ms(Path(source), Path(output) / "a.ckpt", model=model)
+ms_to_hf(str(Path(output) / "a.ckpt"), model, Path(output) / "hf", tokenizer_path=tokenizer)
 print(json.dumps([name for name in ("mindspore", "mindformers", "torch", "safetensors") if name in sys.modules]))
 """
     assert json.loads(in_process(code, SCRIPT, tiny.hf, tmp_path, TINY_YAML, TOKENIZER)) == []
@@ -1352,10 +1355,13 @@ CONVERT_LARGE = """
 import json, sys
 from pathlib import Path
 from mindrlhf.convert_weight import hf_to_ms, ms_to_hf
-source, there, back, dtype, limit, config = sys.argv[1:]
+from mindrlhf.models.glm4.dimensions import Dimensions
+from mindrlhf.run_config import Model
+source, there, back, dtype, limit, size = sys.argv[1:]
 dtype = dtype or None
+model = Model(Dimensions.from_yaml(json.loads(size), ""), "float32", "float32", False, False, 0)
 hf_to_ms(Path(source), Path(there), dtype, max_shard_bytes=int(limit))
-ms_to_hf(there, json.loads(config), Path(back), dtype, max_shard_bytes=int(limit))
+ms_to_hf(there, model, Path(back), dtype, max_shard_bytes=int(limit))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(int(status["VmHWM"].split()[0]) * 1024)
 """
@@ -1396,7 +1402,7 @@ def test_memory_stays_below_a_shard(tmp_path):
         write_large_model(source)
         shard = max(path.stat().st_size for path in source.glob("*.safetensors"))
         assert 75e6 < shard < 85e6
-        peak = int(in_process(CONVERT_LARGE, source, there, back, "", shard, json.dumps(yaml_of(LARGE))))
+        peak = int(in_process(CONVERT_LARGE, source, there, back, "", shard, json.dumps(LARGE)))
         assert len(list(there.iterdir())) == len(list(back.glob("*.safetensors"))) == 6
         assert peak < 1.25 * shard, f"{peak / 1e6:.0f} MB, shards of {shard / 1e6:.0f} MB"
     finally:

@@ -32,7 +32,7 @@ from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
-from mindrlhf.score import infer
+from mindrlhf.score import InferencePlan, infer
 
 pytestmark = pytest.mark.stack
 
@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_stays_a_float32_which_mindformers_lets_pass()
 
 
 def test_one_process_saves_and_the_loss_is_averaged_before_it_is_printed():
-    callbacks = load_config(TINY_YAML)["callbacks"]
+    callbacks = load_config(TINY_YAML).mapping["callbacks"]
     assert [callback["type"] for callback in callbacks_of_process(callbacks, 0)] == [
         "RewardMonitor", "MFLossMonitor", "CheckpointMonitor", "SkippedStepMonitor"]
     assert [callback["type"] for callback in callbacks_of_process(callbacks, 1)] == [
@@ -184,8 +184,8 @@ def test_what_all_processes_say_and_save_is_there_once(trained):
 
 def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, in_tmp_path):
     two, checkpoint = trained[1], str(trained[1] / "output" / "checkpoint_network")
-    infer(load_config(TINY_YAML), SAMPLE / "test.jsonl", open_tokenizer(SAMPLE / "tokenizer.model"), PROMPT_TEMPLATE,
-          checkpoint, in_tmp_path / "scores.jsonl")
+    infer(InferencePlan(load_config(TINY_YAML), checkpoint, {}, SAMPLE / "test.jsonl",
+                        open_tokenizer(SAMPLE / "tokenizer.model"), PROMPT_TEMPLATE, in_tmp_path / "scores.jsonl"))
     logs = launched(two, "reward_infer.py", f"--config run.yaml --data_file {SAMPLE / 'test.jsonl'} --tokenizer "
                     f"{SAMPLE / 'tokenizer.model'} --distributed_ckpt_path {checkpoint}", 2)
     expected, found = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

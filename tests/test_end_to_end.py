@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,12 +150,17 @@ def test_inference_logs_each_answer_and_writes_a_line_for_each_row(job):
     assert job["infer_log"].count("INFO - Sample:\n根据一下问题，写一个合适的回答。\n\n### 问题：\n") == 2 * len(rows)
 
 
+def plan_of_evaluation(job, records):
+    from mindrlhf.score import plan_evaluation
+    return plan_evaluation(SimpleNamespace(
+        config=TINY_YAML, seq_length=None, eval_dataset=[str(records)], batch_size=None, load_all_ckpt=False,
+        distributed_ckpt_path=str(job["folder"] / "output" / "checkpoint_network")))
+
+
 def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):
     """Evaluate the same file in this process and compare the scores pair by pair."""
-    from mindrlhf.config import load_config
     from mindrlhf.score import evaluate
-    config = load_config(TINY_YAML, {"eval_dataset.data_loader.dataset_dir": [str(job["folder"] / "test.mindrecord")]})
-    result = evaluate(config, str(job["folder"] / "output" / "checkpoint_network"), all_checkpoints=False)[0]
+    result, = evaluate(plan_of_evaluation(job, job["folder"] / "test.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
     np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-5)
@@ -168,10 +174,8 @@ def test_left_padded_data_gets_the_same_scores(job, in_tmp_path):
                     SAMPLE / "test.jsonl", "--dst_file", "left.mindrecord", "--seq_length", 128,
                     "--padding_side", "left")
     assert result.returncode == 0, result.stderr
-    from mindrlhf.config import load_config
     from mindrlhf.score import evaluate
-    config = load_config(TINY_YAML, {"eval_dataset.data_loader.dataset_dir": ["left.mindrecord"]})
-    result = evaluate(config, str(job["folder"] / "output" / "checkpoint_network"), all_checkpoints=False)[0]
+    result, = evaluate(plan_of_evaluation(job, "left.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
     np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-4)
@@ -251,7 +255,7 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
             for name, parameter in checkpoint.items() if name.startswith("transformer.")}
     (tmp_path / "base").mkdir()
     save_file(base, tmp_path / "base" / "model.safetensors")
-    model = load_config(TINY_YAML)["model"]["model_config"]
+    model = load_config(TINY_YAML).mapping["model"]["model_config"]
     (tmp_path / "base" / "config.json").write_text(json.dumps(model))  # the YAML's keys are those of the original
     text = converted(tmp_path, "hf_to_ms", "--input", "base", "--output", "ckpt", "--config", TINY_YAML)
     assert "no value head in it" in text

@@ -26,21 +26,15 @@ from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML
 
 from mindrlhf import plan
 from mindrlhf.checkpoint import write_data_settings
-from mindrlhf.config import config_problems, load_config, process_count, put
+from mindrlhf.config import config_problems, load_config, put, read_config, typed_config
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import RecordWriter
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import open_tokenizer
+from mindrlhf.dry_run import describe
 from mindrlhf.errors import UserError
-from mindrlhf.plan import (
-    Size,
-    checkpoint_space,
-    count_pairs,
-    describe_run,
-    estimate_memory,
-    memory_of_backward,
-    order_of_pairs,
-)
-from mindrlhf.train import load_train_config
+from mindrlhf.memory import Size, estimate_memory, memory_of_backward
+from mindrlhf.plan import CheckpointSpace, order_of_pairs, plan_training, space_for_checkpoints
 
 pytestmark = pytest.mark.stack
 
@@ -76,28 +70,35 @@ def arguments(tmp_path, record, monkeypatch):
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         empty = dict.fromkeys(("seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt",
                                "resume", "tokenizer"))
-        return SimpleNamespace(**{"config": str(path), "train_dataset": [record], **empty, **flags})
+        return SimpleNamespace(**{"config": str(path), "train_dataset": [record], "task": "text_generation", **empty,
+                                  **flags})
     return make
 
 
 @pytest.fixture(scope="module")
 def production():
-    config = load_config(PRODUCTION_YAML)
-    return lambda **changes: _changed(config, changes)
+    """A function that gives the keys of the production YAML with some changed (`a.b` is `a__b`)."""
+    mapping = read_config(PRODUCTION_YAML)
+
+    def make(**changes):
+        changed = copy.deepcopy(mapping)
+        for key, value in changes.items():
+            put(changed, key.replace("__", "."), value)
+        return changed
+    return make
 
 
-def _changed(config, changes):
-    config = copy.deepcopy(config)
-    for key, value in changes.items():
-        put(config, key.replace("__", "."), value)
-    return config
+@pytest.fixture(scope="module")
+def configured(production):
+    """The same as a configuration."""
+    return lambda **changes: typed_config("run.yaml", production(**changes))
 
 
 def write_weights(path, config, **shapes):
     """A checkpoint with the model's backbone; `shapes`: those that a kind of weight has instead, () for none."""
     import mindspore as ms
     weights = [(weight.name, shapes.get(weight.name.split(".")[-2], weight.shape))
-               for weight in plan.weights_of(config)[:-1]]
+               for weight in plan.weights_of(config.model.dimensions)[:-1]]
     ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, np.float32))} for name, shape in weights
                         if shape], str(path))
     return str(path)
@@ -106,16 +107,16 @@ def write_weights(path, config, **shapes):
 # --- problems -------------------------------------------------------------------------------------------------------
 
 def test_a_sound_run_passes_the_check(arguments):
-    assert load_train_config(arguments())["runner_config"]["epochs"] == 5
+    assert plan_training(arguments()).config.epochs == 5
 
 
 def test_a_tokenizer_that_is_named_must_be_that_of_the_data(arguments, tmp_path):
-    load_train_config(arguments(tokenizer=str(TOKENIZER.path)))
+    plan_training(arguments(tokenizer=str(TOKENIZER.path)))
     other = tmp_path / "other.model"
     other.write_bytes(TOKENIZER.path.read_bytes().rstrip())
     with pytest.raises(UserError, match=r"--tokenizer: .*other\.model: the tokenizer is other\.model \(sha256 .*\), "
                                         r"but the data was made with tokenizer\.model \(sha256 .*mindrecord\.json\)"):
-        load_train_config(arguments(tokenizer=str(other)))
+        plan_training(arguments(tokenizer=str(other)))
 
 
 def test_every_problem_is_told_at_once_a_line_for_each(arguments, tmp_path):
@@ -123,7 +124,7 @@ def test_every_problem_is_told_at_once_a_line_for_each(arguments, tmp_path):
                        "eval_dataset.pad_token_id": 7, "model.model_config.pad_token_id": 7}, load_checkpoint="absent",
                       auto_trans_ckpt=True)
     with pytest.raises(UserError) as error:
-        load_train_config(found)
+        plan_training(found)
     lines = error.value.messages
     assert len(lines) == 5
     assert lines[0] == (f"{tmp_path}/run.yaml: runner_config.epoch is an unknown key, which nothing reads; did you "
@@ -145,7 +146,7 @@ def test_cutting_slices_anew_needs_slices_their_strategy_and_data_sinking(ranks,
         (tmp_path / "sliced" / f"rank_{rank}").mkdir(parents=True)
         write_weights(tmp_path / "sliced" / f"rank_{rank}" / f"a_rank_{rank}-1_1.ckpt", load_config(TINY_YAML))
     with pytest.raises(UserError) as error:
-        load_train_config(arguments({"runner_config.sink_mode": sink}, source=PRODUCTION_YAML, auto_trans_ckpt=True,
+        plan_training(arguments({"runner_config.sink_mode": sink}, source=PRODUCTION_YAML, auto_trans_ckpt=True,
                                     load_checkpoint=str(tmp_path / "sliced"), src_strategy=strategy))
     assert any(message in problem for problem in error.value.messages), error.value.messages
 
@@ -153,7 +154,7 @@ def test_cutting_slices_anew_needs_slices_their_strategy_and_data_sinking(ranks,
 def test_a_misspelt_key_does_not_hide_that_the_checkpoint_is_of_another_model(arguments, tmp_path):
     path = write_weights(tmp_path / "base.ckpt", load_config(TINY_YAML), dense=(64, 32))
     with pytest.raises(UserError) as error:
-        load_train_config(arguments({"runner_config.epoch": 1}, load_checkpoint=path))
+        plan_training(arguments({"runner_config.epoch": 1}, load_checkpoint=path))
     assert [message.split(" ")[0] for message in error.value.messages] == [f"{tmp_path}/run.yaml:", f"{path}:"]
 
 
@@ -187,7 +188,7 @@ def test_several_problems_are_printed_line_by_line_with_their_number(arguments):
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
 def test_a_layout_that_cannot_be_divided_is_refused(production, changes, message, monkeypatch):
     monkeypatch.setattr("mindrlhf.config.repeats_key_and_value", lambda: False)  # as before MindFormers 1.6
-    problems = list(config_problems(_changed(production(), changes)))
+    problems = list(config_problems(production(**changes)))
     assert any(message in problem for problem in problems), problems
 
 
@@ -197,12 +198,12 @@ def test_an_offset_says_which_stages_have_a_layer_more(production):
     assert list(config_problems(config)) == []
 
 
-def test_the_number_of_processes_is_the_launchers_or_that_of_the_layout(production, monkeypatch):
+def test_the_number_of_processes_is_the_launchers_or_that_of_the_layout(production, configured, monkeypatch):
     monkeypatch.delenv("MS_WORKER_NUM", raising=False)
-    assert process_count(production()) == 8
+    assert configured().layout.processes == 8
     assert list(config_problems(production())) == []
     monkeypatch.setenv("MS_WORKER_NUM", "16")
-    assert process_count(production()) == 16
+    assert configured().layout.processes == 16
     assert list(config_problems(production())) == [
         "parallel_config: data_parallel x model_parallel x pipeline_stage is 4 x 2 x 1, expected 16, the number of "
         "processes that were started"]
@@ -210,14 +211,18 @@ def test_the_number_of_processes_is_the_launchers_or_that_of_the_layout(producti
 
 def test_fewer_pairs_than_a_padded_step_are_refused(arguments):
     with pytest.raises(UserError, match="20 pairs, expected at least one step of 32"):
-        load_train_config(arguments({"train_dataset.batching": "padded", "runner_config.batch_size": 32}))
-    load_train_config(arguments({"runner_config.batch_size": 32}))  # packed rows leave none out
+        plan_training(arguments({"train_dataset.batching": "padded", "runner_config.batch_size": 32}))
+    plan_training(arguments({"runner_config.batch_size": 32}))  # packed rows leave none out
 
 
 def test_a_damaged_index_is_named(tmp_path):
+    with RecordWriter(tmp_path / "a.mindrecord") as writer:
+        writer.write(encode_pair([1, 2], [3], SEQ, PAD))
+        writer.finish({})
+    (tmp_path / "a.mindrecord.json").unlink()
     (tmp_path / "a.mindrecord.db").write_bytes(b"nothing" * 200)
     with pytest.raises(UserError, match=r"a\.mindrecord\.db: not readable as the index of a MindRecord file"):
-        count_pairs([str(tmp_path / "a.mindrecord")])
+        RecordSet.open(str(tmp_path / "a.mindrecord"))
 
 
 @pytest.mark.parametrize(("shapes", "resume", "message"), [
@@ -230,10 +235,10 @@ def test_a_damaged_index_is_named(tmp_path):
 def test_a_checkpoint_that_does_not_match_is_refused_before_it_is_loaded(arguments, tmp_path, shapes, resume, message):
     path = write_weights(tmp_path / "base.ckpt", load_config(TINY_YAML), **shapes)
     if message is None:
-        load_train_config(arguments(load_checkpoint=path))
+        plan_training(arguments(load_checkpoint=path))
         return
     with pytest.raises(UserError, match=message):
-        load_train_config(arguments(load_checkpoint=path, resume=resume))
+        plan_training(arguments(load_checkpoint=path, resume=resume))
 
 
 @pytest.fixture
@@ -241,15 +246,15 @@ def check_resumed(arguments, record):
     """A function that checks a run to resume, with changes to its YAML, and to what its beginning left; `order`: None
     if it left none, as an earlier release.
     """
-    files = [f"{record}/a.mindrecord{shard}" for shard in (0, 1)]
+    records = RecordSet.open(record)
 
     def check(changes, order, resume=True, **others):
         left = {"prompt_template": "{prompt}{response}", **others}
         if order is not None:
-            left["order"] = {**order_of_pairs(load_config(TINY_YAML), files), **order}
+            left["order"] = {**order_of_pairs(load_config(TINY_YAML), records), **order}
         write_data_settings(Path("checkpoint"), left)
         config = load_config(arguments(changes).config, {"resume_training": resume, "load_checkpoint": "checkpoint"})
-        plan._check_settings(config, files)
+        plan._check_resumed_order(config, records)
     return check
 
 
@@ -289,7 +294,7 @@ def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
     with pytest.raises(UserError, match=r"output_dir: output: 1.0 MB free, expected 2.5 MB for 1 checkpoints with "
                                         r"optimizer state \(1.9 MB each\) and the weights alone \(0.6 MB\)"):
-        load_train_config(arguments())
+        plan_training(arguments())
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -303,7 +308,7 @@ def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
 ], ids=("padded", "packing", "buckets"))
 def test_the_dry_run_counts_the_steps_of_each_batching(arguments, changes, steps, tokens, rows):
     """20 pairs of 80 text tokens, 50 in a packed row: two fit into 128, one into 64 (6 rows: 8 x 50 / 64)."""
-    text = describe_run(load_train_config(arguments(changes)))
+    text = describe(plan_training(arguments(changes)))
     for fact in (f"steps         {steps}", f"tokens        {tokens}, an epoch", f"of a device: {rows}", "20 pairs in",
                  "CPU, one process", "random initialisation"):
         assert fact in text, text
@@ -312,7 +317,7 @@ def test_the_dry_run_counts_the_steps_of_each_batching(arguments, changes, steps
 def test_the_dry_run_of_eight_npus_needs_none(arguments, monkeypatch):
     monkeypatch.delenv("MS_WORKER_NUM", raising=False)
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**12))
-    text = describe_run(load_train_config(arguments(
+    text = describe(plan_training(arguments(
         {"model.model_config.pad_token_id": PAD, "train_dataset.pad_token_id": PAD, "eval_dataset.pad_token_id": PAD,
          "train_dataset.row_length": 128}, source=PRODUCTION_YAML)))
     assert "Ascend, 8 processes: data x model x pipeline = 4 x 2 x 1 (not started by msrun_launcher.sh" in text
@@ -320,49 +325,50 @@ def test_the_dry_run_of_eight_npus_needs_none(arguments, monkeypatch):
     assert "of a device: 1 x 128 tokens" in text
 
 
-def test_space_for_checkpoints(production):
+def test_space_for_checkpoints(configured):
     """GLM-4-9B has 8,779,108,352 values without LM head, with value head: 4 bytes, and 8 for the moments."""
     values = 151552 * 4096 + 40 * (4096 * 4608 + 4608 + 4096 * 4096 + 3 * 4096 * 13696 + 2 * 4096) + 4096 + 4096
-    assert checkpoint_space(production(), 5000) == (3, 12 * values, 4 * values)  # 2 are kept, and one is being written
-    assert [checkpoint_space(production(), steps)[0] for steps in (400, 1000, 1200)] == [1, 2, 3]
-    config = production(parallel__enable_parallel_optimizer=False)
-    assert checkpoint_space(config, 1200)[1] == 4 * 12 * values  # each of 4 data-parallel copies
+    assert space_for_checkpoints(configured(), 5000) == CheckpointSpace(  # 2 are kept, and one is being written
+        count=3, each=12 * values, weights_alone=4 * values)
+    assert [space_for_checkpoints(configured(), steps).count for steps in (400, 1000, 1200)] == [1, 2, 3]
+    config = configured(parallel__enable_parallel_optimizer=False)
+    assert space_for_checkpoints(config, 1200).each == 4 * 12 * values  # each of 4 data-parallel copies
 
 
-def test_memory_of_glm4_9b_on_eight_npus(production):
+def test_memory_of_glm4_9b_on_eight_npus(configured):
     """Parameters and moments over 8, gradients over 2; without shards every data-parallel process has them all."""
     sliced, embedding = 8_159_338_496 / 2, 151552 * 4096
-    estimate = estimate_memory(production(), Size(1, 8192))
+    estimate = estimate_memory(configured(), Size(1, 8192))
     assert estimate.gradients == pytest.approx(4 * (sliced + embedding), rel=1e-3)
     assert estimate.parameters == pytest.approx((2 * sliced + embedding) / 2, rel=1e-3)
     assert estimate.optimizer == pytest.approx(2 * sliced + embedding, rel=1e-3)
     assert estimate.total == pytest.approx(34.5e9, rel=0.01)  # the YAML and the tutorials say so
-    one = estimate_memory(production(parallel_config__data_parallel=8, parallel_config__model_parallel=1),
+    one = estimate_memory(configured(parallel_config__data_parallel=8, parallel_config__model_parallel=1),
                           Size(1, 8192))
     assert one.gradients == pytest.approx(4 * (2 * sliced + embedding), rel=1e-3)
     assert one.total == pytest.approx(50.8e9, rel=0.01)
-    whole = estimate_memory(production(parallel__enable_parallel_optimizer=False), Size(1, 8192))
+    whole = estimate_memory(configured(parallel__enable_parallel_optimizer=False), Size(1, 8192))
     assert whole.parameters == pytest.approx(4 * (sliced + embedding), rel=1e-3)
 
 
-def test_weights_are_gathered_in_the_type_of_computation_until_their_gradients_come(production):
+def test_weights_are_gathered_in_the_type_of_computation_until_their_gradients_come(configured):
     """Whatever parallel_optimizer_comm_recompute says, which MindFormers does not pass on."""
     for told in (False, True):
         begin, end = memory_of_backward(
-            production(recompute_config__parallel_optimizer_comm_recompute=told), Size(1, 8192))
+            configured(recompute_config__parallel_optimizer_comm_recompute=told), Size(1, 8192))
         assert begin.weights == pytest.approx(2 * 8_159_338_496 / 2, rel=1e-3)
         assert (begin.gradients, end.weights) == (0, 0)
 
 
-def test_gradients_of_several_micro_batches_are_summed_beside_the_weights(production):
-    begin, end = memory_of_backward(production(runner_config__gradient_accumulation_steps=2), Size(1, 8192))
+def test_gradients_of_several_micro_batches_are_summed_beside_the_weights(configured):
+    begin, end = memory_of_backward(configured(runner_config__gradient_accumulation_steps=2), Size(1, 8192))
     assert begin.gradients == end.gradients > 0
     assert begin.weights == end.weights > 0
 
 
-def test_flash_attention_and_recomputation_save_what_their_terms_say(production):
+def test_flash_attention_and_recomputation_save_what_their_terms_say(configured):
     def activations(**changes):
-        return estimate_memory(production(**changes), Size(1, 8192)).activations
+        return estimate_memory(configured(**changes), Size(1, 8192)).activations
 
     flash, without = activations(), activations(model__model_config__use_flash_attention=False)
     kept = activations(recompute_config__recompute=False)
@@ -372,8 +378,11 @@ def test_flash_attention_and_recomputation_save_what_their_terms_say(production)
 
 
 MEASURE = """
+import json
 import sys
+from types import SimpleNamespace
 from mindrlhf import train
+from mindrlhf.plan import plan_training
 def peak():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
@@ -383,9 +392,7 @@ def start_and_note(config):
     print("before", peak())
     return run
 train.start = start_and_note
-from types import SimpleNamespace
-import json
-train.train(train.load_train_config(SimpleNamespace(**json.loads(sys.argv[1]))), "text_generation")
+train.train(plan_training(SimpleNamespace(**json.loads(sys.argv[1]))))
 print("after", peak())
 """
 
@@ -403,5 +410,5 @@ def test_the_estimate_holds_for_a_real_run(arguments, changes):
     assert result.returncode == 0, result.stderr
     before, after = (int(re.search(rf"^{when} (\d+)$", result.stdout, re.M)[1]) for when in ("before", "after"))
     measured = after - before
-    estimate = estimate_memory(load_train_config(found), Size(40, SEQ)).total
+    estimate = estimate_memory(plan_training(found).config, Size(40, SEQ)).total
     assert estimate == pytest.approx(measured, rel=0.2)  # measured: within 7 %

@@ -22,11 +22,12 @@ from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
 
 from mindrlhf import score
-from mindrlhf.config import load_config
+from mindrlhf.config import read_config, typed_config
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import RecordWriter
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
-from mindrlhf.score import Scorer, evaluate, infer, load_eval_config, row_shapes
+from mindrlhf.score import EvaluationPlan, InferencePlan, Scorer, evaluate, infer, plan_evaluation, row_shapes
 
 pytestmark = pytest.mark.stack
 
@@ -36,11 +37,11 @@ PAD = 63
 
 @pytest.fixture(scope="module")
 def configure(reference):
-    """A function that gives the tiny YAML with the reference's dimensions."""
-    def make(seq_length=SEQ, **overrides):
-        config = load_config(TINY_YAML, overrides)
-        config["model"]["model_config"].update(dimensions_of(reference), seq_length=seq_length)
-        return config
+    """A function that gives the tiny YAML's configuration with the reference's dimensions."""
+    def make(seq_length=SEQ, batch_size=1):
+        mapping = read_config(TINY_YAML, {"runner_config.batch_size": batch_size})
+        mapping["model"]["model_config"].update(dimensions_of(reference), seq_length=seq_length)
+        return typed_config("run.yaml", mapping)
     return make
 
 
@@ -54,7 +55,7 @@ def checkpoint(scoring_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(configure, checkpoint):
-    scorer = Scorer(MindFormerConfig(**configure()), 2)
+    scorer = Scorer(configure(), MindFormerConfig(**configure().mapping))
     scorer.load(checkpoint)
     return scorer
 
@@ -162,7 +163,7 @@ def test_row_shapes_hold_two_whole_texts_in_at_most_four_lengths(seq_length, spl
 @pytest.fixture
 def start(monkeypatch):
     """Let a run go on in this process, whose device is set up."""
-    monkeypatch.setattr(score, "start", lambda config: MindFormerConfig(**config))
+    monkeypatch.setattr(score, "start", lambda config: MindFormerConfig(**config.mapping))
 
 
 @pytest.fixture
@@ -185,12 +186,8 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
     monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
     results = []
     for size in (1, 6):
-        config = configure(64, **{"eval_dataset.data_loader.dataset_dir": [str(path)],
-                                  "runner_config.batch_size": size})
-        for block in ("train_dataset", "eval_dataset"):
-            config[block]["pad_token_id"] = PAD
         log.clear()
-        results += evaluate(config, str(checkpoint), False)
+        results += evaluate(EvaluationPlan(configure(64, size), str(checkpoint), {}, RecordSet.open(str(path)), False))
         lines = [line for line in log if line.startswith("acc: [")]
         assert len(lines) == -(-20 // size)
         assert lines[-1].endswith(f"avg acc: [{results[-1].accuracy}]")
@@ -212,8 +209,8 @@ class CountingScorer(Scorer):
 
     windows = []
 
-    def __init__(self, run, texts):
-        self.rank, self._semi_auto, self.seq_length = 0, False, run.model.model_config.seq_length
+    def __init__(self, config, run):
+        self.rank, self._semi_auto, self.seq_length = 0, False, config.model.seq_length
 
     def load(self, path):
         pass
@@ -236,8 +233,8 @@ def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_pat
     rows = [{"prompt": "p" * number, "response": "a" * number, "key": number} if number % 3 else
             {"prompt": "p" * number, "pos_resp": "b" * 2, "neg_resp": "c" * 3} for number in range(1, 11)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    infer(configure(), tmp_path / "in.jsonl", CharacterTokenizer(), "{prompt}:{response}", str(checkpoint),
-          tmp_path / "out.jsonl")
+    infer(InferencePlan(configure(), str(checkpoint), {}, tmp_path / "in.jsonl", CharacterTokenizer(),
+                        "{prompt}:{response}", tmp_path / "out.jsonl"))
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert written == [{**row, "score": 2 * len(row["prompt"]) + 1} if "key" in row else
                        {**row, "pos_score": len(row["prompt"]) + 3, "neg_score": len(row["prompt"]) + 4}
@@ -245,11 +242,15 @@ def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_pat
     assert CountingScorer.windows == [4, 4, 2]
 
 
-def test_a_pipeline_is_not_scored_in(tmp_path):
+def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):
     config = yaml.safe_load(PRODUCTION_YAML.read_text(encoding="utf-8"))
     config["parallel_config"].update(data_parallel=2, pipeline_stage=2, micro_batch_num=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     args = SimpleNamespace(config=str(tmp_path / "run.yaml"), seq_length=None, eval_dataset=None, batch_size=None,
-                           distributed_ckpt_path="absent")
-    with pytest.raises(UserError, match="parallel_config.pipeline_stage is 2, expected 1 to score"):
-        load_eval_config(args)
+                           distributed_ckpt_path="absent", load_all_ckpt=False)
+    with pytest.raises(UserError) as error:
+        plan_evaluation(args)
+    first, second, third = error.value.messages
+    assert first.startswith("--distributed_ckpt_path: absent: no such file or folder")
+    assert second.startswith("parallel_config.pipeline_stage is 2, expected 1 to score")
+    assert third.startswith("no data: give --eval_dataset, or eval_dataset.data_loader.dataset_dir in the YAML")

@@ -5,18 +5,19 @@ reference case "grouped" with data 2 x model 2 and the optimizer sharded. It hol
 """
 import os
 import shutil
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
 import pytest
 from conftest import REFERENCE, TINY_YAML, dimensions_of
-from mindformers.tools.register import MindFormerConfig
 from safetensors.numpy import load_file
 
 from mindrlhf.checkpoint import TO_RESUME
-from mindrlhf.config import load_config
+from mindrlhf.config import load_config, read_config, typed_config
 from mindrlhf.convert_weight import ms_to_hf
 from mindrlhf.errors import UserError
+from mindrlhf.run_config import Start
 from mindrlhf.slices import check_cut, newest_whole_slices
 from mindrlhf.starting_point import StartingPoint, choose_starting_point
 
@@ -26,10 +27,10 @@ STRATEGY = REFERENCE / "strategy_data2_model2.ckpt"
 
 
 @pytest.fixture(scope="module")
-def config(reference):
-    config = load_config(TINY_YAML)
-    config["model"]["model_config"].update(dimensions_of(reference))
-    return config
+def model(reference):
+    mapping = read_config(TINY_YAML)
+    mapping["model"]["model_config"].update(dimensions_of(reference))
+    return typed_config("run.yaml", mapping).model
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +51,14 @@ def hidden(folder):
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_slices_are_merged_bit_by_bit_before_the_export(slices, config, reference, tmp_path, as_folder):
+def test_slices_are_merged_bit_by_bit_before_the_export(slices, model, reference, tmp_path, as_folder):
     strategy = STRATEGY
     if as_folder:  # as MindFormers leaves them in output/strategy
         strategy = tmp_path / "strategy"
         strategy.mkdir()
         for rank in range(4):
             shutil.copy(STRATEGY, strategy / f"ckpt_strategy_rank_{rank}.ckpt")
-    ms_to_hf(str(slices), config, tmp_path / "hf", src_strategy=str(strategy))
+    ms_to_hf(str(slices), model, tmp_path / "hf", src_strategy=str(strategy))
     found = load_file(tmp_path / "hf" / "model.safetensors")
     expected = {name[len("hf/"):]: value for name, value in reference.items() if name.startswith("hf/")}
     assert found.keys() == expected.keys()
@@ -65,16 +66,16 @@ def test_slices_are_merged_bit_by_bit_before_the_export(slices, config, referenc
     assert hidden(tmp_path) == []
 
 
-def test_slices_without_a_strategy_say_how_to_get_it(slices, config, tmp_path):
+def test_slices_without_a_strategy_say_how_to_get_it(slices, model, tmp_path):
     with pytest.raises(UserError, match=r"sliced over 4 ranks \(transformer.embedding.embedding_weight of rank_0 is "
                                         r"\[16, 32\], the whole one \[64, 32\]\): give --src_strategy, the folder "
                                         r"output/strategy .*; without it, start the run once more with "
                                         r"only_save_strategy: True"):
-        ms_to_hf(str(slices), config, tmp_path / "hf")
+        ms_to_hf(str(slices), model, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_slice_and_a_strategy_of_something_else_are_refused(slices, config, tmp_path):
+def test_a_missing_slice_and_a_strategy_of_something_else_are_refused(slices, model, tmp_path):
     (tmp_path / "notes.txt").write_text("no strategy")
     incomplete = tmp_path / "incomplete"
     shutil.copytree(slices, incomplete)
@@ -87,14 +88,14 @@ def test_a_missing_slice_and_a_strategy_of_something_else_are_refused(slices, co
                                       (slices, tmp_path / "notes.txt", "notes.txt: not readable as the strategy"),
                                       (slices, tmp_path / "absent", "absent: not readable as the strategy")):
         with pytest.raises(UserError, match=message):
-            ms_to_hf(str(source), config, tmp_path / "hf", src_strategy=str(strategy))
+            ms_to_hf(str(source), model, tmp_path / "hf", src_strategy=str(strategy))
     assert not (tmp_path / "hf").exists()
     assert hidden(tmp_path) == []
 
 
-def test_a_strategy_for_a_checkpoint_that_is_whole_is_refused(slices, config, tmp_path):
+def test_a_strategy_for_a_checkpoint_that_is_whole_is_refused(slices, model, tmp_path):
     with pytest.raises(UserError, match="has no folders rank_0, rank_1, ... of a sliced checkpoint"):
-        ms_to_hf(str(slices.parent / "whole"), config, tmp_path / "hf", src_strategy=str(STRATEGY))
+        ms_to_hf(str(slices.parent / "whole"), model, tmp_path / "hf", src_strategy=str(STRATEGY))
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -111,9 +112,10 @@ def test_training_takes_the_last_whole_step_of_the_slices_whatever_the_times(tmp
         os.utime(file, (10_000 - step, 10_000 - step))
     file.write_bytes(file.read_bytes()[:-1])
     (folder / "meta.json").write_text('{"last_epoch": 1, "last_step": 1, "last_ckpt_file": "glm4-9b_rank_0-1_1.ckpt"}')
-    run, said = MindFormerConfig(load_checkpoint=str(tmp_path), resume_training=resume, use_parallel=True,
-                                 parallel={"parallel_mode": 1}, parallel_config={}), []
-    start = choose_starting_point(run, 0, 1, said.append)
+    config, said = load_config(TINY_YAML), []
+    config = replace(config, start=Start(str(tmp_path), resume, reshard=False, strategy=None),
+                     layout=replace(config.layout, semi_auto=True))
+    start = choose_starting_point(config, 0, 1, said.append)
     assert len(said) == 1
     second = folder / "glm4-9b_rank_0-1_2.ckpt"
     assert start == StartingPoint(second, str(second), second if resume else None, slices=True)
@@ -152,10 +154,9 @@ def test_slices_that_share_no_step_are_refused(tmp_path):
 
 
 def test_one_process_starts_from_slices_that_are_merged_for_it(slices, reference, tmp_path):
-    output = tmp_path / "output"
-    run = MindFormerConfig(load_checkpoint=str(slices), src_strategy_path_or_dir=str(STRATEGY), auto_trans_ckpt=True,
-                           resume_training=False, use_parallel=False, output_dir=str(output), parallel_config={})
-    start = choose_starting_point(run, 0, 1, pytest.fail)
+    config = replace(load_config(TINY_YAML), output=tmp_path / "output",
+                     start=Start(str(slices), resume=False, reshard=True, strategy=str(STRATEGY)))
+    start = choose_starting_point(config, 0, 1, pytest.fail)
     assert not start.slices
     assert not start.to_cut
     assert start.resumed is None

@@ -215,7 +215,8 @@ def test_whole_numbers_become_floats_where_mindformers_takes_no_others(tmp_path)
     path.write_text(TINY_YAML.read_text(encoding="utf-8").replace("warmup_ratio: 0.1", "warmup_ratio: 0").replace(
         "weight_decay: 0.1", "weight_decay: 0"), encoding="utf-8")
     config = load_config(path)
-    assert repr(config["lr_schedule"]["warmup_ratio"]) == repr(config["optimizer"]["weight_decay"]) == "0.0"
+    values = config.mapping["lr_schedule"]["warmup_ratio"], config.mapping["optimizer"]["weight_decay"]
+    assert repr(values) == "(0.0, 0.0)"
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------

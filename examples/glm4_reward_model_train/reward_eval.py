@@ -33,8 +33,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> int:
     """Check everything that needs no device, then evaluate."""
     args = parse_args()
-    from mindrlhf.score import evaluate, load_eval_config
-    evaluate(load_eval_config(args), args.distributed_ckpt_path, args.load_all_ckpt)
+    from mindrlhf.score import evaluate, plan_evaluation
+    evaluate(plan_evaluation(args))
     return 0
 
 

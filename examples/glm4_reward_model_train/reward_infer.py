@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from mindrlhf.arguments import new_parser, positive_int, template
-from mindrlhf.errors import UserError, run
+from mindrlhf.errors import run
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -35,14 +35,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> int:
     """Check everything that needs no device, then score."""
     args = parse_args()
-    from mindrlhf.runtime import output_path
-    from mindrlhf.score import check_output_file, count_questions, infer, load_infer_config
-    config, tokenizer, prompt_template = load_infer_config(args)
-    if not count_questions(args.data_file):
-        raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
-    output_file = args.output_file or output_path(config) / "scores.jsonl"
-    check_output_file(output_file)
-    infer(config, args.data_file, tokenizer, prompt_template, args.distributed_ckpt_path, output_file)
+    from mindrlhf.score import infer, plan_inference
+    infer(plan_inference(args))
     return 0
 
 

@@ -44,13 +44,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> int:
     """Check everything that needs no device, then train."""
     args = parse_args()
-    from mindrlhf.train import load_train_config, train
-    config = load_train_config(args)
+    from mindrlhf.plan import plan_training
+    plan = plan_training(args)
     if args.dry_run:
-        from mindrlhf.plan import describe_run
-        print(describe_run(config), "OK", sep="\n")
+        from mindrlhf.dry_run import describe
+        print(describe(plan), "OK", sep="\n")
     else:
-        train(config, args.task)
+        from mindrlhf.train import train
+        train(plan)
     return 0
 
 

@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.packing import Group, Step, pack_groups, pair_group, plan_steps, whole_steps
-from mindrlhf.data.record import check_head
 from mindrlhf.errors import UserError
 
 __all__ = ["PACKED_COLUMNS", "PackedDataset", "PackedSteps", "Pair", "check_first_row", "choose_shapes", "read_pairs",
@@ -180,7 +179,6 @@ def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int]
     Raises:
         UserError: it is not so.
     """
-    check_head(file)
     try:
         rows = ds.MindDataset([file], columns_list=list(columns), shuffle=False)
         row = next(rows.create_dict_iterator(num_epochs=1, output_numpy=True), None)

@@ -23,7 +23,7 @@ from mindrlhf.data.compact import (
 )
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
 from mindrlhf.data.packing import longest_row
-from mindrlhf.data.record import check_files, find_record_files
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
 
 __all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
@@ -64,6 +64,7 @@ class RewardModelDataset(BaseDataset):
         dataset_config: the YAML's `train_dataset` or `eval_dataset` block, or its keys one by one:
             data_loader:    {type: MindDataset, dataset_dir: PATHS, shuffle: bool}, where PATHS (or `dataset_files`) is
                             a MindRecord file, a folder of shards, or a list of both
+            records:        the `RecordSet` of these files, if it is open already
             input_columns:  the seven fields of a sample
             output_columns: the five columns of a batch
             batching:       "padded" (default): batches of B pairs, every row filled up to the data's length;
@@ -100,11 +101,11 @@ class RewardModelDataset(BaseDataset):
         rank, ranks = rank or 0, ranks or 1
         columns = list(config.input_columns or FIELDS)
 
-        files = find_record_files(config.data_loader.dataset_dir or config.data_loader.dataset_files or [])
-        if not files:
-            raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
-        # Where all of it is read now, a look at it for its checksum takes a fraction of the time.
-        check_files(files, whole=config.batching != "padded")
+        records = config.records or RecordSet.open(config.data_loader.dataset_dir or config.data_loader.dataset_files
+                                                   or [])
+        if rank == 0 or config.batching != "padded":  # of padded rows each process reads its own, and later
+            records.verify_rows()
+        files = list(records.files)
         for file in files:
             check_first_row(file, columns, config.seq_length, exact=config.batching == "padded")
         if config.batch_size % config.micro_batches:

@@ -22,7 +22,7 @@ from mindrlhf.errors import UserError, some
 from mindrlhf.partial import partial_folder
 
 __all__ = ["LengthStatistics", "RecordWriter", "check_files", "check_head", "find_record_files", "read_settings",
-           "read_sidecar", "read_sidecars", "sidecar_path", "without_checksums"]
+           "read_sidecar", "read_sidecars", "sidecar_path"]
 
 _RECORD_NAME = re.compile(r"\.mindrecord\d*$")
 _BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
@@ -213,11 +213,6 @@ def check_files(records: Iterable[Union[str, Path]], whole: bool = False) -> Non
                     raise UserError(f"{path}: damaged, or not the file that was written: its {_FINGERPRINT[key]} is "
                                     f"{value}, {sidecar_path(record).name} says {written[path.name].get(key)}; copy it "
                                     "again, or convert again")
-
-
-def without_checksums(records: Iterable[Union[str, Path]]) -> List[str]:
-    """The MindRecord files of another converter, whose damage only MindRecord's reader can notice, or crash on."""
-    return [str(record) for record in records if (read_sidecar(record) or {}).get("files") is None]
 
 
 def check_head(record: Union[str, Path]) -> None:

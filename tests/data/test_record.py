@@ -31,8 +31,8 @@ from mindrlhf.data.record import (
     read_sidecar,
     read_sidecars,
     sidecar_path,
-    without_checksums,
 )
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
 
 pytestmark = pytest.mark.stack
@@ -163,8 +163,10 @@ def test_data_without_checksums_is_not_checked(tmp_path, sidecar):
         (tmp_path / "out.mindrecord.json").write_text(json.dumps(sidecar))
     with open(tmp_path / "out.mindrecord", "ab") as file:
         file.write(b"x")
-    check_files([tmp_path / "out.mindrecord"], whole=True)
-    assert without_checksums([tmp_path / "out.mindrecord", whole]) == [str(tmp_path / "out.mindrecord")]
+    records = RecordSet.open([str(tmp_path / "out.mindrecord"), str(whole)])
+    records.verify_rows()
+    assert records.unverifiable == (str(tmp_path / "out.mindrecord"),)
+    assert records.row_checksums is None
 
 
 @pytest.mark.parametrize(("found", "instead"), [

@@ -7,28 +7,27 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mindspore.dataset as ds
 
-from mindrlhf.config import check_dataset, put
+from mindrlhf.config import typed_config
+from mindrlhf.dry_run import describe
 from mindrlhf.errors import UserError
-from mindrlhf.plan import count_pairs, describe_run
-from mindrlhf.train import load_train_config
+from mindrlhf.plan import plan_training
 
 
 def read(yaml, folder):
     absent = dict.fromkeys(("use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume",
                             "tokenizer"))
-    config = load_train_config(SimpleNamespace(config=yaml, train_dataset=[folder], seq_length=16, **absent))
-    files = check_dataset(config, "train_dataset", "train_dataset")
-    pairs = count_pairs(files)
+    plan = plan_training(SimpleNamespace(config=yaml, train_dataset=[folder], seq_length=16, task="", **absent))
     for batching in ("padded", "buckets"):
-        put(config, "train_dataset.batching", batching)
-        describe_run(config)
+        plan.config.mapping["train_dataset"]["batching"] = batching
+        describe(replace(plan, config=typed_config(yaml, plan.config.mapping)))
     rows = [{name: value.tolist() for name, value in row.items()} for row in ds.MindDataset(
-        files, shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)]
-    return pairs, rows
+        list(plan.records.files), shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)]
+    return plan.records.pairs, rows
 
 
 def main():

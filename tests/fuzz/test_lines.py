@@ -334,8 +334,7 @@ class LengthScorer:
 
 @pytest.fixture
 def without_a_model(monkeypatch):
-    run = types.SimpleNamespace(runner_config=types.SimpleNamespace(batch_size=1))
-    monkeypatch.setattr(score, "start", lambda config: run)
+    monkeypatch.setattr(score, "start", lambda config: None)
     monkeypatch.setattr(score, "Scorer", LengthScorer)
     from mindformers.tools.logger import logger
     monkeypatch.setattr(logger, "info", lambda *_: None)
@@ -347,14 +346,15 @@ def without_a_model(monkeypatch):
 @fuzz(few=50, full=1000)
 def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes, raw):
     source, target = emptied(folder, file_of(raw)), folder / "scores.jsonl"
+    plan = score.InferencePlan(None, str(folder), {}, source, TOKENIZER, TEMPLATE, target)
     expected, bad = expected_questions(file_of(raw))
     with outcomes.no_hang():
         if bad is not None:
             with pytest.raises(UserError):
-                score.infer({}, source, TOKENIZER, TEMPLATE, str(folder), target)
+                score.infer(plan)
             assert names_in(folder) == []
             return
-        score.infer({}, source, TOKENIZER, TEMPLATE, str(folder), target)
+        score.infer(plan)
     written = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n")[:-1]]
     rows = [{**row, **{name: float(len(ids_of(row, ANSWERS[name]))) for name in names}} for row, names in expected]
     assert same(written, rows)

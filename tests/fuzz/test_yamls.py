@@ -1,7 +1,7 @@
 """YAMLs that are no longer what they were: refused with file and place, or a configuration of values of the right kind.
 
 The YAMLs are the two that the project ships. Their text is mutated, or one of their values is replaced. What is checked
-is what every start checks, in this process and without a device: `load_train_config`, `load_config`.
+is what every start checks, in this process and without a device: `plan_training`, `load_config`.
 
 | test                              | proves                                                    | judged against    |
 | test_check_of_mutated_text        | refused or accepted, with nothing of another kind in it   | the shipped YAMLs |
@@ -30,7 +30,7 @@ from mindrlhf.config import load_config
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.record import RecordWriter
 from mindrlhf.errors import UserError
-from mindrlhf.train import load_train_config
+from mindrlhf.plan import plan_training
 
 pytestmark = pytest.mark.stack
 
@@ -118,18 +118,19 @@ def check(folder, number, content):
     """Both checks of a YAML; returns the `UserError` of the one before training, or None."""
     path = folder / "run.yaml"
     path.write_bytes(content)
-    arguments = SimpleNamespace(config=str(path), train_dataset=[str(folder / f"{number}.mindrecord")], **dict.fromkeys(
+    data = [str(folder / f"{number}.mindrecord")]
+    arguments = SimpleNamespace(config=str(path), train_dataset=data, task="", **dict.fromkeys(
         ("seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume", "tokenizer")))
     for own_data in (True, False):
         error = None
         try:
-            config = load_train_config(arguments if not own_data else SimpleNamespace(
-                **{**vars(arguments), "train_dataset": None}))
+            config = plan_training(arguments if not own_data else SimpleNamespace(
+                **{**vars(arguments), "train_dataset": None})).config.mapping
         except UserError as found:
             error = found
             one_line(found)
     with contextlib.suppress(UserError):
-        check_accepted(load_config(path), SOUND[number])
+        check_accepted(load_config(path).mapping, SOUND[number])
     if error is None:
         check_accepted(config, SOUND[number])
     else:

@@ -24,7 +24,8 @@ def arguments():
     parser.add_argument("--weights")
     parser.add_argument("--evaluate", metavar="CHECKPOINT")
     parser.add_argument("--unchecked", action="store_true", help="leave out the checks before the run")
-    parser.set_defaults(seq_length=None, use_parallel=None, tokenizer=None)
+    parser.set_defaults(seq_length=None, use_parallel=None, tokenizer=None,
+                        task="text_generation")
     return parser.parse_args()
 
 
@@ -48,10 +49,12 @@ def main():
 
     import mindrlhf.processes
     import mindrlhf.starting_point
-    import mindrlhf.train
-    from mindrlhf.config import read_config
+    from mindrlhf.config import read_config, typed_config
+    from mindrlhf.data.record_set import RecordSet
+    from mindrlhf.plan import TrainingPlan, plan_training
     from mindrlhf.runtime import start
     from mindrlhf.score import Scorer
+    from mindrlhf.train import train
 
     def keep(network):
         np.savez(args.weights, **{parameter.name: parameter.asnumpy() for parameter in network.get_parameters()})
@@ -67,17 +70,19 @@ def main():
     ckpt_transform.transform_checkpoint.barrier_world = lambda action: None
     ms.train.Model._init, ms.train.Model.train = compile_step, stop
     if args.unchecked or args.evaluate:
-        config = read_config(args.config, {"train_dataset.data_loader.dataset_dir": args.train_dataset})
+        mapping, records = read_config(args.config), RecordSet.open(args.train_dataset)
     else:
-        config = mindrlhf.train.load_train_config(args)
-    config["context"]["device_target"] = "GPU"
+        plan = plan_training(args)
+        mapping, records = plan.config.mapping, plan.records
+    mapping["context"]["device_target"] = "GPU"
+    config = typed_config(args.config, mapping)
     if args.evaluate:
-        scorer = Scorer(start(config), texts=8)
+        scorer = Scorer(config, start(config))
         (checkpoint,) = scorer.checkpoints(args.evaluate)
         scorer.load(checkpoint)
         keep(scorer.network)
     else:
-        mindrlhf.train.train(config, "text_generation")
+        train(TrainingPlan(config, records, "text_generation"))
 
 
 if __name__ == "__main__":

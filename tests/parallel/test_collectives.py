@@ -24,8 +24,8 @@ from compiled_graph import kept_for_backward, most_alive, read_graph
 from layouts import SMALLER, devices, records, train, write_yaml
 from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention
 
-from mindrlhf.config import put, read_config
-from mindrlhf.plan import Size, memory_of_backward
+from mindrlhf.config import put, read_config, typed_config
+from mindrlhf.memory import Size, memory_of_backward
 
 pytestmark = pytest.mark.stack
 
@@ -163,8 +163,7 @@ def test_query_key_and_value_are_cut_from_the_whole_width(name, model, steps):
 
 def moments(config):
     """Where the backward pass begins and ends, on one device."""
-    config["context"]["device_target"] = "Ascend"
-    return memory_of_backward(config, Size(1, TOKENS))
+    return memory_of_backward(typed_config("run.yaml", config), Size(1, TOKENS))
 
 
 @pytest.mark.parametrize("name", ["4 x 2", "8 x 1"])

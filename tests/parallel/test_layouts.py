@@ -27,6 +27,7 @@ from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention
 
 from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.config import config_problems, read_config
+from mindrlhf.models.glm4.dimensions import Dimensions
 from mindrlhf.plan import weights_of
 
 pytestmark = pytest.mark.stack
@@ -69,7 +70,7 @@ def strategies(train, tmp_path_factory):
         return folder / name / "output" / "strategy"
 
     refused = {name: problem for name, layout in LAYOUTS.items() for problem in
-               config_problems(read_config(str(write_yaml(folder / "check" / f"{name}.yaml", *layout)), {}))
+               config_problems(read_config(str(write_yaml(folder / "check" / f"{name}.yaml", *layout))))
                if "before 1.6" in problem and not repeats_key_and_value()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = {name: [pool.submit(run, name, stage) for stage in range(layout[2])] for name, layout in LAYOUTS.items()
@@ -91,10 +92,11 @@ def strategy_file(folder):
 def whole(tmp_path_factory):
     """(folder of a whole checkpoint of made-up numbers, {name: array}): weights and the optimizer's moments."""
     folder = tmp_path_factory.mktemp("whole")
-    config = read_config(str(write_yaml(folder / "run.yaml", *LAYOUTS["data 8 x model 1"])), {})
+    config = read_config(str(write_yaml(folder / "run.yaml", *LAYOUTS["data 8 x model 1"])))
+    dimensions = Dimensions.from_yaml(config["model"]["model_config"], "model_config")
     numbers = np.random.default_rng(5)
     values = {f"{kind}{weight.name}": numbers.standard_normal(weight.shape, np.float32)
-              for weight in weights_of(config) for kind in ("", "adam_m.", "adam_v.")}
+              for weight in weights_of(dimensions) for kind in ("", "adam_m.", "adam_v.")}
     save(folder / "rank_0" / "whole.ckpt", values)
     return folder, values
 
@@ -187,7 +189,7 @@ def test_flash_attention_over_more_processes_than_groups_is_refused(model, train
     config = write_yaml(tmp_path / "run.yaml", 8 // model, model, 1, True, "packing", only_save_strategy=True)
     message = (f"parallel_config.model_parallel is {model}, expected a divisor of multi_query_group_num (2) with flash "
                "attention")
-    assert any(message in problem for problem in config_problems(read_config(str(config), {})))
+    assert any(message in problem for problem in config_problems(read_config(str(config))))
     if model == 4:
         code, output = train(config, 0, 8, "--unchecked")
         assert code != 0

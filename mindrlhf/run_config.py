@@ -1,0 +1,156 @@
+"""A run's configuration as its checks leave it: typed, complete and frozen, so that nobody looks a key up again."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+from mindrlhf.models.glm4.dimensions import Dimensions
+
+__all__ = ["Batching", "Layout", "Model", "RunConfig", "Start"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network.
+
+    Attributes:
+        dimensions:      of `model.model_config`
+        parameter_type:  of the weights as training keeps them: float32, float16 or bfloat16
+        compute_type:    of matrix products, likewise
+        flash_attention: whether attention is Ascend's fused operator
+        recompute:       `recompute_config.recompute`: True, False, or which layers
+        pad_token_id:    fills up rows
+    """
+
+    dimensions: Dimensions
+    parameter_type: str
+    compute_type: str
+    flash_attention: bool
+    recompute: Any
+    pad_token_id: int
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of the longest text."""
+        return self.dimensions.seq_length
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is divided over processes.
+
+    Attributes:
+        device:            Ascend, GPU or CPU
+        device_memory:     bytes that MindSpore may take of a device; None: not said
+        parallel:          `use_parallel`: several processes
+        semi_auto:         operators are cut over the processes, so that each has its slice of a checkpoint; otherwise
+                           each has the whole model
+        started:           processes of the job that this one belongs to, as msrun says; None: not started by it
+        data, model, stages: copies of the model, parts of each weight, pipeline stages; 1 unless semi-auto
+        micro_batches:     of a pipeline
+        optimizer_sharded: the optimizer's state is spread over the data-parallel copies
+        embedding_copied:  each process has the whole embedding (`vocab_emb_dp`)
+    """
+
+    device: str
+    device_memory: Optional[int]
+    parallel: bool
+    semi_auto: bool
+    started: Optional[int]
+    data: int
+    model: int
+    stages: int
+    micro_batches: int
+    optimizer_sharded: bool
+    embedding_copied: bool
+
+    @property
+    def processes(self) -> int:
+        """Processes of the run: those that were started, or, before that, those that the layout needs."""
+        if not self.parallel:
+            return 1
+        return self.started or self.data * self.model * self.stages
+
+    def __str__(self) -> str:
+        return f"data x model x pipeline = {self.data} x {self.model} x {self.stages}"
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How pairs become steps.
+
+    Attributes:
+        kind:           padded, buckets or packing
+        size:           pairs (padded, buckets) or rows (packing) of a process's (micro-)batch
+        accumulation:   (micro-)batches whose gradients a step adds up, outside pipelines
+        row_length:     tokens of a row of `packing`; otherwise the model's sequence length
+        shuffle:        another order of the pairs in each epoch
+        drop_remainder: of `padded`: leave out the last, smaller batch
+        seed:           of the order
+    """
+
+    kind: str
+    size: int
+    accumulation: int
+    row_length: int
+    shuffle: bool
+    drop_remainder: bool
+    seed: int
+
+    @property
+    def padded(self) -> bool:
+        return self.kind == "padded"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training starts from.
+
+    Attributes:
+        checkpoint: file or folder; None: random weights
+        resume:     go on with step and optimizer state
+        reshard:    cut it anew for this run's layout (`auto_trans_ckpt`)
+        strategy:   strategy file, or folder of them, of the layout that it was cut for; None: it is whole
+    """
+
+    checkpoint: Optional[str]
+    resume: bool
+    reshard: bool
+    strategy: Optional[str]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A checked configuration: the YAML with the flags in it.
+
+    Attributes:
+        path:     of the YAML, for messages
+        mapping:  all of its keys, with defaults: what MindFormers is given
+        output:   folder for logs, checkpoints and figures
+        epochs:   of the data
+        sink_mode: MindSpore feeds the device from a queue of its own
+        checkpoints: the keys of the `CheckpointMonitor` callback; None: there is none
+        model, layout, batching, start: see there
+    """
+
+    path: str
+    mapping: Mapping[str, Any]
+    output: Path
+    epochs: int
+    sink_mode: bool
+    checkpoints: Optional[Mapping[str, Any]]
+    model: Model
+    layout: Layout
+    batching: Batching
+    start: Start
+
+    @property
+    def micro_batches(self) -> int:
+        """Pieces that a step cuts a process's rows into: those of a pipeline, or whose gradients are added up."""
+        return self.layout.micro_batches if self.layout.stages > 1 else self.batching.accumulation
+
+    @property
+    def global_batch(self) -> int:
+        """Pairs (padded, buckets) or rows (packing) of a step, over all processes, as MindFormers counts them."""
+        if not self.layout.semi_auto:
+            return self.batching.size * self.layout.processes
+        return self.batching.size * self.layout.data * self.micro_batches
