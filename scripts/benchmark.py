@@ -29,11 +29,12 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import numpy as np
 import yaml
 
-from mindrlhf.arguments import new_parser, positive_int
-from mindrlhf.config import load_config, put, read_config
+from mindrlhf.cli import new_parser, positive_int
+from mindrlhf.config.check import load_config
+from mindrlhf.config.read import put, read_config
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.packing import Group, pair_group
 from mindrlhf.data.preference import Rejected, read_preferences
+from mindrlhf.data.row_packing import Group, pair_group
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
@@ -591,7 +592,7 @@ def work_model(yaml: str, checkpoint: str, folder: str, tokenizer: str) -> Dict[
     import mindspore as ms
     from mindformers.models.glm2.glm2_config import ChatGLM2Config
 
-    from mindrlhf.convert_weight import ms_to_hf
+    from mindrlhf.huggingface.convert import ms_to_hf
     from mindrlhf.models.glm4.glm_reward import Glm4RewardModel
     config = load_config(yaml)
     ms.set_seed(0)
@@ -667,9 +668,9 @@ def remove(record: Path) -> None:
 def work_score(yaml: str, checkpoint: str, questions: str, folder: str) -> Dict[str, Any]:
     """Seconds of a pass over all questions after one that compiles; the scores of their texts, one after the other."""
     config = load_config(yaml, {"run_mode": "eval", "output_dir": folder})
-    from mindrlhf.runtime import start
-    run = start(config)
-    from mindrlhf.score import Scorer
+    from mindrlhf.set_up import set_up_mindspore
+    run = set_up_mindspore(config)
+    from mindrlhf.scoring.scorer import Scorer
 
     class CountingScorer(Scorer):
         """Notes how many tokens are computed."""

@@ -7,5 +7,5 @@ set -euo pipefail
 install_peers
 cd "$root"
 export REFERENCE_PYTHON=$root/.venv-torch/bin/python
-[ $# -gt 0 ] || set -- tests/models tests/test_training_curve.py tests/test_convert_weight.py tests/test_against_transformers.py
+[ $# -gt 0 ] || set -- tests/models tests/huggingface tests/training/test_training_curve.py
 exec python -m pytest "$@"

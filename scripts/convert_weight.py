@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
-from mindrlhf.arguments import new_parser, template
-from mindrlhf.config import load_config
-from mindrlhf.convert_weight import hf_to_ms, ms_to_hf
+from mindrlhf.cli import new_parser, template
+from mindrlhf.config.check import load_config
 from mindrlhf.errors import run
+from mindrlhf.huggingface.convert import hf_to_ms, ms_to_hf
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
 

@@ -22,9 +22,9 @@ from typing import Dict, Tuple
 
 import yaml
 
-from mindrlhf.arguments import new_parser, positive_int
-from mindrlhf.checkpoint import list_checkpoints
-from mindrlhf.config import BATCHINGS
+from mindrlhf.checkpoints.find import list_checkpoints
+from mindrlhf.cli import new_parser, positive_int
+from mindrlhf.config.check import BATCHINGS
 from mindrlhf.weights.ckpt_file import read_ckpt
 
 ROOT = Path(__file__).resolve().parent.parent

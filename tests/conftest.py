@@ -118,7 +118,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 def write_numbered_pairs(path, count, seq_length, pad_token_id):
     """A MindRecord file of pairs whose texts begin with 1000 plus the pair's number; returns its path as text."""
     from mindrlhf.data.encode import encode_pair
-    from mindrlhf.data.record import RecordWriter
+    from mindrlhf.data.mindrecord_writer import RecordWriter
     random = np.random.default_rng(2)
     with RecordWriter(path) as writer:
         for number in range(count):

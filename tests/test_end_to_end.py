@@ -24,8 +24,8 @@ import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 from safetensors.numpy import load_file, save_file
 
-from mindrlhf.checkpoint import read_checkpoint
-from mindrlhf.config import load_config
+from mindrlhf.checkpoints.load import read_checkpoint
+from mindrlhf.config.check import load_config
 from mindrlhf.weights.ckpt_file import read_ckpt, write_ckpt
 from mindrlhf.weights.tensors import OutputTensor, Part
 
@@ -151,7 +151,7 @@ def test_inference_logs_each_answer_and_writes_a_line_for_each_row(job):
 
 
 def plan_of_evaluation(job, records):
-    from mindrlhf.score import plan_evaluation
+    from mindrlhf.scoring.plan import plan_evaluation
     return plan_evaluation(SimpleNamespace(
         config=TINY_YAML, seq_length=None, eval_dataset=[str(records)], batch_size=None, load_all_ckpt=False,
         distributed_ckpt_path=str(job["folder"] / "output" / "checkpoint_network")))
@@ -159,7 +159,7 @@ def plan_of_evaluation(job, records):
 
 def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):
     """Evaluate the same file in this process and compare the scores pair by pair."""
-    from mindrlhf.score import evaluate
+    from mindrlhf.scoring.evaluate import evaluate
     result, = evaluate(plan_of_evaluation(job, job["folder"] / "test.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -174,7 +174,7 @@ def test_left_padded_data_gets_the_same_scores(job, in_tmp_path):
                     SAMPLE / "test.jsonl", "--dst_file", "left.mindrecord", "--seq_length", 128,
                     "--padding_side", "left")
     assert result.returncode == 0, result.stderr
-    from mindrlhf.score import evaluate
+    from mindrlhf.scoring.evaluate import evaluate
     result, = evaluate(plan_of_evaluation(job, "left.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]

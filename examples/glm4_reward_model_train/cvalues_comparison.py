@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from mindrlhf.arguments import new_parser, positive_int, template
+from mindrlhf.cli import new_parser, positive_int, template
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.errors import UserError, run
 

@@ -11,7 +11,7 @@ A flag that is not given leaves the YAML's value.
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.arguments import boolean, new_parser, positive_int
+from mindrlhf.cli import boolean, new_parser, positive_int
 from mindrlhf.errors import run
 
 
@@ -33,7 +33,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> int:
     """Check everything that needs no device, then evaluate."""
     args = parse_args()
-    from mindrlhf.score import evaluate, plan_evaluation
+    from mindrlhf.scoring.evaluate import evaluate
+    from mindrlhf.scoring.plan import plan_evaluation
     evaluate(plan_evaluation(args))
     return 0
 

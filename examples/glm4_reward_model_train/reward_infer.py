@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
-from mindrlhf.arguments import new_parser, positive_int, template
+from mindrlhf.cli import new_parser, positive_int, template
 from mindrlhf.errors import run
 
 
@@ -35,7 +35,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> int:
     """Check everything that needs no device, then score."""
     args = parse_args()
-    from mindrlhf.score import infer, plan_inference
+    from mindrlhf.scoring.infer import infer
+    from mindrlhf.scoring.plan import plan_inference
     infer(plan_inference(args))
     return 0
 

@@ -11,7 +11,7 @@ every step to output/metrics.csv, their curves to output/curves.png. A flag that
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.arguments import boolean, new_parser, not_used, positive_int
+from mindrlhf.cli import boolean, new_parser, not_used, positive_int
 from mindrlhf.errors import run
 
 
@@ -44,13 +44,13 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> int:
     """Check everything that needs no device, then train."""
     args = parse_args()
-    from mindrlhf.plan import plan_training
+    from mindrlhf.training.plan import plan_training
     plan = plan_training(args)
     if args.dry_run:
-        from mindrlhf.dry_run import describe
+        from mindrlhf.training.dry_run import describe
         print(describe(plan), "OK", sep="\n")
     else:
-        from mindrlhf.train import train
+        from mindrlhf.training.train import train
         train(plan)
     return 0
 

@@ -1,4 +1,4 @@
-"""Differences that the network and its compilation meet. Tests: tests/test_compat.py."""
+"""Differences that the network and its compilation meet. Tests: tests/compat/test_compat.py."""
 import contextlib
 
 import mindspore as ms

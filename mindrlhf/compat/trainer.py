@@ -1,4 +1,4 @@
-"""Differences that a configuration and the parts of a training run meet. Tests: tests/test_compat.py."""
+"""Differences that a configuration and the parts of a training run meet. Tests: tests/compat/test_compat.py."""
 import inspect
 from typing import Any, Dict
 

@@ -19,14 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from mindrlhf import __version__
+from mindrlhf.atomic import partial_folder
 from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
 from mindrlhf.data.preference import Rejected, read_preferences
-from mindrlhf.data.record import LengthStatistics, RecordWriter
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
-from mindrlhf.partial import partial_folder
-from mindrlhf.report import format_table
+from mindrlhf.tables import format_table
 
 __all__ = ["ConversionReport", "convert_preferences"]
 

@@ -13,17 +13,11 @@ import numpy as np
 from mindformers.dataset.base_dataset import BaseDataset
 from mindformers.tools.register import MindFormerConfig, MindFormerModuleType, MindFormerRegister
 
-from mindrlhf.data.compact import (
-    PackedDataset,
-    PackedSteps,
-    check_first_row,
-    choose_shapes,
-    read_pairs,
-    unreadable,
-)
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
-from mindrlhf.data.packing import longest_row
+from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs, unreadable
+from mindrlhf.data.packed_steps import PackedDataset, PackedSteps, choose_shapes
 from mindrlhf.data.record_set import RecordSet
+from mindrlhf.data.row_packing import longest_row
 from mindrlhf.errors import UserError
 
 __all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
@@ -68,7 +62,7 @@ class RewardModelDataset(BaseDataset):
             input_columns:  the seven fields of a sample
             output_columns: the five columns of a batch
             batching:       "padded" (default): batches of B pairs, every row filled up to the data's length;
-                            "buckets": packed rows (`mindrlhf.data.packing`) of at most four lengths, about B pairs a
+                            "buckets": packed rows (`data/row_packing.py`) of at most four lengths, about B pairs a
                             step; "packing": B packed rows of `row_length` tokens a step
             batch_size:     B, for each of the processes that train data-parallel. A step of all of them has the pairs
                             of one process's step with the sum as its batch_size

@@ -15,7 +15,7 @@ from mindformers.tools.register import MindFormerConfig, MindFormerRegister
 
 from mindrlhf.data.dataset import OUTPUT_COLUMNS, RewardModelDataset, batch_pairs
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.record import RecordWriter
+from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.errors import UserError
 
 pytestmark = pytest.mark.stack

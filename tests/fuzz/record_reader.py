@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import mindspore.dataset as ds
 
-from mindrlhf.config import typed_config
-from mindrlhf.dry_run import describe
+from mindrlhf.config.check import typed_config
 from mindrlhf.errors import UserError
-from mindrlhf.plan import plan_training
+from mindrlhf.training.dry_run import describe
+from mindrlhf.training.plan import plan_training
 
 
 def read(yaml, folder):

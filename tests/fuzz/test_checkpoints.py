@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from mutations import DAMAGE, damaged, fuzz, one_line, outcomes_of
 from safetensors.numpy import save
 
-from mindrlhf.checkpoint import check_weights, newest_whole_checkpoint, read_checkpoint, read_data_settings
+from mindrlhf.checkpoints.find import newest_whole_checkpoint
+from mindrlhf.checkpoints.load import check_weights, read_checkpoint
+from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.errors import UserError
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
 from mindrlhf.weights.safetensors_file import read_json, read_safetensors, read_safetensors_folder

@@ -23,12 +23,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
 
-from mindrlhf import score
 from mindrlhf.data import convert as convert_module
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.preference import Rejected, read_preferences
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.scoring import infer as inference
+from mindrlhf.scoring.infer import infer
+from mindrlhf.scoring.plan import InferencePlan
+from mindrlhf.scoring.questions import read_questions
 
 pytestmark = pytest.mark.stack
 
@@ -304,10 +307,10 @@ def test_reader_of_mutated_questions(folder, outcomes, raw):
     found = []
     with outcomes.no_hang():
         if bad is None:
-            found += score.read_questions(source)
+            found += read_questions(source)
         else:
             with pytest.raises(UserError) as caught:
-                found.extend(score.read_questions(source))
+                found.extend(read_questions(source))
             assert one_line(caught.value).startswith(f"{source}:{bad}: ")
     outcomes.count("questions read" if bad is None else "questions refused")
     assert same([(question.values, list(question.answers)) for question in found], expected)
@@ -334,8 +337,8 @@ class LengthScorer:
 
 @pytest.fixture
 def without_a_model(monkeypatch):
-    monkeypatch.setattr(score, "start", lambda config: None)
-    monkeypatch.setattr(score, "Scorer", LengthScorer)
+    monkeypatch.setattr(inference, "set_up_mindspore", lambda config: None)
+    monkeypatch.setattr(inference, "Scorer", LengthScorer)
     from mindformers.tools.logger import logger
     monkeypatch.setattr(logger, "info", lambda *_: None)
     monkeypatch.setattr(logger, "warning", lambda *_: None)
@@ -346,15 +349,15 @@ def without_a_model(monkeypatch):
 @fuzz(few=50, full=1000)
 def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes, raw):
     source, target = emptied(folder, file_of(raw)), folder / "scores.jsonl"
-    plan = score.InferencePlan(None, str(folder), {}, source, TOKENIZER, TEMPLATE, target)
+    plan = InferencePlan(None, str(folder), {}, source, TOKENIZER, TEMPLATE, target)
     expected, bad = expected_questions(file_of(raw))
     with outcomes.no_hang():
         if bad is not None:
             with pytest.raises(UserError):
-                score.infer(plan)
+                infer(plan)
             assert names_in(folder) == []
             return
-        score.infer(plan)
+        infer(plan)
     written = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n")[:-1]]
     rows = [{**row, **{name: float(len(ids_of(row, ANSWERS[name]))) for name in names}} for row, names in expected]
     assert same(written, rows)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from mutations import DAMAGE, damaged, fuzz, outcomes_of
 
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.record import RecordWriter
+from mindrlhf.data.mindrecord_writer import RecordWriter
 
 pytestmark = pytest.mark.stack
 

@@ -26,11 +26,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DAMAGE, damaged, fuzz, one_line, outcomes_of
 
-from mindrlhf.config import load_config
+from mindrlhf.config.check import load_config
 from mindrlhf.data.encode import encode_pair
-from mindrlhf.data.record import RecordWriter
+from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.errors import UserError
-from mindrlhf.plan import plan_training
+from mindrlhf.training.plan import plan_training
 
 pytestmark = pytest.mark.stack
 
@@ -275,5 +275,5 @@ def test_a_yaml_that_grows_or_nests_without_end_is_answered_soon(folder, content
 
 def test_the_check_needs_no_mindspore():
     """3 seconds of every wrong start."""
-    code = "import sys, mindrlhf.train; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, mindrlhf.training.train; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

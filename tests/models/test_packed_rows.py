@@ -16,10 +16,11 @@ from conftest import REFERENCE_CASES, dimensions_of
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Tensor, ops
 
-from mindrlhf.data.compact import PackedSteps, Pair
 from mindrlhf.data.dataset import batch_pairs
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.packing import pack_groups, plan_steps, segment_stride, text_group
+from mindrlhf.data.mindrecord_reader import Pair
+from mindrlhf.data.packed_steps import PackedSteps
+from mindrlhf.data.row_packing import pack_groups, plan_steps, segment_stride, text_group
 from mindrlhf.models.glm4.backbone import SegmentMask
 
 pytestmark = pytest.mark.stack

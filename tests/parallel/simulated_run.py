@@ -48,13 +48,14 @@ def main():
     from mindformers.tools import ckpt_transform
 
     import mindrlhf.processes
-    import mindrlhf.starting_point
-    from mindrlhf.config import read_config, typed_config
+    import mindrlhf.training.start_from
+    from mindrlhf.config.check import typed_config
+    from mindrlhf.config.read import read_config
     from mindrlhf.data.record_set import RecordSet
-    from mindrlhf.plan import TrainingPlan, plan_training
-    from mindrlhf.runtime import start
-    from mindrlhf.score import Scorer
-    from mindrlhf.train import train
+    from mindrlhf.scoring.scorer import Scorer
+    from mindrlhf.set_up import set_up_mindspore
+    from mindrlhf.training.plan import TrainingPlan, plan_training
+    from mindrlhf.training.train import train
 
     def keep(network):
         np.savez(args.weights, **{parameter.name: parameter.asnumpy() for parameter in network.get_parameters()})
@@ -66,7 +67,7 @@ def main():
 
     # Nothing is sent, and nobody waited for: the others find the same in the same files.
     mindrlhf.processes.meet = lambda: None
-    mindrlhf.starting_point.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
+    mindrlhf.training.start_from.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
     ckpt_transform.transform_checkpoint.barrier_world = lambda action: None
     ms.train.Model._init, ms.train.Model.train = compile_step, stop
     if args.unchecked or args.evaluate:
@@ -77,7 +78,7 @@ def main():
     mapping["context"]["device_target"] = "GPU"
     config = typed_config(args.config, mapping)
     if args.evaluate:
-        scorer = Scorer(config, start(config))
+        scorer = Scorer(config, set_up_mindspore(config))
         (checkpoint,) = scorer.checkpoints(args.evaluate)
         scorer.load(checkpoint)
         keep(scorer.network)

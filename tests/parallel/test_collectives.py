@@ -24,8 +24,9 @@ from compiled_graph import kept_for_backward, most_alive, read_graph
 from layouts import SMALLER, devices, records, train, write_yaml
 from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention
 
-from mindrlhf.config import put, read_config, typed_config
-from mindrlhf.memory import Size, memory_of_backward
+from mindrlhf.config.check import typed_config
+from mindrlhf.config.read import put, read_config
+from mindrlhf.training.memory import Size, memory_of_backward
 
 pytestmark = pytest.mark.stack
 

@@ -26,9 +26,9 @@ from layouts import SMALLER, devices, records, train, write_yaml
 from mindformers.models.glm2.glm2_transformer import ChatGLM2SelfAttention
 
 from mindrlhf.compat.installed import repeats_key_and_value
-from mindrlhf.config import config_problems, read_config
-from mindrlhf.models.glm4.dimensions import Dimensions
-from mindrlhf.plan import weights_of
+from mindrlhf.config.check import config_problems
+from mindrlhf.config.read import read_config
+from mindrlhf.models.glm4.dimensions import Dimensions, weights_of
 
 pytestmark = pytest.mark.stack
 

@@ -15,9 +15,9 @@ from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
 from mindrlhf.compat.model import adapt_encoder, attention_mask_dtype, on_whole_cpu
-from mindrlhf.data.packing import longest_row, segment_stride
-from mindrlhf.models.glm4.cpu import RotaryTables, use_cpu_cells
-from mindrlhf.models.glm4.pieces import query_pieces
+from mindrlhf.data.row_packing import longest_row, segment_stride
+from mindrlhf.models.glm4.attention_pieces import query_pieces
+from mindrlhf.models.glm4.cpu_cells import RotaryTables, use_cpu_cells
 
 __all__ = ["CausalMask", "Glm4Backbone", "SegmentMask"]
 
@@ -69,7 +69,7 @@ class CausalMask(nn.Cell):
 class SegmentMask(nn.Cell):
     """Which keys a query of a packed row may not attend to: later ones, and those of other texts.
 
-    A token sees its own segment and the common beginning of its group, as `mindrlhf.data.packing` numbers them.
+    A token sees its own segment and the common beginning of its group, as `mindrlhf.data.row_packing` numbers them.
 
     Args:
         config: `longest_row` of its `seq_length` bounds S; `use_flash_attention` decides the output's type.

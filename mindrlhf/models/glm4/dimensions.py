@@ -227,3 +227,16 @@ def with_prefix(name: str) -> str:
     """
     return re.sub(r"^((?:adam_[mv]|moment[12]|accu_grads)\.)?(?=(embedding|encoder|output_layer)\.)",
                   r"\1transformer.", name)
+
+
+MOMENT_BYTES = 8  # of a value: Adam's two moments, which FP32StateAdamWeightDecay keeps in float32
+
+
+def weights_of(size: Dimensions) -> List[Weight]:
+    """The weights of the reward model."""
+    return [*backbone_weights(size), *(weight for weight in head_weights(size) if weight.name != LM_HEAD_NAME)]
+
+
+def values_of(weights: Sequence[Weight]) -> int:
+    """How many numbers they have together."""
+    return sum(math.prod(weight.shape) for weight in weights)

@@ -15,8 +15,8 @@ from mindspore.common.initializer import Normal, initializer
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-from mindrlhf.loss import PackedPairLoss, PairLoss
 from mindrlhf.models.glm4.backbone import Glm4Backbone
+from mindrlhf.models.objective import PackedPairLoss, PairLoss
 
 __all__ = ["VHead", "Glm4RewardModel"]
 
@@ -109,7 +109,7 @@ class Glm4RewardModel(GLM2PreTrainedModel):
     """GLM-4 backbone, value head and pair loss.
 
     Rows come in two kinds. A padded row is one text with padding on one side. A packed row has several texts, see
-    `mindrlhf.data.packing`; it is known by an `end_ind` of two dimensions. Scores, loss and gradients are the same.
+    `mindrlhf.data.row_packing`; it is known by an `end_ind` of two dimensions. Scores, loss and gradients are the same.
 
     Args:
         config: the model's dimensions and layout. `track_step_metrics` (default False) keeps the figures of

@@ -1,0 +1,1 @@
+"""Checkpoints: find, load, shards over ranks, save."""

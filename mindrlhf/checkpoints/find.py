@@ -1,0 +1,135 @@
+"""Finding checkpoints: the files of a rank, and the newest complete step."""
+import os
+import re
+from pathlib import Path
+from typing import Callable, Iterable, List, Sequence, Tuple, Union
+
+from mindrlhf.errors import UserError, some
+from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
+
+__all__ = ["TO_RESUME", "check_checkpoint_path", "checkpoint_files", "list_checkpoints", "newest_whole_checkpoint",
+           "step_of"]
+
+_STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
+_RUN = re.compile(r"_rank_\d+_(\d+)-[^-]*\.ckpt$")
+# What a run goes on with, beside weights and optimizer.
+TO_RESUME = ("epoch_num", "step_num", "global_step")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.ckpt")
+Step = Tuple[float, float, float]
+
+
+def step_of(path: Union[str, Path]) -> Step:
+    """(run, epoch, step) in a checkpoint's name `PREFIX_rank_RANK[_RUN]-EPOCH_STEP.ckpt`. The first run that wrote to a
+    folder has no number, which is 0. A name without epoch and step, as that of the network-only file, which is always
+    written last, comes after all others of its run.
+    """
+    run, step = _RUN.search(str(path)), _STEP.search(str(path))
+    return (int(run[1]) if run else 0, *((int(step[1]), int(step[2])) if step else (float("inf"), float("inf"))))
+
+
+def check_checkpoint_path(flag: str, path: str, expected: str = "a checkpoint (.ckpt)") -> None:
+    """Raise `UserError` unless `path` is a file, or a folder with something in it."""
+    if not os.path.exists(path):
+        raise UserError(f"--{flag}: {path}: no such file or folder, expected {expected} or a folder of them")
+    if os.path.isdir(path) and not os.listdir(path):
+        raise UserError(f"--{flag}: {path}: an empty folder, expected {expected} in it")
+
+
+def list_checkpoints(path: Union[str, Path], rank: int, flag: str = "distributed_ckpt_path") -> List[Path]:
+    """Checkpoints of one rank in the order of their steps, never of their times (a copy changes those).
+
+    Args:
+        path: a .ckpt file, a folder with rank_0, rank_1, ... in it, or a folder of .ckpt files
+        rank: of this process
+
+    Returns:
+        files, or a folder where its files are parts of one checkpoint, see `checkpoint_files`
+
+    Raises:
+        UserError: there is none for this rank, or a part of one is missing.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".ckpt":
+            raise UserError(f"--{flag}: {path}: found a {path.suffix or 'nameless'} file, expected .ckpt")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"--{flag}: {path}: no such file or folder, expected a checkpoint (.ckpt) or a folder of them")
+    folder = path
+    if any(re.fullmatch(r"rank_\d+", child.name) for child in path.iterdir()):
+        folder = path / f"rank_{rank}"
+        if not folder.is_dir():
+            found = sorted(child.name for child in path.iterdir() if child.name.startswith("rank_"))
+            raise UserError(f"--{flag}: {path}: no folder rank_{rank} for this process, found {', '.join(found)}")
+    found = sorted(folder.glob("*.ckpt"), key=lambda file: (*step_of(file), file.name))
+    if not found:
+        raise UserError(f"--{flag}: {folder}: no checkpoint in it, expected names that end in .ckpt")
+    return [folder] if _is_one_model(folder, found) else found
+
+
+def _is_one_model(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether the files of a folder are the parts of one checkpoint: numbered shards, of which none may be missing, or
+    files without a step that share no parameter.
+    """
+    shards = [match for match in (_SHARD.fullmatch(file.name) for file in files) if match]
+    if shards:
+        stem, total = shards[0][1], int(shards[0][3])
+        others = [file.name for file in files if not file.name.startswith(f"{stem}-")
+                  or not file.name.endswith(f"-of-{total:05d}.ckpt")]
+        if others:
+            raise UserError(f"{folder}: {some(others)} beside {shards[0][0]}, expected the shards of one checkpoint "
+                            "alone")
+        numbers = {int(match[2]) for match in shards}
+        missing = [number for number in range(1, total + 1) if number not in numbers]
+        if missing:
+            raise UserError(f"{folder}: shard {some(missing)} of {total} is missing")
+        return True
+    if len(files) == 1 or step_of(files[0])[1] != float("inf"):
+        return False
+    names = [name for file in files for name in read_ckpt(file)]
+    return len(names) == len(set(names))
+
+
+def checkpoint_files(checkpoint: Path) -> List[Path]:
+    """The files of a checkpoint that `list_checkpoints` named: itself, or all in a folder that is one model."""
+    return sorted(checkpoint.glob("*.ckpt")) if checkpoint.is_dir() else [checkpoint]
+
+
+def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, skipped: Callable[[str], object],
+                            gather: Callable[[Step], Iterable[Step]] = lambda step: [step],
+                            check: Callable[[Path, Sequence[str]], object] = check_ckpt) -> Path:
+    """The checkpoint that training starts from: the last step's, of those that are whole on all ranks.
+
+    MindFormers takes the newest file of a rank folder by time and, in a folder of .ckpt files, all of them together.
+
+    Args:
+        path:    see `list_checkpoints`
+        rank:    whose checkpoints are looked at
+        resume:  whether it must have what a run goes on with, beside the weights
+        skipped: told of each damaged one that is passed over
+        gather:  a step of this process to those of all processes; each of them must call it
+        check:   raises `UserError` if a file is damaged or lacks some names
+
+    Raises:
+        UserError: there is none, or none that is whole on all ranks.
+    """
+    left, damage = list_checkpoints(path, rank, flag="load_checkpoint"), ""
+    while True:
+        while left:
+            try:
+                for file in checkpoint_files(left[-1]):
+                    check(file, TO_RESUME if resume else ())
+                break
+            except UserError as error:
+                damage = str(error)
+                left.pop()
+                if left:
+                    skipped(f"{damage}; passed over, the checkpoint before it is looked at")
+        found = list(gather(step_of(left[-1]) if left else (-1, -1, -1)))
+        earliest = min(found)
+        if earliest[0] < 0:
+            raise UserError(damage if not left else f"--load_checkpoint: {path}: no step whose checkpoint is whole on "
+                                                    f"all {len(found)} ranks")
+        if earliest == max(found):
+            return left[-1]
+        left = [checkpoint for checkpoint in left if step_of(checkpoint) <= earliest]

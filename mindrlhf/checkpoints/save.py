@@ -1,0 +1,175 @@
+"""Checkpoints of a training run: whole or not there, and named by the step of the whole run, resumed or not."""
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterable, Optional, Sequence
+
+import mindspore as ms
+from mindformers.tools.logger import logger
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindformers.tools.utils import get_output_root_path, get_real_rank
+from mindspore.train.callback import Callback
+
+from mindrlhf.atomic import partial_file, partial_folder
+from mindrlhf.checkpoints.find import step_of
+from mindrlhf.checkpoints.training_notes import write_data_settings
+from mindrlhf.errors import UserError, raise_each
+from mindrlhf.training.monitor import StepOutputs, steps_of_run
+
+__all__ = ["WholeCheckpointMonitor", "save_whole"]
+
+
+def save_whole(network, path: str, *args, **kwargs) -> None:
+    """`mindspore.save_checkpoint` with a checksum in the file, which gets its name when it is whole and on the disk.
+
+    MindSpore itself removes a file of the same name before it writes.
+
+    Raises:
+        UserError: it could not be written, for want of space say.
+    """
+    target = Path(path)
+    try:
+        # One hidden name for all files of the folder: what a killed run has left goes with the next file.
+        with partial_folder(target.parent / "checkpoint") as folder:
+            hidden = folder / target.name
+            ms.save_checkpoint(network, str(hidden), *args, crc_check=True, **kwargs)
+            with open(hidden, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(hidden, target)
+    except OSError as error:
+        raise UserError(f"{target}: this checkpoint could not be written: {error.strerror or error}; earlier ones are "
+                        "as they were: make room, then go on with --resume True") from None
+
+
+@MindFormerRegister.register(MindFormerModuleType.CALLBACK, alias="CheckpointMonitor")
+class WholeCheckpointMonitor(Callback):
+    """Writes the checkpoints of a run that may be killed at any moment; YAMLs name it `CheckpointMonitor`.
+
+    It takes the place of MindFormers' class of that name, has its main arguments, and writes its files:
+    `checkpoint/rank_RANK/PREFIX_rank_RANK[_RUN]-EPOCH_STEP.ckpt`, with what a run is resumed from, and
+    `checkpoint_network/rank_RANK/PREFIX_rank_RANK[_RUN]-network.ckpt`, the weights alone. Releases of MindFormers
+    differ in what they write, where, and in which format; and none sees to it that a file is whole.
+
+    The checkpoint to resume from is written before the weights alone, for a run that is asked to end may be killed
+    soon. Behind the last step it is the other way round: there is nothing left to train that would write them.
+
+    Args:
+        prefix:                  of the files' names
+        directory:               where the two folders go; None: the run's output
+        save_checkpoint_steps:   steps between two checkpoints, counted from the beginning of the whole run; 0: see next
+        save_checkpoint_seconds: seconds between two checkpoints where there are no steps; 0: the last step alone
+        keep_checkpoint_max:     checkpoints of this run to keep; the last steps, each removed after a new one is whole;
+                                 0: all
+        integrated_save:         put slices together again before they are saved; never in semi-auto parallel
+        save_network_params:     write the weights alone too
+        append_info:             [{"epoch_num", "step_num", "loss_scale"}] that a resumed run goes on from
+        global_batch_size:       noted in the checkpoint, by which MindFormers counts the steps of another batch size
+        resumed_run:             the number in the names of the checkpoint that training goes on from, see `step_of`,
+                                 with which files' names go on. None: a run of its own (filled in by `train`)
+        data_settings:           how the data was made, left beside the checkpoints with the first one; a run that
+                                 ends before it does not describe those of an earlier run (filled in likewise)
+        others:                  arguments of MindFormers' class; what they ask for must be what is done anyhow
+
+    Raises:
+        UserError: an argument asks for something else, or a checkpoint cannot be written.
+    """
+
+    def __init__(self, prefix: str = "CKP", directory: Optional[str] = None, save_checkpoint_steps: int = 1,
+                 save_checkpoint_seconds: int = 0, keep_checkpoint_max: int = 5, integrated_save: bool = True,
+                 save_network_params: bool = True, append_info: Optional[Sequence[Dict[str, Any]]] = None,
+                 global_batch_size: Optional[int] = None, resumed_run: Optional[int] = None,
+                 data_settings: Optional[Dict[str, Any]] = None, **others):
+        super().__init__()
+        raise_each("callbacks.CheckpointMonitor", problems_of_arguments(others))
+        self._every, self._seconds, self._keep = save_checkpoint_steps, save_checkpoint_seconds, keep_checkpoint_max
+        self._integrated = integrated_save and ms.get_auto_parallel_context("parallel_mode") in ("stand_alone",
+                                                                                                 "data_parallel")
+        self._with_network, self._data_settings = save_network_params, data_settings
+        rank = f"rank_{get_real_rank()}"
+        self._root = Path(directory or get_output_root_path())
+        self._folders = {name: self._root / name / rank for name in ("checkpoint", "checkpoint_network")}
+        if resumed_run is None:
+            resumed_run = _next_run(self._folders["checkpoint"], f"{prefix}_{rank}")
+        self._prefix = f"{prefix}_{rank}" + (f"_{resumed_run}" if resumed_run else "")
+        (begin,) = append_info or [{}]
+        self._first_step = begin.get("step_num", 0)
+        self._noted = {"loss_scale": begin.get("loss_scale", 1)}
+        if global_batch_size is not None:
+            self._noted["global_batch_size"] = global_batch_size
+        self._saved_step, self._saved_at, self._total = self._first_step, time.monotonic(), None
+
+    def on_train_step_end(self, run_context):
+        run = run_context.original_args()
+        self._total = self._total or steps_of_run(run)
+        step = self._first_step + run.cur_step_num
+        if self._every:
+            due = step // self._every > self._saved_step // self._every
+        else:
+            due = bool(self._seconds) and time.monotonic() - self._saved_at > self._seconds
+        if due:
+            self._save(run, step)
+
+    def on_train_end(self, run_context):
+        run = run_context.original_args()
+        step = self._first_step + run.cur_step_num
+        if step > self._saved_step:
+            self._save(run, step)
+
+    def _save(self, run, step: int) -> None:
+        for folder in self._folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._data_settings:
+                write_data_settings(folder.parent, self._data_settings)
+        self._data_settings = None
+        parts = [self._save_all, *[self._save_network] * self._with_network]
+        for save in reversed(parts) if step >= self._total else parts:
+            save(run, step)
+        self._saved_step, self._saved_at = step, time.monotonic()
+
+    def _save_all(self, run, step: int) -> None:
+        """What a run is resumed from, and the removal of what is not to be kept beside it."""
+        folder = self._folders["checkpoint"]
+        of_epoch = (step - 1) % run.batch_num + 1
+        target = folder / f"{self._prefix}-{run.cur_epoch_num}_{of_epoch}.ckpt"
+        optimizer = run.optimizer if run.optimizer is not None else run.network.optimizer
+        scale = StepOutputs.of(run.net_outputs).scale
+        noted = {"epoch_num": run.cur_epoch_num, "step_num": step, "global_step": optimizer.global_step, **self._noted}
+        if scale is not None:
+            noted["loss_scale"] = scale
+        logger.info("step %d: saving %s", step, target)
+        save_whole(run.train_network, str(target), self._integrated, append_dict=noted,
+                   choice_func=lambda name: not name.startswith("accu_grads"))
+        with partial_file(folder / "meta.json") as file:  # MindFormers' tools read it
+            file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
+                                        "last_ckpt_file": target.name}), encoding="utf-8")
+        if self._keep:
+            own = sorted(folder.glob(f"{self._prefix}-*_*.ckpt"), key=step_of)
+            for old in own[:max(own.index(target) + 1 - self._keep, 0)]:
+                old.unlink()
+
+    def _save_network(self, run, _step: int) -> None:
+        network = run.network.network if getattr(run.network, "optimizer", None) is not None else run.network
+        save_whole(network, str(self._folders["checkpoint_network"] / f"{self._prefix}-network.ckpt"), self._integrated)
+
+
+def _next_run(folder: Path, prefix: str) -> int:
+    """The number of a new run that writes files `PREFIX[_RUN]-...` into a folder: 0 if it is the first one there."""
+    runs = [int(match[1] or 0) for match in (re.fullmatch(rf"{re.escape(prefix)}(?:_(\d+))?-[^-]*\.ckpt", file.name)
+                                             for file in folder.glob("*.ckpt")) if match]
+    return max(runs) + 1 if runs else 0
+
+
+# Arguments of MindFormers' class that are not those of ours -> the values that ask for nothing else.
+_NOTHING_ELSE = {
+    "async_save": (False, None), "save_trainable_params": (False, None), "exception_save": (False, None),
+    "keep_checkpoint_per_n_minutes": (0, None), "saved_network": (None,), "config": (None,), "enc_key": (None,),
+    "enc_mode": ("AES-GCM", None)}
+
+
+def problems_of_arguments(others: Dict[str, Any]) -> Iterable[str]:
+    """What arguments of MindFormers' `CheckpointMonitor` ask for that ours does not do, a text for each."""
+    for name, value in others.items():
+        if value not in _NOTHING_ELSE.get(name, (value,)):
+            yield f"{name} is {value!r}, expected {_NOTHING_ELSE[name][0]!r}: this is not supported"

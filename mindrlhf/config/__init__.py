@@ -1,0 +1,1 @@
+"""One YAML and its flags to a checked, typed `RunConfig`. Knows nothing of MindSpore."""

@@ -1,0 +1,187 @@
+"""MindRecord files on the disk: finding them, their sidecar, and whether they are still what was written.
+
+`OUT.mindrecord.json`, the sidecar, is what training, evaluation and inference read to notice that the data, the YAML
+and the tokenizer do not belong together, or that a file is no longer what was written: MindRecord's reader has no
+checksums, and crashes on some damaged files. Data of the original MindRLHF converter has none, which is fine.
+"""
+import json
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+
+from mindrlhf.errors import UserError, some
+
+__all__ = ["HEADER_BYTES", "check_files", "check_head", "find_record_files", "fingerprint", "read_settings",
+           "read_sidecar", "read_sidecars", "sidecar_path"]
+
+_RECORD_NAME = re.compile(r"\.mindrecord\d*$")
+HEADER_BYTES = 64 << 20  # of a file, of which most is a hole on the disk
+_CHUNK = 1 << 20  # bytes that are read at once
+_FINGERPRINT = {"bytes": "size in bytes", "head": "header's CRC-32", "rows": "rows' CRC-32", "index": "CRC-32"}
+
+
+def _read_head(file: BinaryIO) -> Tuple[bytes, Any]:
+    """(bytes, content) of a MindRecord file's description of itself: its length in 8 bytes, then JSON, by which
+    MindRecord finds everything else. The content is None if it is none.
+    """
+    size = file.read(8)
+    text = file.read(min(int.from_bytes(size, "little"), HEADER_BYTES))
+    try:
+        return size + text, json.loads(text)
+    except (ValueError, RecursionError):
+        return size + text, None
+
+
+def fingerprint(path: Path, whole: bool) -> Dict[str, int]:
+    """Size and CRC-32 of an index; size, CRC-32 of the description and, if `whole`, of the rows (1.5 GB a second) of a
+    MindRecord file. Between description and rows there are 64 MB of nothing.
+    """
+    found = {"bytes": path.stat().st_size}
+    with open(path, "rb") as file:
+        if path.suffix == ".db":
+            key = "index"
+        else:
+            text, head = _read_head(file)
+            found["head"], key = zlib.crc32(text), "rows"
+            begin = head.get("header_size") if isinstance(head, dict) else None
+            file.seek(begin if type(begin) is int and 0 <= begin <= found["bytes"] else 0)
+        if key == "index" or whole:
+            found[key] = 0
+            for chunk in iter(lambda: file.read(_CHUNK), b""):
+                found[key] = zlib.crc32(chunk, found[key])
+    return found
+
+
+def check_files(records: Iterable[Union[str, Path]], whole: bool = False) -> None:
+    """Whether MindRecord files and their indices are those that were written, as far as their sidecar says it.
+
+    Args:
+        records: MindRecord files
+        whole:   read all of them; otherwise their size, their description of themselves and their index
+
+    Raises:
+        UserError: a file has changed, or is none of those that the sidecar beside it knows.
+    """
+    for record in map(Path, records):
+        written = (read_sidecar(record) or {}).get("files")
+        for path in (record, Path(f"{record}.db")) if written is not None else ():
+            if path.name not in written:
+                raise UserError(f"{path}: not one of the files that {sidecar_path(record).name} was written with: "
+                                f"{some(written)}; copy files and sidecar of one conversion")
+            try:
+                found = fingerprint(path, whole)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            for key, value in found.items():
+                if value != written[path.name].get(key):
+                    raise UserError(f"{path}: damaged, or not the file that was written: its {_FINGERPRINT[key]} is "
+                                    f"{value}, {sidecar_path(record).name} says {written[path.name].get(key)}; copy it "
+                                    "again, or convert again")
+
+
+def check_head(record: Union[str, Path]) -> None:
+    """Raise `UserError` unless a MindRecord file begins with a description that MindRecord's reader survives."""
+    def has(entry: Any, kinds: Dict[str, type]) -> bool:
+        return isinstance(entry, dict) and all(type(entry.get(key)) is kind for key, kind in kinds.items())
+
+    try:
+        with open(record, "rb") as file:
+            size, (_, head) = os.fstat(file.fileno()).st_size, _read_head(file)
+    except OSError as error:
+        raise UserError(f"{record}: cannot be read: {error.strerror}") from None
+    if not has(head, {"header_size": int, "page_size": int, "page": list, "schema": list, "shard_addresses": list}) \
+            or not 0 < head["header_size"] <= size or head["page_size"] <= 0 \
+            or not all(has(page, {"page_id": int, "page_size": int, "start_row_id": int, "end_row_id": int,
+                                  "page_type": str, "page_type_id": int, "row_group_ids": list}) and all(
+                has(group, {"id": int, "offset": int}) for group in page["row_group_ids"]) for page in head["page"]):
+        raise UserError(f"{record}: not readable as MindRecord: its header is damaged or cut short; copy it again, or "
+                        "convert again")
+
+
+def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> List[str]:
+    """The MindRecord files that a file, a folder (searched to its bottom) or a list of both stands for, sorted.
+
+    Raises:
+        UserError: a path does not exist, is no MindRecord file by its name, lacks its index, or a folder has none.
+    """
+    files: List[str] = []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(path)
+        if path.is_dir():
+            found = sorted(str(file) for file in path.rglob("*") if _is_record(path, file))
+            if not found:
+                raise UserError(f"{path}: no MindRecord file in this folder, expected names that end in .mindrecord")
+            files += found
+        elif not path.is_file():
+            raise UserError(f"{path}: no such file or folder, expected a MindRecord file or a folder of them")
+        elif not _RECORD_NAME.search(path.name):
+            raise UserError(f"{path}: not a MindRecord file, expected a name that ends in .mindrecord (convert with "
+                            "cvalues_comparison.py)")
+        else:
+            files.append(str(path))
+    for file in files:
+        if not Path(f"{file}.db").is_file():
+            raise UserError(f"{file}: its index {Path(file).name}.db is missing; copy it along or convert again")
+    return files
+
+
+def _is_record(folder: Path, file: Path) -> bool:
+    """Whether a file below `folder` is a MindRecord file; hidden folders hold unfinished ones."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return bool(_RECORD_NAME.search(file.name)) and file.is_file() and not hidden
+
+
+def sidecar_path(record: Union[str, Path]) -> Path:
+    """`OUT.mindrecord.json` of a MindRecord file or of one of its shards (OUT.mindrecord0, OUT.mindrecord1, ...)."""
+    return Path(re.sub(r"\.mindrecord\d*$", ".mindrecord.json", str(record)))
+
+
+def read_sidecar(record: Union[str, Path]) -> Optional[Dict[str, Any]]:
+    """The sidecar of a MindRecord file, or None if it has none.
+
+    Raises:
+        UserError: see `read_settings`.
+    """
+    path = sidecar_path(record)
+    return read_settings(path) if path.exists() else None
+
+
+# What the values of a sidecar must be, if they are there.
+_SETTINGS = {
+    "seq_length": ("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "pad_token_id": ("an id", lambda value: type(value) is int and value >= 0),
+    "padding_side": ("right or left", lambda value: value in ("right", "left")),
+    "prompt_template": ("text", lambda value: isinstance(value, str)),
+    "tokenizer": ("an object", lambda value: isinstance(value, dict)),
+    "order": ("an object", lambda value: isinstance(value, dict)),
+    "files": ("an object of objects", lambda value: isinstance(value, dict) and all(
+        isinstance(entry, dict) for entry in value.values())),
+}
+
+
+def read_settings(path: Path) -> Dict[str, Any]:
+    """A JSON object that says how data was made: a sidecar, or what training leaves of it with its checkpoints.
+
+    Raises:
+        UserError: it cannot be read, is no JSON object, or has values of another kind.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: found {type(settings).__name__}, expected a JSON object")
+    for key, (expected, fits) in _SETTINGS.items():
+        if settings.get(key) is not None and not fits(settings[key]):
+            raise UserError(f"{path}: {key} is {settings[key]!r}, expected {expected}")
+    return settings
+
+
+def read_sidecars(records: Iterable[Union[str, Path]]) -> Iterator[tuple]:
+    """(path, content) of each sidecar of `records`, once."""
+    for path in sorted({sidecar_path(record) for record in records}):
+        sidecar = read_sidecar(path)
+        if sidecar is not None:
+            yield path, sidecar

@@ -1,0 +1,145 @@
+"""Writing MindRecord files of samples, whole or not at all, and their sidecar."""
+import contextlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
+
+import numpy as np
+
+from mindrlhf.atomic import partial_folder
+from mindrlhf.compat.records import spare_writer
+from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.mindrecord_files import HEADER_BYTES, fingerprint
+from mindrlhf.errors import UserError
+
+__all__ = ["LengthStatistics", "RecordWriter"]
+
+_BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
+_MAX_SHARDS = 1000  # MindRecord's own limit
+# MindRecord makes the index of a page in 1.9 kB of memory for each of its up to 58,000 entries a MB: with its own pages
+# of 32 MB memory grows with the data. A header must hold 195 bytes a page.
+_PAGE_BYTES, _MAX_PAGE_BYTES = 512 << 10, 256 << 20
+_PAGE_ROWS = 5  # that a page must hold at least: what is left of it after the last one is lost
+
+
+@dataclass
+class LengthStatistics:
+    """Counts, and lengths in tokens, of what was converted: the table that is published for the data set.
+
+    `prompt` is the length of the prompts alone, `chosen` and `reject` that of the samples as written: template,
+    prompt and answer, cut at the sequence length.
+    """
+
+    count: int = 0
+    maxima: Dict[str, int] = field(default_factory=lambda: dict.fromkeys(("prompt", "chosen", "reject"), 0))
+    sums: Dict[str, int] = field(default_factory=lambda: dict.fromkeys(("prompt", "chosen", "reject"), 0))
+
+    def add(self, prompt: int, chosen: int, reject: int) -> None:
+        """Count one pair with these lengths in tokens."""
+        self.count += 1
+        for name, length in (("prompt", prompt), ("chosen", chosen), ("reject", reject)):
+            self.maxima[name] = max(self.maxima[name], length)
+            self.sums[name] += length
+
+    def as_dict(self) -> Dict[str, Union[int, float]]:
+        """count, prompt_max, prompt_avg, chosen_max, chosen_avg, reject_max, reject_avg."""
+        row: Dict[str, Union[int, float]] = {"count": self.count}
+        for name in ("prompt", "chosen", "reject"):
+            row[f"{name}_max"] = self.maxima[name]
+            row[f"{name}_avg"] = round(self.sums[name] / self.count, 1) if self.count else 0.0
+        return row
+
+
+class RecordWriter:
+    """Writes `OUT.mindrecord`, its index `OUT.mindrecord.db` and the sidecar, which appear under their names only
+    when `finish` has been called; leaving the context without it leaves everything as it was.
+
+    With more than one shard the rows are spread evenly over `OUT.mindrecord0`, `OUT.mindrecord1` and so on (as many
+    digits as the last one needs), each with its index, and one sidecar. Files grow in a hidden folder beside the
+    output (MindRecord stores its own file name, so a file cannot be renamed, only moved).
+    """
+
+    def __init__(self, path: Union[str, Path], shard_num: int = 1):
+        self.path = Path(path)
+        if not self.path.name.endswith(".mindrecord"):
+            raise UserError(f"--dst_file: found {self.path.name!r}, expected a name that ends in .mindrecord")
+        if self.path.is_dir():
+            raise UserError(f"--dst_file: {self.path} is a folder, expected a file name that ends in .mindrecord")
+        if not 1 <= shard_num <= _MAX_SHARDS:
+            raise UserError(f"--shard_num: found {shard_num}, expected 1 to {_MAX_SHARDS}")
+        digits = len(str(shard_num - 1))
+        self._records = [self.path] if shard_num == 1 else [
+            self.path.with_name(f"{self.path.name}{shard:0{digits}}") for shard in range(shard_num)]
+        self._batch = max(_BATCH, shard_num)  # a batch with fewer rows leaves shards out
+        self._count = 0
+        self._rows: List[Dict[str, Any]] = []
+        self._folder: Optional[Path] = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "RecordWriter":
+        try:
+            self._folder = self._stack.enter_context(partial_folder(self.path))
+        except OSError as error:
+            raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
+        from mindspore.mindrecord import FileWriter
+        self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
+        self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
+                                 else {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()},
+                                "preference pairs")
+        self._writer.set_header_size(HEADER_BYTES)
+        spare_writer(self._writer)
+        return self
+
+    def write(self, sample: Dict[str, np.ndarray]) -> None:
+        """Add a sample with the fields of `FIELDS`."""
+        if not self._count:
+            wanted = _PAGE_ROWS * sum(value.nbytes for value in sample.values())
+            self._writer.set_page_size(min(max(wanted // 4096 * 4096 + 4096, _PAGE_BYTES), _MAX_PAGE_BYTES))
+        self._rows.append({**sample, "end_ind": int(sample["end_ind"])})
+        self._count += 1
+        if len(self._rows) >= self._batch:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._call(self._writer.write_raw_data, self._rows)
+            self._rows = []
+
+    def finish(self, sidecar: Dict[str, Any]) -> None:
+        """Close the files and move them to their names; what an earlier run with other shards left there goes.
+
+        Raises:
+            UserError: there are fewer rows than shards, or MindRecord cannot write.
+        """
+        if self._count < len(self._records):
+            raise UserError(f"--shard_num: found {len(self._records)}, expected at most {self._count}, the number of "
+                            "pairs")
+        self._flush()
+        self._call(self._writer.commit)
+        name = self.path.name
+        files = [f"{record.name}{suffix}" for suffix in (".db", "") for record in self._records]
+        sidecar = {**sidecar, "files": {file: fingerprint(self._folder / file, whole=True) for file in sorted(files)}}
+        with open(self._folder / f"{name}.json", "w", encoding="utf-8") as file:
+            json.dump(sidecar, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+        for file in (*files, f"{name}.json"):
+            os.replace(self._folder / file, self.path.with_name(file))
+        for file in self.path.parent.iterdir():
+            if re.fullmatch(re.escape(name) + r"\d*(\.db)?", file.name) and file.name not in files and file.is_file():
+                file.unlink()
+
+    def _call(self, function, *args) -> None:
+        try:
+            function(*args)
+        except RuntimeError as error:  # MindRecord's C++ side has one exception for everything
+            free = shutil.disk_usage(self._folder).free
+            raise UserError(f"{self.path}: MindRecord could not be written ({free >> 20} MB free on the disk): "
+                            f"{str(error).splitlines()[0]}") from None
+
+    def __exit__(self, *_) -> None:
+        self._writer = None
+        self._stack.close()

@@ -1,0 +1,1 @@
+"""Weights, configuration and tokenizer in and out of Hugging Face's formats."""

@@ -1,0 +1,1 @@
+"""Scoring: plan, scorer, evaluation, inference."""

@@ -1,0 +1,146 @@
+"""What a run that scores is given: everything about it that can be checked before a device is touched."""
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Optional, Tuple
+
+from mindrlhf.checkpoints.find import check_checkpoint_path
+from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.config.check import check_config
+from mindrlhf.config.read import read_config
+from mindrlhf.config.run_config import RunConfig
+from mindrlhf.data.record_set import RecordSet, check_records, open_records
+from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
+from mindrlhf.errors import Problems, UserError
+from mindrlhf.scoring.questions import read_questions
+
+__all__ = ["EvaluationPlan", "InferencePlan", "ScoringPlan", "plan_evaluation", "plan_inference"]
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """A checked run that scores.
+
+    Attributes:
+        config:     the YAML with the flags in it
+        checkpoint: file or folder
+        trained:    how the data was made that the model was trained with; {} where it is not known
+    """
+
+    config: RunConfig
+    checkpoint: str
+    trained: Mapping[str, Any]
+
+
+def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[str, Any], Optional[Path]]:
+    """What evaluation and inference have in common: (plan, the YAML's keys, the file that says how the model was
+    trained); raises `UserError` where nothing further can be checked.
+    """
+    mapping = read_config(args.config, {"model.model_config.seq_length": args.seq_length, "run_mode": "eval",
+                                        **overrides})
+    config = check_config(args.config, mapping, problems)
+    with problems:
+        check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
+    if config and config.layout.stages > 1:  # the first process, which says and writes what is found, has no scores
+        with problems:
+            raise UserError(f"parallel_config.pipeline_stage is {config.layout.stages}, expected 1 to score: the "
+                            "stages of a pipeline do not hear of the scores; scripts/convert_weight.py ms_to_hf merges "
+                            "the slices of training")
+    place, trained = None, {}
+    with problems:
+        place, trained = read_data_settings(args.distributed_ckpt_path)
+    return ScoringPlan(config, args.distributed_ckpt_path, trained), mapping, place
+
+
+@dataclass(frozen=True)
+class EvaluationPlan(ScoringPlan):
+    """A checked evaluation; made by `plan_evaluation` alone.
+
+    Attributes:
+        records:         the pairs to score
+        all_checkpoints: all that are there, in the order of their steps, or the last alone
+    """
+
+    records: RecordSet
+    all_checkpoints: bool
+
+
+def plan_evaluation(args) -> EvaluationPlan:
+    """The run that `reward_eval.py`'s arguments ask for.
+
+    Raises:
+        UserError: everything that is wrong with YAML, flags, data and checkpoint.
+    """
+    problems = Problems()
+    plan, mapping, place = _plan(args, problems, **{"eval_dataset.data_loader.dataset_dir": args.eval_dataset,
+                                                    "runner_config.batch_size": args.batch_size})
+    records: Optional[RecordSet] = None
+    with problems:
+        records = open_records(mapping, "eval_dataset")
+    if records:
+        with problems:
+            check_same_tokenizer(str(records.sidecar), records.settings.get("tokenizer"),
+                                 plan.trained.get("tokenizer"), place)
+        if plan.config:
+            with problems:
+                check_records(records, plan.config.model, exact=False)
+    problems.raise_all()
+    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt)
+
+
+@dataclass(frozen=True)
+class InferencePlan(ScoringPlan):
+    """A checked inference; made by `plan_inference` alone.
+
+    Attributes:
+        data_file:   rows to score, all of them checked
+        tokenizer:   that of the training data, if it is known
+        template:    the prompt template: the one that was asked for, or that the model was trained with, or the default
+        output_file: where the rows go with their scores
+    """
+
+    data_file: Path
+    tokenizer: Tokenizer
+    template: str
+    output_file: Path
+
+
+def plan_inference(args) -> InferencePlan:
+    """The run that `reward_infer.py`'s arguments ask for. Reads all of the input once.
+
+    Raises:
+        UserError: everything that is wrong with YAML, flags, input, tokenizer and checkpoint.
+    """
+    problems = Problems()
+    plan, _, place = _plan(args, problems)
+    tokenizer: Optional[Tokenizer] = None
+    with problems:
+        tokenizer = open_tokenizer(args.tokenizer)
+        check_same_tokenizer(args.tokenizer, tokenizer.identity, plan.trained.get("tokenizer"), place)
+    if tokenizer and plan.config and tokenizer.vocab_size > plan.config.model.dimensions.padded_vocab_size:
+        with problems:
+            raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, model.model_config."
+                            f"padded_vocab_size is {plan.config.model.dimensions.padded_vocab_size}; expected at least "
+                            "as many")
+    with problems:
+        if not sum(1 for _ in read_questions(args.data_file)):
+            raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
+    problems.raise_all()
+    output_file = args.output_file or plan.config.output / "scores.jsonl"
+    _check_output_file(output_file)
+    return InferencePlan(**vars(plan), data_file=args.data_file, tokenizer=tokenizer, output_file=output_file,
+                         template=args.prompt_template or plan.trained.get("prompt_template") or PROMPT_TEMPLATE)
+
+
+def _check_output_file(path: Path) -> None:
+    """Raise `UserError`, before anything is scored, if no file can be written at `path`."""
+    if path.is_dir():
+        raise UserError(f"--output_file: {path} is a folder, expected a file name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"--output_file: {path}: the folder {path.parent} cannot be written")

@@ -1,0 +1,157 @@
+"""Scoring texts in packed rows.
+
+Scores come from the network itself, called in evaluation mode through `mindspore.Model`: compiled in the YAML's
+parallel layout, with the rank's own slices of a checkpoint. Several processes that each have the whole model divide the
+batches among them; all of them know all scores, and the first one says and writes what is found.
+"""
+from itertools import islice
+from pathlib import Path
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from mindrlhf.checkpoints.find import list_checkpoints
+from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
+from mindrlhf.checkpoints.sharded import check_cut, is_sliced, steps_of_slices
+from mindrlhf.config.run_config import RunConfig
+from mindrlhf.data.row_packing import Group, longest_row, pack_groups, plan_steps, text_group, whole_steps
+from mindrlhf.processes import sum_over_processes
+
+__all__ = ["Scorer", "row_shapes", "warn_of_template"]
+
+_WINDOW = 2048            # groups of texts that are sorted by length together; bounds the memory of a run
+_SHORTEST_ROW = 256        # tokens
+_MOST_LENGTHS = 4          # so many graphs are compiled, at most
+_TOKENS = 4096             # of a batch, at most; larger ones are no faster
+_SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
+
+
+class Scorer:
+    """A reward model that scores texts without padding: in packed rows of at most four lengths, so that at most four
+    graphs are compiled, each when it is needed first. All processes must score the same questions.
+
+    Args:
+        config: what is scored with
+        run:    what `set_up_mindspore` returned for it
+    """
+
+    def __init__(self, config: RunConfig, run):
+        from mindformers.core.parallel_config import build_parallel_config
+        from mindformers.tools.utils import get_real_group_size, get_real_rank
+
+        self.rank = get_real_rank()
+        layout = config.layout
+        self._semi_auto, self._sliced = layout.semi_auto, False
+        divided = layout.parallel and not layout.semi_auto
+        self._part, self._parts = (self.rank, get_real_group_size()) if divided else (0, 1)  # of the batches
+        run.parallel_config.update(data_parallel=layout.data, model_parallel=layout.model,
+                                   pipeline_stage=layout.stages)
+        self.seq_length, self.pad_token_id = config.model.seq_length, config.model.pad_token_id
+        texts = 2 * config.batching.size
+        self.shapes = row_shapes(self.seq_length, min(texts * self.seq_length, _TOKENS), layout.data)
+        self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
+        build_parallel_config(run)
+        self._run = run
+        self._build()
+
+    def _build(self) -> None:
+        """The network, without weights."""
+        import mindspore as ms
+        from mindformers.models.build_model import build_network
+
+        from mindrlhf.compat.model import no_init_parameters
+        with no_init_parameters():
+            self.network = build_network(self._run.model, default_args={"parallel_config": self._run.parallel_config,
+                                                                        "moe_config": self._run.moe_config})
+        self.network.set_train(False)
+        self._model = ms.Model(self.network)
+        self._laid_out = False
+
+    def checkpoints(self, path: str) -> List[Path]:
+        """The checkpoints at a path, see `list_checkpoints`: the rank's own slices, or whole ones."""
+        self._sliced = self._semi_auto and is_sliced(path)
+        if not self._sliced:
+            return list_checkpoints(path, 0)
+        list_checkpoints(path, self.rank)
+        return [slices[self.rank] for slices in steps_of_slices(path, "distributed_ckpt_path")]
+
+    def load(self, path: Path) -> None:
+        """Load one of `checkpoints`, strictly, and log what was loaded."""
+        from mindformers.tools.logger import logger
+        parameters = read_checkpoint(path)
+        if self._laid_out and not self._sliced:  # a network that is cut takes slices alone
+            self._build()
+        if self._sliced:
+            self._lay_out()
+        logger.info(load_strictly(self.network, parameters, str(path), need_head=True).as_text())
+        self.network.init_parameters_data()
+        if self._semi_auto and not self._sliced:
+            self._lay_out()
+            check_cut({name: value.asnumpy() for name, value in parameters.items()},
+                      {value.name: value.asnumpy() for value in self.network.get_parameters()})
+
+    def _lay_out(self) -> None:
+        """Cut the network, and the weights that are in it, for the layout."""
+        if not self._laid_out:
+            rows, length = self.shapes[0]
+            self._model.infer_predict_layout(*self._tensors([[]] * rows, length)[0])
+            self._laid_out = True
+
+    def _tensors(self, rows: Sequence[Sequence[Group]], length: int):
+        """(the network's inputs, where there is a text)."""
+        import mindspore as ms
+        packed = pack_groups(rows, length, 2 * self.most, self.pad_token_id)
+        ends = np.where(packed.texts, packed.ends, -1).astype(np.int32)
+        return [ms.Tensor(packed.input_ids), ms.Tensor(packed.positions), ms.Tensor(packed.segments),
+                ms.Tensor(packed.weights), ms.Tensor(ends)], packed.texts
+
+    def score(self, questions: Iterable[Sequence[np.ndarray]]) -> Iterator[List[float]]:
+        """End scores of the texts of each question, in the questions' order.
+
+        Args:
+            questions: the token ids of texts that mostly begin alike, (length,) int32 each; longer ones are cut at the
+                       sequence length. They are read as they are needed.
+        """
+        questions = iter(questions)
+        while True:
+            window = [text_group([np.asarray(text[:self.seq_length], np.int32) for text in texts])
+                      for texts in islice(questions, _WINDOW)]
+            if not window:
+                return
+            yield from self._score_window(window)
+
+    def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
+        last = np.cumsum([len(group.ends) for group in groups])
+        scores = np.zeros(last[-1], np.float32)
+        places = [np.arange(end - len(group.ends), end) for group, end in zip(groups, last)]
+        steps = plan_steps([len(group) for group in groups], self.shapes, self.most, None)
+        for step in steps[self._part::self._parts]:
+            inputs, texts = self._tensors([[groups[number] for number in row] for row in step.rows], step.length)
+            scores[np.concatenate([places[number] for number in step.groups])] = \
+                self._model.predict(*inputs).asnumpy()[texts]
+        if self._parts > 1:
+            scores = sum_over_processes(scores)  # each score is there once and 0 elsewhere
+        return [scores[place].tolist() for place in places]
+
+
+def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]]:
+    """(rows, length) of the batches: lengths up to two whole texts, about so many tokens each.
+
+    >>> row_shapes(1024, 4096, 1)
+    [(16, 256), (8, 512), (4, 1024), (2, 2048)]
+    >>> row_shapes(100, 4096, 2)
+    [(20, 208)]
+    """
+    longest = longest_row(seq_length)
+    growth = max(longest / _SHORTEST_ROW, 1) ** (1 / (_MOST_LENGTHS - 1))
+    lengths = [whole_steps(round(_SHORTEST_ROW * growth ** number)) for number in range(_MOST_LENGTHS - 1)]
+    lengths = sorted({length for length in lengths if length < longest} | {longest})
+    return [(-(-max(tokens // length, 1) // split) * split, length) for length in lengths]
+
+
+def warn_of_template(found: Optional[str], trained: Optional[str], place: str) -> None:
+    """Say so when texts were rendered otherwise than in training; None where it is not known."""
+    from mindformers.tools.logger import logger
+    if found and trained and found != trained:
+        logger.warning("the prompt template of %s is %r, the model was trained with %r: its scores mean little",
+                       place, found, trained)

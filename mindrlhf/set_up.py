@@ -1,0 +1,69 @@
+"""Starting MindSpore and MindFormers for a checked configuration. The first module of a run that imports them."""
+import os
+import sys
+
+from mindrlhf.config.run_config import RunConfig
+from mindrlhf.errors import UserError
+
+__all__ = ["set_up_mindspore"]
+
+# Set by msrun, by mpirun, and with a rank table: the three ways in which MindSpore's processes find each other.
+_STARTED_AS_ONE_OF_SEVERAL = ("MS_ROLE", "OMPI_COMMAND", "RANK_TABLE_FILE")
+
+
+def set_up_mindspore(config: RunConfig):
+    """Set up the device, the processes' communication and the logs.
+
+    Returns:
+        the configuration as a `MindFormerConfig`, which MindFormers' own parts are given
+
+    The modules that register themselves with MindFormers (dataset, model, callbacks) are imported here, so that the
+    YAML's type names find them.
+
+    Raises:
+        UserError: MindSpore has no such device here, or `use_parallel` does not fit the number of processes.
+    """
+    parallel = config.layout.parallel
+    started = config.layout.started
+    if (started or 1) > 1 and not parallel:
+        raise UserError(f"use_parallel is False, but {started} processes were started: set use_parallel: True in the "
+                        "YAML, or start one; each of them would do all the work and write to the same files")
+    if os.environ.get("MS_ROLE") == "MS_SCHED" and not parallel:
+        # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
+        # communication; a run of one process has none, and the scheduler would do all the work a second time.
+        print("scheduler: use_parallel is False, one process does the work; nothing to do here", flush=True)
+        sys.exit(0)
+    if parallel and not any(map(os.environ.get, _STARTED_AS_ONE_OF_SEVERAL)):
+        raise UserError("use_parallel is True, but this process is none of a job of several: start it with "
+                        "msrun_launcher.sh, or set --use_parallel False")
+    config.output.mkdir(parents=True, exist_ok=True)
+    os.environ["LOCAL_DEFAULT_PATH"] = str(config.output)  # where MindFormers puts what it writes
+    os.environ.setdefault("LOG_MF_PATH", str(config.output / "log"))
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ side: errors only
+    if config.layout.stages == 1:  # in a pipeline the last process has the loss
+        os.environ.setdefault("STDOUT_DEVICES", "0")  # what all processes say is printed by one; each has its log file
+
+    from mindformers import MindFormerConfig
+    from mindformers.core.context import build_context
+    from mindformers.tools.utils import get_real_group_size
+
+    from mindrlhf import processes
+    from mindrlhf.checkpoints import save  # noqa: F401
+    from mindrlhf.compat.model import use_portable_overflow_check
+    from mindrlhf.compat.trainer import fill_in_defaults
+    from mindrlhf.data import dataset  # noqa: F401
+    from mindrlhf.models.glm4 import glm_reward  # noqa: F401
+    from mindrlhf.training import monitor, step, stopping  # noqa: F401
+
+    run = MindFormerConfig(**config.mapping)
+    fill_in_defaults(run)
+    try:
+        build_context(run)
+    except (RuntimeError, ValueError) as error:
+        joining = ", or cannot join the other processes" if parallel else ""
+        raise UserError(f"MindSpore cannot be set up for context.device_target {config.layout.device} on this "
+                        f"machine{joining}: {str(error).strip().splitlines()[0]}") from None
+    use_portable_overflow_check()
+    if get_real_group_size() > 1:
+        processes.meet()
+    return run

@@ -1,0 +1,26 @@
+"""Tables, and sizes for people, as text."""
+from typing import Sequence
+
+__all__ = ["format_table", "size_text"]
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows (the first one is the heading) as aligned columns with a rule below the heading.
+
+    >>> print(format_table([["count", "max"], ["3", "12"]]))
+    count  max
+    -----  ---
+        3   12
+    """
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
+    lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people.
+
+    >>> size_text(2_150_000), size_text(18.8e9)
+    ('2.1 MB', '18.8 GB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

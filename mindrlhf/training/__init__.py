@@ -1,0 +1,1 @@
+"""Training runs: plan, memory, dry run, trainer and its callbacks."""

@@ -1,0 +1,81 @@
+"""The dry run: reads the data as training does, and says what a run will do and need. It touches no device."""
+from typing import List, Tuple
+
+from mindrlhf.config.run_config import RunConfig
+from mindrlhf.tables import size_text
+from mindrlhf.training.memory import MemoryEstimate, Size, estimate_memory
+from mindrlhf.training.plan import TrainingPlan, space_for_checkpoints
+
+__all__ = ["describe"]
+
+
+def describe(plan: TrainingPlan) -> str:
+    """What a run will do and need, as lines of text.
+
+    Raises:
+        UserError: what is found only by reading the data: an unreadable file, a pair that is too long for a row.
+    """
+    config, dataset = plan.config, _open_dataset(plan)
+    steps = dataset.get_dataset_size()
+    if config.batching.padded:
+        tokens = f"{steps * 2 * config.global_batch * config.model.seq_length:,} computed"
+        sizes = [Size(2 * config.batching.size, config.model.seq_length)]
+    else:
+        computed, text, sizes = _packed_tokens(dataset.steps, config)
+        tokens = f"{computed:,} computed, {text:,} of text"
+    space = space_for_checkpoints(config, steps * config.epochs)
+    facts = {
+        "device": f"{config.layout.device}, {_layout_text(config)}",
+        "data": f"{plan.records.pairs:,} pairs in {plan.records}",
+        "steps": f"{steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} "
+                 f"epoch{'s' if config.epochs > 1 else ''}",
+        "tokens": f"{tokens}, an epoch",
+        "rows": "of a device: " + ", ".join(f"{size.rows} x {size.length} tokens" for size in sizes),
+        "weights from": config.start.checkpoint or "random initialisation",
+        "checkpoints": f"{space.count} of {size_text(space.each)} with optimizer state, "
+                       f"{size_text(space.weights_alone)} of weights alone, over all processes",
+        "memory": _memory_text(config, max((estimate_memory(config, size) for size in sizes),
+                                           key=lambda estimate: estimate.total)),
+    }
+    width = max(map(len, facts))
+    return "\n".join(["this run would train:", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+def _open_dataset(plan: TrainingPlan):
+    """The dataset of the whole step, which is the same for any number of processes."""
+    from mindformers import MindFormerConfig
+
+    from mindrlhf.data.dataset import RewardModelDataset
+    config = plan.config
+    return RewardModelDataset(MindFormerConfig(
+        **{**config.mapping["train_dataset"], "records": plan.records, "batch_size": config.global_batch,
+           "seed": config.batching.seed, "seq_length": config.model.seq_length}))
+
+
+def _packed_tokens(steps, config: RunConfig) -> Tuple[int, int, List[Size]]:
+    """(tokens computed, tokens of text, sizes of a device's batches) of an epoch of packed rows."""
+    planned = steps.planned_sizes()
+    parts = config.global_batch // config.batching.size  # devices x micro-batches
+    sizes = [Size(-(-rows // parts), length) for rows, length in sorted(set(planned))]
+    return (sum(rows * length for rows, length in planned),
+            sum(len(pair.chosen) + len(pair.rejected) for pair in steps.pairs), sizes)
+
+
+def _layout_text(config: RunConfig) -> str:
+    layout = config.layout
+    if layout.semi_auto:
+        text = f"{layout.processes} processes: {layout}"
+    else:
+        text = f"{layout.processes} processes, data-parallel" if layout.processes > 1 else "one process"
+    if layout.parallel and layout.started is None:
+        text += " (not started by msrun_launcher.sh, so taken from the YAML)"
+    return text
+
+
+def _memory_text(config: RunConfig, estimate: MemoryEstimate) -> str:
+    parts = ", ".join(f"{name} {size_text(value)}" for name, value in vars(estimate).items() if value)
+    text = f"about {size_text(estimate.total)} of a device: {parts}"
+    limit = config.layout.device_memory
+    if limit and config.layout.device != "CPU" and estimate.total > limit:
+        text += f"; WARNING: more than context.max_device_memory ({limit / (1 << 30):g}GB)"
+    return text

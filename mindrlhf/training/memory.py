@@ -1,0 +1,143 @@
+"""An estimate of the memory that training takes of a device, by formula."""
+from dataclasses import dataclass
+from typing import Tuple
+
+from mindrlhf.compat.installed import repeats_key_and_value
+from mindrlhf.config.run_config import RunConfig
+from mindrlhf.models.glm4.attention_pieces import query_pieces
+from mindrlhf.models.glm4.dimensions import MOMENT_BYTES, Dimensions, values_of, weights_of
+from mindrlhf.weights.tensors import FLOAT_BYTES
+
+__all__ = ["MemoryEstimate", "Size", "estimate_memory", "memory_of_backward"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows and tokens a row of one device's (micro-)batch."""
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one device, of the process that holds most, at one moment of a step.
+
+    Attributes:
+        parameters, optimizer, gradients: what their names say; `gradients` with the copy that clipping makes on a CPU
+        weights:     weights that are put together again, or cast to the type of computation
+        activations: what the backward pass needs, and on a CPU all other intermediate results
+        program:     compiled graphs, on a CPU
+    """
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    weights: int
+    activations: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+def estimate_memory(config: RunConfig, size: Size) -> MemoryEstimate:
+    """Memory of one device at the fullest moment of a training step.
+
+    On Ascend and GPU see `memory_of_backward`. On a CPU MindSpore's runtime keeps most results of both passes, in
+    float32. Coefficients are measured on tiny models with MindSpore 2.9.0 and 2.5.0.dev20250119, between which they lie
+    (hidden size 64 to 1024, feed-forward width 172 to 2048, 1 to 8 layers, 64 to 1024 tokens a row). P: values of the
+    weights; T = rows x length: tokens; h, w, f: hidden size; width of query, key and value; feed-forward width.
+        P x 20                parameter, moments, gradient and its clipped copy
+        a layer               T x 4 x (80 h + 8 w + 10 f), and attention matrices, below the diagonal: 10 float32
+                              for each head, 2 for the masks
+        program               100 MB, 34 MB a layer for its graph, and 10 MB for each further piece of the attention
+    """
+    if config.layout.device != "CPU":
+        return max(memory_of_backward(config, size), key=lambda moment: moment.total)
+    model = config.model.dimensions
+    values, width = values_of(weights_of(model)), FLOAT_BYTES[config.model.parameter_type]
+    pieces = len(query_pieces(size.length))
+    seen = size.rows * size.length ** 2 * (pieces + 1) / (2 * pieces)
+    layer = 4 * (size.rows * size.length * (80 * model.hidden_size + 8 * sum(_attention_widths(model))
+                                            + 10 * model.ffn_hidden_size)
+                 + seen * (10 * model.num_attention_heads + 2))
+    return MemoryEstimate(values * width, values * MOMENT_BYTES, 2 * values * width, 0,
+                          int(model.num_layers * layer), (100 + 34 * model.num_layers + 10 * (pieces - 1)) << 20)
+
+
+def _attention_widths(model: Dimensions) -> Tuple[int, int]:
+    """Of query, and of key and value together."""
+    return model.num_attention_heads * model.kv_channels, 2 * model.multi_query_group_num * model.kv_channels
+
+
+def memory_of_backward(config: RunConfig, size: Size) -> Tuple[MemoryEstimate, MemoryEstimate]:
+    """Memory of an Ascend NPU or a GPU where the backward pass begins and where it ends; between them weights and
+    activations go and gradients come, layer by layer.
+
+    From the graph that MindSpore compiles (tests/parallel/test_collectives.py), in which MindFormers shards GLM's
+    layers; 1.3 and 1.9 differ where it is said. Not measured on a device. P: values of the device's weights
+    (model-parallel slice; with pipeline stages, those of the first one, which has the embedding). T = rows x length:
+    tokens. h, q, w, f: hidden size; width of query; of query, key and value; feed-forward width. c: bytes of
+    computation's type.
+        parameters, moments   P x type, P x 8 (FP32StateAdamWeightDecay); with optimizer sharding spread over all
+                              processes of a stage
+        gradients             P x type: cast first, then reduce-scattered, in `gradient_aggregation_group` groups of
+                              layers; as if all were still whole
+        weights               P x c without the embedding: cast first, then gathered from the optimizer's shards, and
+                              kept for the backward pass; `parallel_optimizer_comm_recompute` changes nothing. Without
+                              shards the casts are kept, unless recomputed
+        a layer, recomputed   T x 4 h: its input. With 1.3 T x (4 h + c w): query, key and value too, which are cut from
+                              the projection by an operator that is not recomputed, and are whole for each
+                              model-parallel process. `recompute_slice_activation` changes nothing
+        a layer, otherwise    T x (8 h + c (2 h + q + 3 f) + c (w + q + f) / model parallel): the two halves of the
+                              feed-forward part are gathered. With 1.9 about c q less, 5 %, as the attention's
+                              output is no longer gathered
+        attention, flash      T x heads x 2 x 8 float32 (maximum and sum of FlashAttentionScore)
+        attention, otherwise  rows x heads x length^2 x (softmax in float32, and its cast), keys and values repeated
+        backward of a layer   T x (12 h + c (2 h + q + 8 f) + c q / model parallel), and its attention; with 1.9 also
+                              T x c w, where it is recomputed
+        last norm and head    T x 8 h, in the last stage
+        pipeline              the first stage has as many micro-batches in flight as there are stages
+        masks                 rows x length^2, one byte with flash attention, otherwise four
+    Gradients of several micro-batches are summed whole, while weights are kept for the next.
+    """
+    model, layout = config.model.dimensions, config.layout
+    weights = weights_of(model)
+    embedding, others = values_of(weights[:1]), values_of(weights[1:])
+    layers, split = -(-model.num_layers // layout.stages), layout.model
+    own = others // split // layout.stages
+    values = embedding // (1 if layout.embedding_copied else split) + own
+    stored_values = (embedding + others // layout.stages) // (layout.data * split) if layout.optimizer_sharded \
+        else values
+    parameter_bytes, compute_bytes = FLOAT_BYTES[config.model.parameter_type], FLOAT_BYTES[config.model.compute_type]
+    flash, recompute = config.model.flash_attention, config.model.recompute
+    kept = layout.optimizer_sharded or (compute_bytes != parameter_bytes and not recompute)
+
+    heads, hidden, inner = model.num_attention_heads, model.hidden_size, model.ffn_hidden_size
+    query, width = _attention_widths(model)[0], sum(_attention_widths(model))
+    tokens, matrix = size.rows * size.length, size.rows * size.length ** 2
+    if flash:
+        attention = tokens * heads // split * 2 * 8 * 4
+    else:
+        attention = matrix * heads // split * (4 + (compute_bytes if compute_bytes != 4 else 0)) \
+            + 2 * tokens * query // split * compute_bytes
+    keeps_split = not repeats_key_and_value()  # of the layers before those, as they are named there
+    if recompute:
+        layer = tokens * (4 * hidden + (compute_bytes * width if keeps_split else 0))
+    else:
+        layer = attention + tokens * (8 * hidden + compute_bytes * (
+            2 * hidden + query + 3 * inner + (width + query + inner) // split))
+    backward = attention + tokens * (12 * hidden + compute_bytes * (2 * hidden + query + 8 * inner + query // split))
+    if recompute and not keeps_split:
+        backward += tokens * compute_bytes * width
+    masks = matrix * (1 if flash else 4)
+    in_flight = min(layout.stages, layout.micro_batches)
+    stored = layers * layer * in_flight + (8 * tokens * hidden if layout.stages == 1 else 0)
+
+    state = stored_values * parameter_bytes, stored_values * MOMENT_BYTES
+    gradients, gathered = values * parameter_bytes, own * compute_bytes if kept else 0
+    summed = in_flight > 1 or config.batching.accumulation > 1
+    return (MemoryEstimate(*state, gradients if summed else 0, gathered, stored + backward + masks, 0),
+            MemoryEstimate(*state, gradients, gathered if summed else 0, backward + masks, 0))

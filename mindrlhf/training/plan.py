@@ -1,0 +1,239 @@
+"""What a training run is given: everything about it that can be checked before a device is touched.
+
+The check reads the YAML, the data's sidecars and indices, and the headers of checkpoints; it builds no network.
+"""
+import shutil
+from dataclasses import dataclass
+from typing import Any, Dict, Optional
+
+from mindrlhf.checkpoints.find import check_checkpoint_path, checkpoint_files, list_checkpoints, newest_whole_checkpoint
+from mindrlhf.checkpoints.load import check_weights
+from mindrlhf.checkpoints.sharded import is_sliced
+from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.config.check import check_config
+from mindrlhf.config.read import read_config
+from mindrlhf.config.run_config import RunConfig
+from mindrlhf.data.record_set import RecordSet, check_records, open_records
+from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer
+from mindrlhf.errors import Problems, UserError, raise_each
+from mindrlhf.models.glm4.dimensions import (
+    MOMENT_BYTES,
+    values_of,
+    weights_of,
+    with_prefix,
+)
+from mindrlhf.tables import size_text
+from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files
+from mindrlhf.weights.tensors import FLOAT_BYTES
+
+__all__ = ["CheckpointSpace", "TrainingPlan", "order_of_pairs", "plan_training", "space_for_checkpoints"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A checked training run; made by `plan_training` alone.
+
+    Attributes:
+        config:  the YAML with the flags in it
+        records: the pairs to train on
+        task:    MindFormers' name of what is trained
+    """
+
+    config: RunConfig
+    records: RecordSet
+    task: str
+
+    @property
+    def data_settings(self) -> Dict[str, Any]:
+        """How the data was made and what decides the order of its pairs: JSON, which is left with the checkpoints."""
+        return {**self.records.settings, "order": order_of_pairs(self.config, self.records)}
+
+
+def plan_training(args) -> TrainingPlan:
+    """The run that `reward_train.py`'s arguments ask for.
+
+    Raises:
+        UserError: everything that is wrong with YAML, flags, data and checkpoint.
+    """
+    mapping = read_config(args.config, {
+        "train_dataset.data_loader.dataset_dir": args.train_dataset,
+        "model.model_config.seq_length": args.seq_length,
+        "use_parallel": args.use_parallel,
+        "load_checkpoint": args.load_checkpoint,
+        "src_strategy_path_or_dir": args.src_strategy,
+        "auto_trans_ckpt": args.auto_trans_ckpt,
+        "resume_training": args.resume,
+    })
+    problems = Problems()
+    config = check_config(args.config, mapping, problems)
+    records: Optional[RecordSet] = None
+    with problems:
+        if mapping["run_mode"] != "train":
+            raise UserError(f"{args.config}: run_mode is {mapping['run_mode']!r}, expected 'train'")
+    with problems:
+        records = open_records(mapping, "train_dataset")
+    if records and args.tokenizer:
+        with problems:
+            check_same_tokenizer(f"--tokenizer: {args.tokenizer}", open_tokenizer(args.tokenizer).identity,
+                                 records.settings.get("tokenizer"), records.sidecar, "the data was made")
+    if config:
+        checks = [lambda: _check_start(config), lambda: _check_resharding(config), lambda: _check_checkpoint(config)]
+        if records:
+            checks = [lambda: check_records(records, config.model, config.batching.padded),
+                      lambda: _check_size(config, records), *checks, lambda: _check_resumed_order(config, records)]
+        for check in checks:
+            with problems:
+                check()
+        if records and not problems.found:
+            with problems:
+                _check_space(config, records)
+    problems.raise_all()
+    return TrainingPlan(config, records, args.task)
+
+
+def _check_size(config: RunConfig, records: RecordSet) -> None:
+    least = config.global_batch if config.batching.padded and config.batching.drop_remainder else 1
+    if records.pairs < least:
+        raise UserError(f"{records}: {records.pairs} pairs, expected at least one step of {least} "
+                        "(runner_config.batch_size x data parallelism)")
+
+
+def order_of_pairs(config: RunConfig, records: RecordSet) -> Dict[str, Any]:
+    """What decides which pairs a step has, beside how many: `pairs` of the data, `seed`, `shuffle`, `batching`, and
+    where they count, `row_length` (tokens) and `checksums` (CRC-32 of the rows of each file). All of it is JSON;
+    training leaves it with its checkpoints.
+    """
+    batching = config.batching
+    order = {"pairs": records.pairs, "seed": batching.seed, "shuffle": batching.shuffle, "batching": batching.kind}
+    if batching.kind == "packing":
+        order["row_length"] = batching.row_length
+    if records.row_checksums is not None:
+        order["checksums"] = list(records.row_checksums)
+    return order
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+def _check_start(config: RunConfig) -> None:
+    start = config.start
+    if start.checkpoint:
+        check_checkpoint_path("load_checkpoint", start.checkpoint)
+    for asked, key, flag in ((start.resume, "resume_training", "resume"),
+                             (start.reshard, "auto_trans_ckpt", "auto_trans_ckpt")):
+        if asked and not start.checkpoint:
+            raise UserError(f"--{flag} (or {key} in the YAML) is True, but no checkpoint is named: give "
+                            "--load_checkpoint")
+
+
+def _check_resharding(config: RunConfig) -> None:
+    """Raise `UserError` where cutting a checkpoint anew is asked for in part only, or has nothing to work on."""
+    start, semi_auto = config.start, config.layout.semi_auto
+    if start.strategy and not start.reshard:
+        raise UserError(f"--src_strategy (or src_strategy_path_or_dir in the YAML) is {start.strategy!r}, which has an "
+                        "effect with --auto_trans_ckpt True only")
+    if start.reshard and not start.strategy and not semi_auto:
+        raise UserError("--auto_trans_ckpt is True, but the run is not semi-auto parallel and no --src_strategy says "
+                        "how the checkpoint is sliced: there is nothing to cut anew, expected False")
+    if start.strategy:
+        check_checkpoint_path("src_strategy", start.strategy, "a strategy file")
+    if not start.checkpoint:
+        return
+    sliced = is_sliced(start.checkpoint)
+    if start.reshard and sliced != bool(start.strategy):
+        raise UserError(f"--load_checkpoint: {start.checkpoint}: the slices of several ranks, expected --src_strategy "
+                        "with --auto_trans_ckpt True: strategy files say how they were cut" if not start.strategy else
+                        f"--src_strategy is {start.strategy!r}, but {start.checkpoint} has no folders rank_0, rank_1, "
+                        "... of a sliced checkpoint; expected none")
+    if semi_auto and (start.reshard or sliced) and not config.sink_mode:
+        raise UserError("runner_config.sink_mode is False, expected True: MindFormers loads slices into a compiled "
+                        "step, which it compiles for data sinking alone")
+
+
+def _check_checkpoint(config: RunConfig) -> None:
+    """Whether the checkpoint to start from has the model's weights, by the headers of its files."""
+    start = config.start
+    if not start.checkpoint:
+        return
+    if is_sliced(start.checkpoint) and (start.reshard or config.layout.semi_auto):  # shapes are the layout's
+        for rank in range(1 if start.reshard else config.layout.processes):
+            list_checkpoints(start.checkpoint, rank, flag="load_checkpoint")
+        return
+    found = newest_whole_checkpoint(start.checkpoint, 0, start.resume, skipped=lambda message: None,
+                                    check=lambda file, needed: read_ckpt(file))  # training reads all of it
+    shapes = {with_prefix(name): tensor.shape for name, tensor in read_ckpt_files(checkpoint_files(found)).items()}
+    check_weights(str(found), shapes, {weight.name: weight.shape for weight in weights_of(config.model.dimensions)},
+                  need_head=start.resume)
+
+
+# What a resumed run has in common with its beginning, under the names that a user knows.
+_OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", "pad_token_id", "padding_side")},
+           "pairs": "--train_dataset: its number of pairs", "checksums": "--train_dataset: the CRC-32 of its rows",
+           "seed": "seed", "shuffle": "train_dataset.data_loader.shuffle", "batching": "train_dataset.batching",
+           "row_length": "train_dataset.row_length"}
+
+
+def _check_resumed_order(config: RunConfig, records: RecordSet) -> None:
+    """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
+    if config.start.resume and config.start.checkpoint:
+        place, trained = read_data_settings(config.start.checkpoint)
+        trained = {**trained, **(trained.get("order") or {})}
+        found = {**records.settings, **order_of_pairs(config, records)}
+        raise_each("--resume", (
+            f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained ({place}); "
+            "without --resume a run of its own begins from its weights"
+            for key, name in _OF_RUN.items() if key in found and key in trained and found[key] != trained[key]))
+
+
+@dataclass(frozen=True)
+class CheckpointSpace:
+    """What the checkpoints of a run take on the disk, over all processes.
+
+    Attributes:
+        count:        of checkpoints at a time: the oldest one goes when the next one is there, so that there is one
+                      more than are kept for a moment
+        each:         bytes of one, with optimizer state
+        weights_alone: bytes of the weights alone
+    """
+
+    count: int
+    each: int
+    weights_alone: int
+
+    @property
+    def total(self) -> int:
+        return self.count * self.each + self.weights_alone
+
+
+def space_for_checkpoints(config: RunConfig, steps: int) -> CheckpointSpace:
+    """What the checkpoints of a run take.
+
+    In data-parallel mode one process saves. In semi-auto parallel each saves its slices, and data-parallel copies are
+    the same slices again, unless the optimizer is spread over them.
+
+    Args:
+        steps: of the run; the last one is saved too
+    """
+    monitor = config.checkpoints
+    if monitor is None:
+        return CheckpointSpace(0, 0, 0)
+    saved = -(-steps // max(monitor.get("save_checkpoint_steps") or 1, 1))
+    at_a_time = min((monitor.get("keep_checkpoint_max") or saved) + 1, saved)
+    copies = 1 if config.layout.optimizer_sharded else config.layout.data
+    values, width = values_of(weights_of(config.model.dimensions)) * copies, FLOAT_BYTES[config.model.parameter_type]
+    return CheckpointSpace(at_a_time, values * (width + MOMENT_BYTES),
+                           values * width if monitor.get("save_network_params", True) else 0)
+
+
+def _check_space(config: RunConfig, records: RecordSet) -> None:
+    steps = max(records.pairs // config.global_batch, 1)  # about; only the dry run reads what can be packed
+    space = space_for_checkpoints(config, steps * config.epochs)
+    folder = config.output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    free += sum(file.stat().st_size for file in config.output.glob("checkpoint*/rank_*/*.ckpt"))  # to be replaced
+    if free < space.total:
+        raise UserError(f"output_dir: {config.output}: {size_text(free)} free, expected {size_text(space.total)} for "
+                        f"{space.count} checkpoints with optimizer state ({size_text(space.each)} each) and the "
+                        f"weights alone ({size_text(space.weights_alone)}); lower keep_checkpoint_max or choose "
+                        "another folder")

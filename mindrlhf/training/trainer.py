@@ -1,0 +1,127 @@
+"""A training run from top to bottom, made of the steps that MindFormers' trainers have in all releases."""
+from typing import Any, Dict, List, Optional
+
+import mindspore as ms
+from mindformers.core.callback import build_callback
+from mindformers.tools.check_rules import check_rules
+from mindformers.tools.logger import logger
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindformers.trainer.base_trainer import BaseTrainer
+from mindformers.trainer.utils import check_runner_config, set_seed
+from mindspore.train.callback import Callback
+
+from mindrlhf.compat.trainer import arguments_of_optimizer
+from mindrlhf.training.plan import TrainingPlan
+from mindrlhf.training.start_from import Counters, StartingPoint
+from mindrlhf.training.stopping import InterruptionGuard
+
+__all__ = ["RewardTrainer"]
+
+
+@MindFormerRegister.register(MindFormerModuleType.TRAINER)
+class RewardTrainer(BaseTrainer):
+    """Trains what a configuration describes, as MindFormers' `CausalLanguageModelingTrainer` does.
+
+    `BaseTrainer` makes the parts: data, network, optimizer and step. Their order, the callbacks', and loading are ours:
+    releases of MindFormers differ in them, sort their own callbacks before others, choose a checkpoint by its time, and
+    go on from random weights where names do not match.
+
+    Args:
+        task, model_name: for MindFormers' log
+    """
+
+    def train(self, plan: TrainingPlan, config, start: Optional[StartingPoint] = None) -> None:
+        """Train.
+
+        Args:
+            plan:   what is trained
+            config: the configuration that `set_up_mindspore` returned for it; completed in place
+            start:  the checkpoint to start from; None: random weights
+
+        Raises:
+            UserError: the data, the checkpoint, or what happens while training.
+        """
+        semi_auto = plan.config.layout.semi_auto
+        if config.seed and not semi_auto:
+            set_seed(config.seed)  # in semi-auto parallel MindSpore draws by the whole tensor's seed
+        config = self.set_config(config, is_full_config=True)
+        dataset = self.create_train_dataset()
+        steps_of_epoch = dataset.get_dataset_size()
+        logger.info("the data has %d steps an epoch", steps_of_epoch)
+        counters = None
+        if start and start.resumed:
+            counters = start.counters(self.global_batch_size, steps_of_epoch, plan.config.sink_mode)
+            dataset.set_init_step(counters.steps)
+        self._note(config, counters)
+        self.set_train_dataset(dataset)
+        check_runner_config(config, dataset)
+        if counters and counters.epoch >= config.runner_config.epochs:
+            logger.info("%s is the last step of this run: nothing is left to train", start.source)
+            return
+        check_rules(config, mode="train", dataset=dataset)
+
+        network = self.wrap_network_with_tool_cells(self.create_network(default_args={
+            "parallel_config": config.parallel_config, "moe_config": config.moe_config}))
+        self.set_network(network, is_train=True)
+        self.count_parameters()
+        optimizer = self.create_optimizer_scheduler(network, **arguments_of_optimizer(self.create_optimizer_scheduler))
+        step = self.create_model_wrapper(network, optimizer)
+        callbacks = self._create_callbacks(config, optimizer, counters)
+        model = ms.Model(step)
+        self._load(config, semi_auto, model, step, dataset, start, counters)
+        logger.info("training begins; compiling the step takes a while")
+        model.train(config.runner_config.epochs, dataset,
+                    callbacks=[*callbacks, InterruptionGuard()],
+                    dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
+                    initial_epoch=config.runner_config.initial_epoch)
+        logger.info("training is over")
+
+    @staticmethod
+    def _note(config, counters: Optional[Counters]) -> None:
+        """Leave the counters where MindFormers' own steps and callbacks look for them."""
+        config.runner_config.initial_step = counters.steps if counters else 0
+        config.runner_config.initial_epoch = counters.epoch if counters else 0
+        scale = config.runner_wrapper.scale_sense
+        if counters and scale is not None:
+            if hasattr(scale, "loss_scale_value"):
+                scale.loss_scale_value = counters.loss_scale
+            else:
+                config.runner_wrapper.scale_sense = counters.loss_scale
+
+    def _create_callbacks(self, config, optimizer, counters: Optional[Counters]) -> List[Callback]:
+        """The YAML's callbacks in its order, with what the run alone knows."""
+        runner = config.runner_config
+        first_step = {"first_step": runner.initial_step}
+        known: Dict[str, Dict[str, Any]] = {
+            "RewardMonitor": first_step,
+            "SkippedStepMonitor": first_step,
+            "MFLossMonitor": {
+                "learning_rate": optimizer.learning_rate, "origin_epochs": runner.origin_epochs,
+                "dataset_size": config.data_size, "micro_batch_num": config.parallel_config.micro_batch_num,
+                "micro_batch_interleave_num": config.micro_batch_interleave_num,
+                "initial_epoch": runner.initial_epoch, "initial_step": runner.initial_step,
+                "global_batch_size": self.global_batch_size,
+                "gradient_accumulation_steps": runner.gradient_accumulation_steps},
+            "CheckpointMonitor": {
+                "global_batch_size": self.global_batch_size,
+                "append_info": [{"step_num": counters.steps, "epoch_num": counters.epoch,
+                                 "loss_scale": counters.loss_scale}] if counters else None},
+        }
+        return [build_callback(callback, default_args=known.get(callback["type"])) for callback in config.callbacks]
+
+    @staticmethod
+    def _load(config, semi_auto: bool, model: ms.Model, step, dataset, start: Optional[StartingPoint],
+              counters: Optional[Counters]) -> None:
+        """Give the network what it starts from. Slices are those of the compiled step, which is compiled first."""
+        if semi_auto and (config.only_save_strategy or (start and start.slices)):
+            logger.info("compiling the step, which says how weights are sliced")
+            model.build(train_dataset=dataset, epoch=config.runner_config.epochs,
+                        sink_size=config.runner_config.sink_size)
+        if config.only_save_strategy:
+            logger.info("only_save_strategy is True, nothing is trained: the strategy is %s", config.parallel[
+                "strategy_ckpt_save_file"] if semi_auto else "none, the run is not semi-auto parallel")
+            raise SystemExit(0)
+        if start:
+            if start.to_cut:
+                start = start.cut_for_layout(config)
+            logger.info(start.load(step, counters).as_text())

@@ -1,0 +1,180 @@
+"""Checkpoints of a training run.
+
+| test                                  | proves                                           | judged against    |
+| test_a_checkpoint_has_a_checksum      | what MindSpore itself reads and checks           | the weights       |
+| test_files_are_named_by_the_step ...  | a resumed run writes the names of the whole run  | one run           |
+| test_the_last_steps_are_kept ...      | by step, not by time                             | names             |
+| test_weights_alone_are_there ...      | the order of the two files behind the last step  | names             |
+| test_a_run_that_is_asked_to_end ...   | the order of the two files at SIGTERM            | names             |
+| test_a_run_beside_another ...         | nothing of another run is overwritten            | names and bytes   |
+| test_how_the_data_was_made ...        | which run's data the checkpoints beside it saw   | settings          |
+| test_what_cannot_be_written ...       | a full disk leaves the earlier file as it was    | bytes             |
+"""
+import os
+import signal
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from mindspore.train.callback import Callback
+
+from mindrlhf.checkpoints import save as saving
+from mindrlhf.checkpoints.find import list_checkpoints
+from mindrlhf.checkpoints.save import WholeCheckpointMonitor, save_whole
+from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.errors import UserError
+from mindrlhf.training.stopping import InterruptionGuard
+
+pytestmark = pytest.mark.stack
+
+RANK_0 = ("checkpoint/rank_0", "checkpoint_network/rank_0")
+
+
+def train(folder, first_step=0, steps=10, of_epoch=4, others=(), **keys):
+    """Train a matrix in `folder`, beginning after a step; an epoch has 4 steps. `others` are further callbacks."""
+    network = nn.Dense(2, 1)
+    append_info = [{"epoch_num": 0, "step_num": first_step, "global_step": 0, "loss_scale": 1}] if first_step else None
+    monitor = WholeCheckpointMonitor(prefix="a", directory=str(folder), append_info=append_info, **keys)
+    data = ms.dataset.NumpySlicesDataset({"x": np.eye(of_epoch, 2, dtype=np.float32),
+                                          "y": np.ones((of_epoch, 1), np.float32)}, shuffle=False).batch(1)
+    data.set_init_step(first_step)
+    ms.Model(network, nn.MSELoss(), nn.Momentum(network.trainable_params(), 0.1, 0.9)).train(
+        -(-steps // of_epoch), data, callbacks=[monitor, *others], dataset_sink_mode=False,
+        initial_epoch=first_step // of_epoch)
+    return network
+
+
+def files(folder):
+    """Names of all checkpoints, and of what should not be there; of the last steps last."""
+    return [file.name for part in RANK_0 for file in sorted((folder / part).iterdir(), key=lambda file: file.name)
+            if file.suffix == ".ckpt" or file.name.startswith(".")]
+
+
+def test_a_checkpoint_has_a_checksum_that_mindspore_checks(tmp_path):
+    network = train(tmp_path, save_checkpoint_steps=3)
+    for file in [list_checkpoints(tmp_path / part.split("/")[0], 0)[-1] for part in RANK_0]:
+        assert file.read_bytes()[-17:-10] == b"crc_num"
+        assert (ms.load_checkpoint(str(file), crc_check=True)["weight"].asnumpy() == network.weight.asnumpy()).all()
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 4, 5])
+def test_files_are_named_by_the_step_of_the_whole_run(tmp_path, first_step):
+    train(tmp_path / "whole", save_checkpoint_steps=3)
+    train(tmp_path / "resumed", first_step, save_checkpoint_steps=3, resumed_run=0)
+    whole, resumed = files(tmp_path / "whole"), files(tmp_path / "resumed")
+    assert whole == ["a_rank_0-1_3.ckpt", "a_rank_0-2_2.ckpt", "a_rank_0-3_1.ckpt", "a_rank_0-3_4.ckpt",
+                     "a_rank_0-network.ckpt"]
+    assert resumed == [name for name in whole if first_step < 3 or name != "a_rank_0-1_3.ckpt"]
+    last = [ms.load_checkpoint(str(tmp_path / run / RANK_0[0] / "a_rank_0-3_4.ckpt")) for run in ("whole", "resumed")]
+    assert [int(checkpoint["step_num"]) for checkpoint in last] == [12, 12]
+
+
+def test_the_last_steps_are_kept_whatever_the_times(tmp_path):
+    train(tmp_path, steps=4, save_checkpoint_steps=1, keep_checkpoint_max=2)
+    assert files(tmp_path)[:2] == ["a_rank_0-1_3.ckpt", "a_rank_0-1_4.ckpt"]
+    os.utime(tmp_path / RANK_0[0] / "a_rank_0-1_4.ckpt", (10_000, 10_000))
+    train(tmp_path, 4, steps=5, save_checkpoint_steps=4, keep_checkpoint_max=2, resumed_run=0)
+    assert files(tmp_path) == ["a_rank_0-1_4.ckpt", "a_rank_0-2_4.ckpt", "a_rank_0-network.ckpt"]
+
+
+def test_a_run_beside_another_has_names_of_its_own_and_so_has_its_resumption(tmp_path):
+    train(tmp_path, steps=4, save_checkpoint_steps=2)
+    first = {name: (tmp_path / RANK_0[0] / name).read_bytes() for name in files(tmp_path)[:2]}
+    train(tmp_path, steps=4, save_checkpoint_steps=2)
+    train(tmp_path, 4, steps=8, save_checkpoint_steps=2, resumed_run=1)
+    assert files(tmp_path) == ["a_rank_0-1_2.ckpt", "a_rank_0-1_4.ckpt", "a_rank_0_1-1_2.ckpt", "a_rank_0_1-1_4.ckpt",
+                               "a_rank_0_1-2_2.ckpt", "a_rank_0_1-2_4.ckpt", "a_rank_0-network.ckpt",
+                               "a_rank_0_1-network.ckpt"]
+    assert all((tmp_path / RANK_0[0] / name).read_bytes() == content for name, content in first.items())
+    assert list_checkpoints(tmp_path / "checkpoint", 0)[-1].name == "a_rank_0_1-2_4.ckpt"
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Names of the files that are written, in their order."""
+    names = []
+    monkeypatch.setattr(saving, "save_whole", lambda network, path, *args, **keys: (
+        names.append(os.path.basename(path)), save_whole(network, path, *args, **keys)))
+    return names
+
+
+@pytest.mark.parametrize("first_step", [0, 4, 6])
+def test_weights_alone_are_there_when_the_last_checkpoint_is(tmp_path, saved, first_step):
+    """A run that is killed behind it would not come back to them."""
+    train(tmp_path, first_step, steps=8, save_checkpoint_steps=4, resumed_run=0)
+    assert saved == [*["a_rank_0-1_4.ckpt", "a_rank_0-network.ckpt"] * (first_step == 0),
+                     "a_rank_0-network.ckpt", "a_rank_0-2_4.ckpt"]
+
+
+def test_a_run_that_is_asked_to_end_saves_first_what_it_can_be_resumed_from(tmp_path, saved):
+    """Whoever asks may not wait for more than that."""
+    class Asked(Callback):
+        def on_train_step_begin(self, run_context):
+            if run_context.original_args().cur_step_num == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    train(tmp_path, steps=4, save_checkpoint_steps=100, others=[Asked(), InterruptionGuard()])
+    assert saved == ["a_rank_0-1_2.ckpt", "a_rank_0-network.ckpt"]
+
+
+def test_how_the_data_was_made_is_told_with_the_first_checkpoint(tmp_path):
+    """A run that ends before it leaves an earlier run's checkpoints described as they were."""
+    train(tmp_path, steps=4, save_checkpoint_steps=2, data_settings={"pad_token_id": 3})
+    assert [read_data_settings(tmp_path / part)[1] for part in RANK_0] == [{"pad_token_id": 3}] * 2
+    WholeCheckpointMonitor(prefix="a", directory=str(tmp_path), data_settings={"pad_token_id": 4})
+    assert [read_data_settings(tmp_path / part)[1] for part in RANK_0] == [{"pad_token_id": 3}] * 2
+
+
+def test_what_cannot_be_written_leaves_the_earlier_file_as_it_was(tmp_path, monkeypatch):
+    network = nn.Dense(2, 1)
+    path = tmp_path / "a-1_1.ckpt"
+    save_whole(network, str(path))
+    before = path.read_bytes()
+
+    def full(network, name, *args, **keys):
+        with open(name, "wb") as file:
+            file.write(before[:50])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ms, "save_checkpoint", full)
+    with pytest.raises(UserError, match=r"a-1_1\.ckpt: this checkpoint could not be written: No space left on device; "
+                                        r"earlier ones are as they were"):
+        save_whole(network, str(path))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_what_a_killed_run_left_goes_with_the_next_file(tmp_path):
+    left = tmp_path / ".checkpoint.99999999.abc.partial"
+    left.mkdir()
+    (left / "a-1_1.tmp").write_bytes(b"half")
+    save_whole(nn.Dense(2, 1), str(tmp_path / "a-1_7.ckpt"))
+    assert [file.name for file in tmp_path.iterdir()] == ["a-1_7.ckpt"]
+
+
+def test_saving_beside_the_training_is_refused(tmp_path):
+    with pytest.raises(UserError, match="async_save is True, expected False"):
+        WholeCheckpointMonitor(directory=str(tmp_path), async_save=True)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("keep_checkpoint_per_n_minutes", 5), ("saved_network", "a"),
+                                                ("save_trainable_params", True), ("enc_key", b"k")])
+def test_what_mindformers_would_do_otherwise_is_refused(tmp_path, argument, value):
+    with pytest.raises(UserError, match=rf"callbacks\.CheckpointMonitor: {argument} is {value!r}, expected "):
+        WholeCheckpointMonitor(directory=str(tmp_path), **{argument: value})
+
+
+def test_seconds_between_checkpoints_count_where_there_are_no_steps(tmp_path, saved):
+    train(tmp_path / "often", steps=4, save_checkpoint_steps=0, save_checkpoint_seconds=1e-9)
+    assert saved[::2][:-1] == [f"a_rank_0-1_{step}.ckpt" for step in (1, 2, 3)]
+    saved.clear()
+    train(tmp_path / "end", steps=4, save_checkpoint_steps=0, save_checkpoint_seconds=1000)
+    assert saved == ["a_rank_0-network.ckpt", "a_rank_0-1_4.ckpt"]
+
+
+def test_a_yaml_that_names_mindformers_class_gets_it(tmp_path):
+    train(tmp_path, steps=1, of_epoch=1, save_checkpoint_steps=1)
+    from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+    assert MindFormerRegister.get_cls(MindFormerModuleType.CALLBACK, "CheckpointMonitor") is WholeCheckpointMonitor
+    assert Tensor(ms.load_checkpoint(str(tmp_path / RANK_0[0] / "a_rank_0-1_1.ckpt"))["step_num"]).asnumpy() == 1

@@ -1,0 +1,431 @@
+"""MindRecord files appear whole or not at all, are found by every kind of path, and carry a sidecar.
+
+| test                                        | proves                                      | judged against    |
+| test_files_appear_when_finished_only        | nothing has its name before finish()        | the folder        |
+| test_failed_run_leaves_earlier_output_alone | record, index and sidecar keep every byte   | bytes before      |
+| test_folder_of_a_dead_process_is_removed    | what killed runs leave behind goes          | the folder        |
+| test_find_...                               | file, folder, shards, list; what is no data | names, messages   |
+| test_shards_...                             | names, every row once, none of other runs   | the folder, rows  |
+| test_pages_are_small_...                    | what bounds the memory that the index takes | the file's header |
+| test_sidecar_...                            | read, absent, broken, one for all shards    | content, messages |
+| test_a_file_that_has_changed_is_named ...   | one bit, one byte, another conversion       | messages          |
+| test_length_statistics_by_hand              | maxima and averages                         | literal numbers   |
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.mindrecord_files import (
+    check_files,
+    check_head,
+    find_record_files,
+    read_sidecar,
+    read_sidecars,
+    sidecar_path,
+)
+from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
+from mindrlhf.data.record_set import RecordSet
+from mindrlhf.errors import UserError
+
+pytestmark = pytest.mark.stack
+
+NAMES = ["out.mindrecord", "out.mindrecord.db", "out.mindrecord.json"]
+
+
+def sample(first=1):
+    return encode_pair([first, 2, 3], [first, 4], seq_length=4, pad_token_id=9)
+
+
+def write_record(path, count=1, sidecar=None, shard_num=1):
+    with RecordWriter(path, shard_num) as writer:
+        for index in range(count):
+            writer.write(sample(index))
+        writer.finish({"count": count} if sidecar is None else sidecar)
+
+
+def read_record(path):
+    import mindspore.dataset as ds
+    data = ds.MindDataset(path if isinstance(path, list) else str(path), shuffle=False)
+    rows = data.create_dict_iterator(num_epochs=1, output_numpy=True)
+    return [{name: value.tolist() for name, value in row.items()} for row in rows]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def touch(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+
+
+def message_of(function, *args):
+    with pytest.raises(UserError) as caught:
+        function(*args)
+    return str(caught.value)
+
+
+def test_files_appear_when_finished_only(tmp_path):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        writer.write(sample())
+        hidden = names(tmp_path)
+        writer.finish({"seq_length": 4})
+        assert [name for name in names(tmp_path) if not name.startswith(".")] == NAMES
+    assert len(hidden) == 1
+    assert hidden[0].startswith(f".out.mindrecord.{os.getpid()}.")
+    assert hidden[0].endswith(".partial")
+    assert names(tmp_path) == NAMES
+
+
+def test_written_rows_are_read_back_in_order(tmp_path):
+    """300 rows: more than MindRecord is handed at once."""
+    write_record(tmp_path / "out.mindrecord", count=300)
+    rows = read_record(tmp_path / "out.mindrecord")
+    assert [row["chosen_input_ids"] for row in rows] == [[index, 2, 3, 9] for index in range(300)]
+    assert rows[7] == {"chosen_input_ids": [7, 2, 3, 9], "chosen_attention_mask": [1, 1, 1, 0],
+                       "rejected_input_ids": [7, 4, 9, 9], "rejected_attention_mask": [1, 1, 0, 0],
+                       "position_id": [0, 1, 2, 3], "loss_mask": [0, 1, 1, 0], "end_ind": 3}
+
+
+def test_sidecar_is_written_beside_the_record(tmp_path):
+    write_record(tmp_path / "out.mindrecord", sidecar={"prompt_template": "问：{prompt}", "seq_length": 4})
+    text = (tmp_path / "out.mindrecord.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n  "prompt_template": "问：{prompt}",\n  "seq_length": 4,\n  "files": {\n')
+    assert text.endswith("\n}\n")
+
+
+def test_sidecar_has_size_and_checksums_of_each_file(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=3, shard_num=2)
+    files = read_sidecar(tmp_path / "out.mindrecord0")["files"]
+    assert sorted(files) == [name for name in names(tmp_path) if not name.endswith(".json")]
+    for name, entry in files.items():
+        content = (tmp_path / name).read_bytes()
+        if name.endswith(".db"):
+            assert entry == {"bytes": len(content), "index": zlib.crc32(content)}
+        else:  # 8 bytes, the length of the JSON behind them; the rows come after 64 MB
+            head = content[:8 + content[8:].index(b"\0")]
+            assert entry == {"bytes": len(content), "head": zlib.crc32(head), "rows": zlib.crc32(content[64 << 20:])}
+
+
+@pytest.mark.parametrize(("name", "byte", "whole", "found"), [
+    ("out.mindrecord", 100, False, "header's CRC-32"), ("out.mindrecord", -1, True, "rows' CRC-32"),
+    ("out.mindrecord.db", 5000, False, "CRC-32"), ("out.mindrecord.db", None, False, "size in bytes"),
+    ("out.mindrecord", None, False, "size in bytes")])
+def test_a_file_that_has_changed_is_named(tmp_path, name, byte, whole, found):
+    """One bit, or a byte more; only `whole` reads the rows."""
+    record, path = tmp_path / "out.mindrecord", tmp_path / name
+    write_record(record)
+    check_files([record], whole=True)
+    content = bytearray(path.read_bytes())
+    if byte is None:
+        content += b"x"
+    else:
+        content[byte] ^= 1
+    path.write_bytes(content)
+    if whole:
+        check_files([record])
+    message = message_of(check_files, [record], whole)
+    assert re.fullmatch(re.escape(f"{path}: damaged, or not the file that was written: its {found} is ") +
+                        r"\d+, out.mindrecord.json says \d+; copy it again, or convert again", message)
+
+
+def test_a_file_of_another_conversion_is_named(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=2, shard_num=2)
+    kept = (tmp_path / "out.mindrecord1").read_bytes()
+    write_record(tmp_path / "out.mindrecord", count=1)
+    (tmp_path / "out.mindrecord1").write_bytes(kept)
+    check_files([tmp_path / "out.mindrecord"])
+    assert message_of(check_files, [tmp_path / "out.mindrecord1"]) == (
+        f"{tmp_path / 'out.mindrecord1'}: not one of the files that out.mindrecord.json was written with: "
+        "out.mindrecord, out.mindrecord.db; copy files and sidecar of one conversion")
+
+
+@pytest.mark.parametrize("sidecar", [None, {"seq_length": 4}], ids=["none", "of an earlier release"])
+def test_data_without_checksums_is_not_checked(tmp_path, sidecar):
+    whole = tmp_path / "whole.mindrecord"
+    write_record(whole)
+    write_record(tmp_path / "out.mindrecord")
+    (tmp_path / "out.mindrecord.json").unlink()
+    if sidecar:
+        (tmp_path / "out.mindrecord.json").write_text(json.dumps(sidecar))
+    with open(tmp_path / "out.mindrecord", "ab") as file:
+        file.write(b"x")
+    records = RecordSet.open(str(tmp_path / "out.mindrecord"))
+    records.verify_rows()
+    assert records.unverifiable == records.files == (str(tmp_path / "out.mindrecord"),)
+    assert records.row_checksums is None
+    assert RecordSet.open(str(whole)).unverifiable == ()
+    assert len(RecordSet.open(str(whole)).row_checksums) == 1
+
+
+@pytest.mark.parametrize(("found", "instead"), [
+    (b'"header_size":67108864', b'"header_size":99999999'), (b'"header_size"', b'"header_sice"'), (b"{", b"["),
+    (b'"page_size":524288', b'"page_size":"4288"'[:18]), (b'"page_type":"BLOB_DATA"', b'"page_type":1'.ljust(23)),
+    (b'"offset":0', b'"offset":[')])
+def test_old_data_whose_header_would_crash_mindrecord_is_named(tmp_path, found, instead):
+    record = tmp_path / "out.mindrecord"
+    write_record(record)
+    (tmp_path / "out.mindrecord.json").unlink()
+    record.write_bytes(record.read_bytes().replace(found, instead, 1))
+    assert message_of(check_head, record) == (f"{record}: not readable as MindRecord: its header is damaged or cut "
+                                              "short; copy it again, or convert again")
+
+
+def test_second_run_replaces_all_three_files(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=1)
+    write_record(tmp_path / "out.mindrecord", count=3)
+    assert names(tmp_path) == NAMES
+    assert len(read_record(tmp_path / "out.mindrecord")) == 3
+    assert read_sidecar(tmp_path / "out.mindrecord")["count"] == 3
+
+
+def shard_names(*shards):
+    return sorted(["out.mindrecord.json", *(f"out.mindrecord{shard}{end}" for shard in shards for end in ("", ".db"))])
+
+
+def test_shards_hold_every_row_once(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=300, shard_num=3)
+    assert names(tmp_path) == shard_names("0", "1", "2")
+    shards = find_record_files(tmp_path)
+    assert sorted(row["chosen_input_ids"][0] for row in read_record(shards)) == list(range(300))
+    assert [90 < len(read_record([shard])) < 110 for shard in shards] == [True] * 3
+    assert {path.name for path, _ in read_sidecars(shards)} == {"out.mindrecord.json"}
+
+
+def test_shards_are_numbered_with_as_many_digits_as_the_last_one(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=11, shard_num=11)
+    assert names(tmp_path) == shard_names(*(f"{shard:02d}" for shard in range(11)))
+
+
+def test_shards_are_never_empty(tmp_path):
+    """130 shards: more than the rows that MindRecord is handed at once otherwise."""
+    import mindspore.dataset as ds
+    write_record(tmp_path / "out.mindrecord", count=260, shard_num=130)
+    sizes = [ds.MindDataset([shard]).get_dataset_size() for shard in find_record_files(tmp_path)]
+    assert sizes == [2] * 130
+
+
+def test_shards_of_another_number_do_not_stay(tmp_path):
+    others = ["a_out.mindrecord0", "out.mindrecord0.jsonl", "out.mindrecordX", "outXmindrecord0"]
+    touch(tmp_path, *others)
+    (tmp_path / "out.mindrecord77").mkdir()
+    for shard_num, shards in [(11, [f"{shard:02d}" for shard in range(11)]), (3, "012"), (2, "01"), (1, [""]),
+                              (2, "01")]:
+        write_record(tmp_path / "out.mindrecord", count=11, shard_num=shard_num)
+        assert set(names(tmp_path)) - {*others, "out.mindrecord77"} == set(shard_names(*shards))
+    assert {*others, "out.mindrecord77"} < set(names(tmp_path))
+
+
+def test_shards_of_an_earlier_run_stay_when_a_run_fails(tmp_path):
+    write_record(tmp_path / "out.mindrecord", count=3, shard_num=3)
+    before = contents(tmp_path)
+    assert message_of(write_record, tmp_path / "out.mindrecord", 1, None, 2) == (
+        "--shard_num: found 2, expected at most 1, the number of pairs")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("shard_num", [0, -1, 1001])
+def test_number_of_shards_is_mindrecords(tmp_path, shard_num):
+    assert message_of(RecordWriter, tmp_path / "out.mindrecord", shard_num) == (
+        f"--shard_num: found {shard_num}, expected 1 to 1000")
+
+
+@pytest.mark.parametrize(("length", "page"), [(64, 512 << 10), (1024, 512 << 10), (8192, 964 << 10)])
+def test_pages_are_small_and_hold_five_rows(tmp_path, length, page):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        for index in range(8):
+            ids = np.random.default_rng(index).integers(0, 2 ** 31, (2, length), dtype=np.int32)  # not compressible
+            writer.write(encode_pair(*ids, length, 0))
+        writer.finish({})
+    with open(tmp_path / "out.mindrecord", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert header["page_size"] == page
+    assert header["page"][0]["end_row_id"] >= 5
+    assert len(read_record(tmp_path / "out.mindrecord")) == 8
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failed_run_leaves_earlier_output_alone(tmp_path, error):
+    write_record(tmp_path / "out.mindrecord")
+    before = contents(tmp_path)
+
+    def fail():
+        with RecordWriter(tmp_path / "out.mindrecord") as writer:
+            for _ in range(200):
+                writer.write(sample())
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert contents(tmp_path) == before
+
+
+def test_run_that_never_finishes_writes_nothing(tmp_path):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        writer.write(sample())
+    assert names(tmp_path) == []
+
+
+def test_output_folder_is_made(tmp_path):
+    write_record(tmp_path / "a" / "b" / "out.mindrecord")
+    assert names(tmp_path / "a" / "b") == NAMES
+
+
+@pytest.mark.parametrize("name", ["out.mindrecord", "set[1].mindrecord"])
+def test_folder_of_a_dead_process_is_removed(tmp_path, name):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left_behind = tmp_path / f".{name}.{process.pid}.abcd.partial"
+    touch(left_behind, name)
+    write_record(tmp_path / name)
+    assert not left_behind.exists()
+
+
+def test_folder_of_a_running_process_is_kept(tmp_path):
+    running = tmp_path / f".out.mindrecord.{os.getppid()}.abcd.partial"
+    touch(running, "out.mindrecord")
+    write_record(tmp_path / "out.mindrecord")
+    assert names(tmp_path) == sorted([running.name, *NAMES])
+
+
+def test_folder_of_another_output_is_kept(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    other = tmp_path / f".other.mindrecord.{process.pid}.abcd.partial"
+    touch(other, "other.mindrecord")
+    write_record(tmp_path / "out.mindrecord")
+    assert other.is_dir()
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl", "out.mindrecord.json", "out_mindrecord", "out.mindrecord0"])
+def test_name_must_end_in_mindrecord(tmp_path, name):
+    """Not .mindrecord0 either: the sidecar of a shard is OUT.mindrecord.json, beside which nobody would find it."""
+    assert message_of(RecordWriter, tmp_path / name) == (
+        f"--dst_file: found '{name}', expected a name that ends in .mindrecord")
+
+
+def test_folder_of_that_name_is_refused(tmp_path):
+    path = tmp_path / "out.mindrecord"
+    path.mkdir()
+    assert message_of(RecordWriter, path) == (
+        f"--dst_file: {path} is a folder, expected a file name that ends in .mindrecord")
+
+
+def test_output_below_a_file_is_refused(tmp_path):
+    touch(tmp_path, "file")
+    path = tmp_path / "file" / "out.mindrecord"
+    assert message_of(RecordWriter(path).__enter__) == f"--dst_file: {path}: cannot be written: File exists"
+
+
+def test_find_takes_a_file_a_folder_and_a_list(tmp_path):
+    files = ["one.mindrecord", "shards/set.mindrecord0", "shards/set.mindrecord1", "shards/deep/two.mindrecord"]
+    touch(tmp_path, *files, *(f"{name}.db" for name in files), "one.mindrecord.json", "shards/notes.txt")
+    one, first, second, two = (str(tmp_path / name) for name in files)
+    assert find_record_files(one) == [one]
+    assert find_record_files(tmp_path / "one.mindrecord") == [one]
+    assert find_record_files(tmp_path / "shards") == [two, first, second]
+    assert find_record_files([tmp_path / "shards", one]) == [two, first, second, one]
+    assert find_record_files([]) == []
+
+
+def test_find_passes_hidden_folders_by(tmp_path):
+    touch(tmp_path, ".out.mindrecord.12.x.partial/out.mindrecord", "out.mindrecord", "out.mindrecord.db")
+    assert find_record_files(tmp_path) == [str(tmp_path / "out.mindrecord")]
+
+
+def test_find_searches_a_folder_below_a_hidden_one(tmp_path):
+    folder = tmp_path / ".cache" / "data"
+    touch(folder, "out.mindrecord", "out.mindrecord.db")
+    assert find_record_files(folder) == [str(folder / "out.mindrecord")]
+
+
+@pytest.mark.parametrize(("present", "path", "message"), [
+    ([], "none.mindrecord", "no such file or folder, expected a MindRecord file or a folder of them"),
+    (["d/x.txt", "d/.h/a.mindrecord"], "d",
+     "no MindRecord file in this folder, expected names that end in .mindrecord"),
+    (["a.jsonl"], "a.jsonl",
+     "not a MindRecord file, expected a name that ends in .mindrecord (convert with cvalues_comparison.py)"),
+    (["a.mindrecord"], "a.mindrecord", "its index a.mindrecord.db is missing; copy it along or convert again"),
+], ids=["missing", "folder without data", "another kind of file", "index missing"])
+def test_find_refuses_what_is_no_data(tmp_path, present, path, message):
+    touch(tmp_path, *present)
+    assert message_of(find_record_files, tmp_path / path) == f"{tmp_path / path}: {message}"
+    assert message_of(find_record_files, [str(tmp_path / path)]) == f"{tmp_path / path}: {message}"
+
+
+def test_find_names_the_shard_whose_index_is_missing(tmp_path):
+    touch(tmp_path, "a.mindrecord0", "a.mindrecord0.db", "a.mindrecord1")
+    assert message_of(find_record_files, tmp_path) == (
+        f"{tmp_path / 'a.mindrecord1'}: its index a.mindrecord1.db is missing; copy it along or convert again")
+
+
+@pytest.mark.parametrize("record", ["d/out.mindrecord", "d/out.mindrecord0", "d/out.mindrecord17"])
+def test_sidecar_path_is_one_for_all_shards(record):
+    assert str(sidecar_path(record)) == "d/out.mindrecord.json"
+
+
+def test_sidecar_is_read_once_for_all_shards(tmp_path):
+    (tmp_path / "b.mindrecord.json").write_text('{"seq_length": 4}')
+    (tmp_path / "a.mindrecord.json").write_text('{"seq_length": 8}')
+    records = [tmp_path / name for name in ("b.mindrecord0", "b.mindrecord1", "a.mindrecord", "none.mindrecord")]
+    assert list(read_sidecars(records)) == [(tmp_path / "a.mindrecord.json", {"seq_length": 8}),
+                                            (tmp_path / "b.mindrecord.json", {"seq_length": 4})]
+
+
+def test_sidecar_may_be_absent(tmp_path):
+    assert read_sidecar(tmp_path / "out.mindrecord") is None
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"{", "cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    (b"", "cannot be read: Expecting value: line 1 column 1 (char 0)"),
+    (b"[1]", "found list, expected a JSON object"),
+    (b"\xff", "cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    (b'{"tokenizer": "t"}', "tokenizer is 't', expected an object"),
+    (b'{"seq_length": "128"}', "seq_length is '128', expected a whole number above 0"),
+    (b'{"files": {"a": 1}}', "files is {'a': 1}, expected an object of objects"),
+], ids=["broken", "empty", "an array", "not UTF-8", "tokenizer", "seq_length", "files"])
+def test_sidecar_that_is_broken_is_named(tmp_path, content, message):
+    (tmp_path / "out.mindrecord.json").write_bytes(content)
+    assert message_of(read_sidecar, tmp_path / "out.mindrecord") == f"{tmp_path / 'out.mindrecord.json'}: {message}"
+
+
+def test_length_statistics_by_hand():
+    lengths = LengthStatistics()
+    for prompt, chosen, reject in [(3, 10, 20), (5, 30, 7), (4, 11, 8)]:
+        lengths.add(prompt, chosen, reject)
+    assert lengths.as_dict() == {"count": 3, "prompt_max": 5, "prompt_avg": 4.0, "chosen_max": 30, "chosen_avg": 17.0,
+                                 "reject_max": 20, "reject_avg": 11.7}
+    assert list(lengths.as_dict()) == ["count", "prompt_max", "prompt_avg", "chosen_max", "chosen_avg", "reject_max",
+                                       "reject_avg"]
+
+
+def test_length_statistics_of_nothing_are_zeros():
+    assert set(LengthStatistics().as_dict().values()) == {0}
+
+
+def test_types_in_the_record_are_those_of_the_original_converter(tmp_path):
+    import mindspore.dataset as ds
+    write_record(tmp_path / "out.mindrecord")
+    data = ds.MindDataset(str(tmp_path / "out.mindrecord"), shuffle=False)
+    row = next(data.create_dict_iterator(num_epochs=1, output_numpy=True))
+    assert {name: np.asarray(value).dtype.name for name, value in row.items()} == {
+        "chosen_input_ids": "int32", "chosen_attention_mask": "int32", "rejected_input_ids": "int32",
+        "rejected_attention_mask": "int32", "position_id": "int32", "loss_mask": "float32", "end_ind": "int64"}
+
+
+def test_sidecar_is_plain_json(tmp_path):
+    write_record(tmp_path / "out.mindrecord", sidecar={"count": 1, "tokenizer": {"vocab_size": 1010}})
+    assert json.loads((tmp_path / "out.mindrecord.json").read_bytes()) == read_sidecar(tmp_path / "out.mindrecord")

@@ -1,0 +1,263 @@
+"""Scoring in packed rows, and what evaluation and inference make of it.
+
+| test                                     | proves                                 | judged against           |
+| test_scores_are_those_of_each_text_alone | texts of any length, one answer or two | the padded path, 1e-5    |
+| test_scores_come_in_the_order ...        | sorting by length is undone            | the scores in one window |
+| test_questions_are_read_as ...           | memory does not grow with the input    | how far it has been read |
+| test_every_very_short_text ...           | rows have room for all that fit        | the score of one of them |
+| test_row_shapes ...                      | few graphs; two whole texts fit        | property                 |
+| test_the_batch_size_does_not_move ...    | the figures, in the data's order       | another batch size, 1e-5 |
+| test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
+"""
+import json
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+from conftest import PRODUCTION_YAML, TINY_YAML, dimensions_of
+from mindformers.tools.logger import logger
+from mindformers.tools.register import MindFormerConfig
+from mindspore import Tensor
+
+from mindrlhf.config.check import typed_config
+from mindrlhf.config.read import read_config
+from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.mindrecord_writer import RecordWriter
+from mindrlhf.data.record_set import RecordSet
+from mindrlhf.errors import UserError
+from mindrlhf.scoring import evaluate as evaluation
+from mindrlhf.scoring import infer as inference
+from mindrlhf.scoring import scorer as scoring
+from mindrlhf.scoring.evaluate import evaluate
+from mindrlhf.scoring.infer import infer
+from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, plan_evaluation
+from mindrlhf.scoring.scorer import Scorer, row_shapes
+
+pytestmark = pytest.mark.stack
+
+SEQ = 512
+PAD = 63
+
+
+@pytest.fixture(scope="module")
+def configure(reference):
+    """A function that gives the tiny YAML's configuration with the reference's dimensions."""
+    def make(seq_length=SEQ, batch_size=1):
+        mapping = read_config(TINY_YAML, {"runner_config.batch_size": batch_size})
+        mapping["model"]["model_config"].update(dimensions_of(reference), seq_length=seq_length)
+        return typed_config("run.yaml", mapping)
+    return make
+
+
+@pytest.fixture(scope="module")
+def checkpoint(scoring_model, tmp_path_factory):
+    """The reference's weights as a file."""
+    path = tmp_path_factory.mktemp("checkpoint") / "reference.ckpt"
+    ms.save_checkpoint(scoring_model, str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(configure, checkpoint):
+    scorer = Scorer(configure(), MindFormerConfig(**configure().mapping))
+    scorer.load(checkpoint)
+    return scorer
+
+
+def make_texts(*lengths, seed=0):
+    """Texts of so many tokens, the longer of which begin as the shorter ones do."""
+    tokens = np.random.default_rng(seed).integers(0, 60, max(lengths) + len(lengths))
+    return [np.concatenate([tokens[:length - 1], tokens[-1 - number:][:1]]) for number, length in enumerate(lengths)]
+
+
+def two_whole_texts(beyond):
+    """Nothing in common, one exactly as long as the model reads, one longer: the longest row is full."""
+    return [make_texts(SEQ, seed=2)[0], np.concatenate([make_texts(SEQ, seed=3)[0], np.arange(beyond)])]
+
+
+@pytest.fixture(scope="module")
+def questions():
+    """One answer or two, from a single token on; rows of two lengths."""
+    return [make_texts(40, 60), make_texts(1), make_texts(17), two_whole_texts(30), make_texts(1, 30, seed=1),
+            make_texts(2, 3), make_texts(100, 99, seed=5), [*make_texts(50), *make_texts(50)], make_texts(5, 250)]
+
+
+def test_scores_are_those_of_each_text_alone(scorer, questions, build_model, load_reference_weights):
+    found = list(scorer.score(iter(questions)))
+    assert [len(scores) for scores in found] == [len(texts) for texts in questions]
+    model = load_reference_weights(build_model(seq_length=SEQ)).set_train(False)
+    texts = [text[:SEQ] for texts in questions for text in texts]
+    rows = np.stack([np.pad(text, (0, SEQ - len(text)), constant_values=PAD) for text in texts]).astype(np.int32)
+    ends = np.array([len(text) for text in texts], np.int32)
+    mask = (np.arange(SEQ) < ends[:, None]).astype(np.int32)
+    expected = model(Tensor(rows), None, Tensor(mask), None, Tensor(ends)).asnumpy()[:, 0]
+    np.testing.assert_allclose(sum(found, []), expected, rtol=1e-5, atol=1e-5)
+    assert len({round(value, 3) for value in expected.tolist()}) > 10
+
+
+def test_what_is_beyond_the_sequence_length_does_not_count(scorer):
+    cut, whole = scorer.score([two_whole_texts(40), two_whole_texts(0)])
+    assert cut == pytest.approx(whole, rel=1e-5)
+
+
+def short_questions(count):
+    """Questions of 20 to 49 tokens, no two alike, with one answer or two in turn."""
+    for number in range(count):
+        yield make_texts(*[20 + number % 30, 21 + number % 17][:1 + number % 2], seed=number)
+
+
+def test_scores_come_in_the_order_of_the_questions(scorer, monkeypatch):
+    expected = list(scorer.score(short_questions(30)))
+    monkeypatch.setattr(scoring, "_WINDOW", 7)
+    found = list(scorer.score(short_questions(30)))
+    assert [len(scores) for scores in found] == [1, 2] * 15
+    np.testing.assert_allclose(sum(found, []), sum(expected, []), rtol=1e-5, atol=1e-5)
+    assert len({round(value, 4) for value in sum(expected, [])}) == 45
+
+
+def test_questions_are_read_as_they_are_needed(scorer, monkeypatch):
+    monkeypatch.setattr(scoring, "_WINDOW", 5)
+    read = 0
+
+    def counted():
+        nonlocal read
+        for question in short_questions(13):
+            read += 1
+            yield question
+
+    scores = scorer.score(counted())
+    assert read == 0
+    seen = []
+    for _ in scores:
+        seen.append(read)
+    assert seen == [5] * 5 + [10] * 5 + [13] * 3
+
+
+def test_no_question_is_no_score(scorer):
+    assert list(scorer.score([])) == []
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_every_very_short_text_gets_a_score(scorer, answers):
+    """Hundreds of them find room in a row."""
+    question = [np.array([7 + answer], np.int32) for answer in range(answers)]
+    expected = next(scorer.score([question]))
+    found = list(scorer.score([question] * 300))
+    assert [len(scores) for scores in found] == [answers] * 300
+    np.testing.assert_allclose(found, [expected] * 300, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", [1, 4])
+@pytest.mark.parametrize("seq_length", [1, 12, 100, 128, 129, 1000, 1024, 8192])
+def test_row_shapes_hold_two_whole_texts_in_at_most_four_lengths(seq_length, split):
+    for tokens in (seq_length, 4096, 8192):
+        shapes = row_shapes(seq_length, tokens, split)
+        lengths = [length for _, length in shapes]
+        assert 1 <= len(lengths) <= 4
+        assert lengths == sorted(set(lengths))
+        assert 2 * seq_length <= lengths[-1] < 2 * seq_length + 16
+        assert all(length % 16 == 0 for length in lengths)
+        for rows, length in shapes:
+            assert rows % split == 0
+            assert rows - split < max(tokens // length, 1) <= rows
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def start(monkeypatch):
+    """Let a run go on in this process, whose device is set up."""
+    for module in (evaluation, inference):
+        monkeypatch.setattr(module, "set_up_mindspore", lambda config: MindFormerConfig(**config.mapping))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """(a MindRecord file of 20 pairs with padding in front, their texts)."""
+    texts = [make_texts(10 + number % 9, 5 + number, seed=number) for number in range(20)]
+    with RecordWriter(tmp_path / "eval.mindrecord") as writer:
+        for chosen, rejected in texts:
+            writer.write(encode_pair(chosen, rejected, 28, PAD, "left"))
+        writer.finish({"seq_length": 28, "pad_token_id": PAD})
+    return tmp_path / "eval.mindrecord", texts
+
+
+@pytest.mark.usefixtures("start")
+def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, scorer, pairs, in_tmp_path,
+                                                     monkeypatch):
+    """Data of a smaller sequence length than the model's; the last batch is a smaller one."""
+    path, texts = pairs
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
+    results = []
+    for size in (1, 6):
+        log.clear()
+        results += evaluate(EvaluationPlan(configure(64, size), str(checkpoint), {}, RecordSet.open(str(path)), False))
+        lines = [line for line in log if line.startswith("acc: [")]
+        assert len(lines) == -(-20 // size)
+        assert lines[-1].endswith(f"avg acc: [{results[-1].accuracy}]")
+    one, other = results
+    expected = np.array(list(scorer.score(texts)))
+    for result in results:
+        np.testing.assert_allclose(result.chosen, expected[:, 0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result.rejected, expected[:, 1], rtol=1e-5, atol=1e-5)
+    assert one.accuracy == other.accuracy == np.mean(expected[:, 0] > expected[:, 1])
+    assert one.margin == pytest.approx(np.mean(expected[:, 0] - expected[:, 1]), abs=1e-5)
+    assert 0 < one.accuracy < 1
+    assert (in_tmp_path / "output" / "eval_scores.png").is_file()
+
+
+# --- inference ------------------------------------------------------------------------------------------------------
+
+class CountingScorer(Scorer):
+    """The score of a text is its number of tokens. Notes how many questions are scored together."""
+
+    windows = []
+
+    def __init__(self, config, run):
+        self.rank, self._semi_auto, self.seq_length = 0, False, config.model.seq_length
+
+    def load(self, path):
+        pass
+
+    def _score_window(self, groups):
+        self.windows.append(len(groups))
+        return [(group.positions[group.ends] + 1).tolist() for group in groups]
+
+
+class CharacterTokenizer:
+    def encode_batch(self, texts):
+        return [[ord(letter) for letter in text] for text in texts]
+
+
+@pytest.mark.usefixtures("start")
+def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "_WINDOW", 4)
+    monkeypatch.setattr(inference, "Scorer", CountingScorer)
+    monkeypatch.setattr(CountingScorer, "windows", [])
+    rows = [{"prompt": "p" * number, "response": "a" * number, "key": number} if number % 3 else
+            {"prompt": "p" * number, "pos_resp": "b" * 2, "neg_resp": "c" * 3} for number in range(1, 11)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    infer(InferencePlan(configure(), str(checkpoint), {}, tmp_path / "in.jsonl", CharacterTokenizer(),
+                        "{prompt}:{response}", tmp_path / "out.jsonl"))
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert written == [{**row, "score": 2 * len(row["prompt"]) + 1} if "key" in row else
+                       {**row, "pos_score": len(row["prompt"]) + 3, "neg_score": len(row["prompt"]) + 4}
+                       for row in rows]
+    assert CountingScorer.windows == [4, 4, 2]
+
+
+def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):
+    config = yaml.safe_load(PRODUCTION_YAML.read_text(encoding="utf-8"))
+    config["parallel_config"].update(data_parallel=2, pipeline_stage=2, micro_batch_num=2)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    args = SimpleNamespace(config=str(tmp_path / "run.yaml"), seq_length=None, eval_dataset=None, batch_size=None,
+                           distributed_ckpt_path="absent", load_all_ckpt=False)
+    with pytest.raises(UserError) as error:
+        plan_evaluation(args)
+    first, second, third = error.value.messages
+    assert first.startswith("--distributed_ckpt_path: absent: no such file or folder")
+    assert second.startswith("parallel_config.pipeline_stage is 2, expected 1 to score")
+    assert third.startswith("no data: give --eval_dataset, or eval_dataset.data_loader.dataset_dir in the YAML")

@@ -1,0 +1,117 @@
+"""Tables and pictures are written whatever the numbers are.
+
+| test                            | proves                                        | judged against       |
+| test_table_by_hand              | columns are aligned, a rule below the heading | the text written out |
+| test_metrics_are_read_by_column | an empty cell is NaN, not an error            | literal numbers      |
+| test_curves_are_drawn           | one step, NaN, empty cells, no steps          | a PNG of that size   |
+| test_the_learning_rate_is ...   | a schedule is not smoothed                    | the lines drawn      |
+| test_histogram_is_drawn         | one pair, equal scores, NaN                   | a PNG of that size   |
+| test_running_mean_by_hand       | the thick line of the curves                  | literal numbers      |
+"""
+import math
+import struct
+
+import pytest
+
+from mindrlhf.plots import _running_mean, plot_score_histogram, plot_training_curves, read_metrics
+from mindrlhf.tables import format_table
+
+HEADING = "step,loss,accuracy,margin,learning_rate,global_norm"
+
+
+def png_size(path):
+    """Width and height in the header of a PNG file."""
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
+    assert content.endswith(b"IEND\xaeB`\x82")
+    return struct.unpack(">II", content[16:24])
+
+
+def write_table(folder, *lines):
+    (folder / "metrics.csv").write_text("\n".join([HEADING, *lines]) + "\n", encoding="utf-8")
+    return folder / "metrics.csv"
+
+
+@pytest.mark.parametrize(("rows", "expected"), [
+    ([["count", "max"], ["3", "12"], ["1234567", "1"]],
+     "  count  max\n-------  ---\n      3   12\n1234567    1"),
+    ([["a"]], "a\n-"),
+    ([["name", "score"], ["last", 0.5]], "name  score\n----  -----\nlast    0.5"),
+])
+def test_table_by_hand(rows, expected):
+    assert format_table(rows) == expected
+
+
+def test_metrics_are_read_by_column(tmp_path):
+    columns = read_metrics(write_table(tmp_path, "1,0.5,1,0.25,1e-3,", "2,nan,,inf,0,3"))
+    assert list(columns) == HEADING.split(",")
+    assert (columns["step"], columns["margin"], columns["learning_rate"]) == ([1, 2], [0.25, math.inf], [0.001, 0])
+    assert columns["loss"][0] == 0.5
+    assert [math.isnan(columns[name][row]) for name, row in (("loss", 1), ("accuracy", 1), ("global_norm", 0))] == [
+        True, True, True]
+
+
+def test_metrics_of_a_table_without_rows_are_empty(tmp_path):
+    assert read_metrics(write_table(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("lines", [
+    [f"{step},{1 / step},{step % 2},{step},0.001,2" for step in range(1, 101)],
+    ["1,0.5,1,0.1,0.001,2"],
+    ["1,nan,,nan,,", "2,0.5,1,,0.001,inf"],
+    ["1,,,,,"],
+    [],
+], ids=["100 steps", "one step", "NaN and empty cells", "nothing but empty cells", "no steps"])
+def test_curves_are_drawn(tmp_path, lines):
+    target = tmp_path / "deep" / "curves.png"
+    assert plot_training_curves(write_table(tmp_path, *lines), target) == target
+    assert png_size(target) == (2040, 408)  # 5 x 3.4 inches and 3.4 inches at 120 dots an inch
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [
+    ([0.5, 1.5, 2.5], [-1.0, 0.0, 3.0]),
+    ([1.0], [0.0]),
+    ([0.25], [0.25]),
+    ([0.0] * 50, [0.0] * 50),
+    ([1e30, -1e30], [0.0, 1.0]),
+    ([1000000.0], [1000000.0000001]),
+    ([math.nan, 1.0], [0.0, 2.0]),
+    ([math.inf], [0.0]),
+], ids=["three pairs", "one pair", "one pair, equal scores", "all scores equal", "far apart", "hardly apart",
+        "a score is NaN", "a score is infinite"])
+def test_histogram_is_drawn(tmp_path, chosen, rejected):
+    target = tmp_path / "deep" / "scores.png"
+    assert plot_score_histogram(chosen, rejected, "glm4-10.ckpt", target) == target
+    assert png_size(target) == (1200, 408)
+
+
+def test_the_learning_rate_is_drawn_as_it_is_and_the_rest_with_a_mean(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axis, steps, values, **style: drawn.append(
+        (axis.get_title(), list(values))))
+    table = write_table(tmp_path, *[f"{step},{step},0,0,{step},0" for step in range(1, 41)])  # a window of 2
+    plot_training_curves(table, tmp_path / "curves.png")
+    steps, halves = list(range(1, 41)), [1, *(step - 0.5 for step in range(2, 41))]
+    assert [values for title, values in drawn if title == "learning rate"] == [steps, steps]
+    assert [values for title, values in drawn if title == "loss"] == [steps, halves]
+
+
+def test_picture_of_an_earlier_step_is_replaced(tmp_path):
+    target = tmp_path / "curves.png"
+    target.write_bytes(b"old")
+    plot_training_curves(write_table(tmp_path, "1,0.5,1,0.1,0.001,2"), target)
+    assert png_size(target) == (2040, 408)
+
+
+def test_no_figure_stays_open(tmp_path):
+    from matplotlib import pyplot
+    before = pyplot.get_fignums()
+    plot_score_histogram([1.0], [0.0], "one", tmp_path / "scores.png")
+    plot_training_curves(write_table(tmp_path, "1,0.5,1,0.1,0.001,2"), tmp_path / "curves.png")
+    assert pyplot.get_fignums() == before
+
+
+@pytest.mark.parametrize(("window", "expected"), [(1, [4, 2, 6, 0]), (2, [4, 3, 4, 3]), (9, [4, 3, 4, 3])])
+def test_running_mean_by_hand(window, expected):
+    """Each value and those before it, as many as the window holds and as there are."""
+    assert _running_mean([4, 2, 6, 0], window) == expected

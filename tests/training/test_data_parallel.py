@@ -1,0 +1,209 @@
+"""Several processes do what one does: the same steps, losses, figures and scores.
+
+| test                                         | proves                             | judged against            |
+| test_a_step_has_the_pairs_of_one_process ... | each pair once an epoch; shuffle   | one process, global batch |
+| test_figures_of_parts ...                    | every pair weighs the same         | by hand                   |
+| test_one_process_saves ...                   | what each process does with a step | names                     |
+| test_two_processes_have_the_loss_curve ...   | training, by the tutorial's edits  | one process, 1e-4         |
+| test_what_all_processes_say_and_save ...     | one log, one checkpoint            | counts                    |
+| test_two_processes_give_the_scores ...       | inference                          | one process, 1e-5         |
+| test_...are_refused, ...is_refused           | errors name found and expected     | messages                  |
+"""
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML, write_numbered_pairs
+from mindformers.tools.register import MindFormerConfig
+
+from mindrlhf.config.check import load_config
+from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.dataset import RewardModelDataset
+from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.tokenizer import open_tokenizer
+from mindrlhf.errors import UserError
+from mindrlhf.scoring.infer import infer
+from mindrlhf.scoring.plan import InferencePlan
+from mindrlhf.set_up import set_up_mindspore
+from mindrlhf.training.monitor import callbacks_of_process, of_whole_batch
+
+pytestmark = pytest.mark.stack
+
+PAD, SEQ, PAIRS = 9, 24, 45
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    return write_numbered_pairs(tmp_path_factory.mktemp("record") / "a.mindrecord", PAIRS, SEQ, PAD)
+
+
+def steps_of(record, monkeypatch, rank, ranks, **keys):
+    """The numbers of the pairs of each step that a process gets, over two epochs."""
+    monkeypatch.setattr(RewardModelDataset, "_generate_shard_info", classmethod(lambda cls: (rank, ranks)))
+    dataset = RewardModelDataset(MindFormerConfig(**{
+        "data_loader": {"type": "MindDataset", "dataset_dir": record, "shuffle": True}, "input_columns": list(FIELDS),
+        "pad_token_id": PAD, "seq_length": SEQ, "row_length": 2 * SEQ, "num_parallel_workers": 1, "seed": 3, **keys}))
+    iterator = dataset.create_dict_iterator(num_epochs=2, output_numpy=True)
+    ids = [batch["input_ids"] for _ in range(2) for batch in iterator]
+    return [set((found[found >= 1000] - 1000).tolist()) for found in ids]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("batching", ["padded", "buckets", "packing"])
+def test_a_step_has_the_pairs_of_one_process_with_the_same_global_batch(record, monkeypatch, batching, ranks):
+    one = steps_of(record, monkeypatch, 0, 1, batching=batching, batch_size=8)
+    parts = [steps_of(record, monkeypatch, rank, ranks, batching=batching, batch_size=8 // ranks)
+             for rank in range(ranks)]
+    assert one == [set().union(*together) for together in zip(*parts)]
+    assert {len(part) for part in parts} == {len(one)}
+    for epoch in (slice(len(one) // 2), slice(len(one) // 2, None)):
+        seen = sorted(number for part in parts for step in part[epoch] for number in step)
+        assert len(seen) == len(set(seen)) == (40 if batching == "padded" else PAIRS)  # padded drops the last 5
+
+
+def test_a_smaller_last_batch_cannot_be_divided_and_is_refused(record, monkeypatch):
+    with pytest.raises(UserError, match="drop_remainder is False, expected True with several processes"):
+        steps_of(record, monkeypatch, 0, 2, drop_remainder=False)
+
+
+def test_fewer_pairs_than_a_step_of_all_processes_are_refused(record, monkeypatch):
+    with pytest.raises(UserError, match="45 pairs, expected at least one step of 48"):
+        steps_of(record, monkeypatch, 1, 2, batch_size=24)
+
+
+def test_sums_of_parts_become_those_of_the_whole_batch():
+    """Three pairs, one and none: each pair weighs the same, and a part without pairs nothing."""
+    margins = [[1.0, -2.0, 4.0], [3.0], []]
+    parts = [(part, np.array([np.sum(np.array(part) > 0), np.sum(part), np.sum(part) / 2, len(part), 10 * len(part),
+                              64], np.float32)) for part in margins]
+    losses = [3 * sum(part) / 4 for part, _ in parts]  # the mean over all pairs, times the processes
+    given = []
+    for loss, (_, figures) in zip(losses, parts):
+        of_whole_batch(loss, figures, 3, lambda values: given.append(values) or values)
+    loss, sums = of_whole_batch(losses[0], parts[0][1], 3, lambda values: sum(given))
+    assert loss == pytest.approx(1.5)
+    assert sums.tolist() == pytest.approx([3, 6, 3, 4, 40, 192])
+
+
+def test_a_loss_that_is_not_finite_stays_a_float32_which_mindformers_lets_pass():
+    """Its log line in 1.3.0 raises for a NaN that is a Python float, np.float64 among them."""
+    loss, _ = of_whole_batch(np.nan, np.zeros(6, np.float32), 2, lambda values: values)
+    assert np.isnan(loss)
+    assert not isinstance(loss, float)
+
+
+def test_one_process_saves_and_the_loss_is_averaged_before_it_is_printed():
+    callbacks = load_config(TINY_YAML).mapping["callbacks"]
+    assert [callback["type"] for callback in callbacks_of_process(callbacks, 0)] == [
+        "RewardMonitor", "MFLossMonitor", "CheckpointMonitor", "SkippedStepMonitor"]
+    assert [callback["type"] for callback in callbacks_of_process(callbacks, 1)] == [
+        "RewardMonitor", "MFLossMonitor", "SkippedStepMonitor"]
+
+
+def test_several_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, in_tmp_path):
+    monkeypatch.setenv("MS_WORKER_NUM", "4")
+    with pytest.raises(UserError, match="use_parallel is False, but 4 processes were started: set use_parallel: True"):
+        set_up_mindspore(load_config(TINY_YAML))
+    assert not list(in_tmp_path.iterdir())
+
+
+# --- as a user runs it ----------------------------------------------------------------------------------------------
+
+ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def launched(folder, name, args, workers):
+    """Start an entry script through the launcher; returns the logs of the processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    result = subprocess.run(["bash", str(ROOT / "scripts" / "msrun_launcher.sh"), f"{EXAMPLE / name} {args}",
+                             str(workers), str(port), "logs", "True", "300"], cwd=folder, env=ENVIRONMENT,
+                            capture_output=True, text=True, timeout=600, check=False)
+    logs = [(folder / "logs" / f"worker_{rank}.log").read_text(encoding="utf-8") for rank in range(workers)]
+    assert result.returncode == 0, result.stderr + logs[0][-3000:]
+    return logs
+
+
+def table_of(folder):
+    with open(folder / "output" / "metrics.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folders of a run of one process and of one of two with the tutorial's two edits; the logs of the latter."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:100]
+    (folders[0] / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    tokenizer = open_tokenizer(SAMPLE / "tokenizer.model")
+    convert_preferences(folders[0] / "train.jsonl", folders[0] / "train.mindrecord", tokenizer, 128, PROMPT_TEMPLATE)
+    for folder, edits in zip(folders, ({}, {"use_parallel: False": "use_parallel: True",
+                                            "  batch_size: 8 ": "  batch_size: 4 "})):
+        text = TINY_YAML.read_text(encoding="utf-8")
+        for old, new in edits.items():
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        (folder / "run.yaml").write_text(text, encoding="utf-8")
+    for workers, folder in enumerate(folders, start=1):
+        logs = launched(folder, "reward_train.py", f"--config run.yaml --train_dataset {folders[0]}/train.mindrecord",
+                        workers)
+    return (*folders, logs)
+
+
+def test_two_processes_have_the_loss_curve_of_one(trained):
+    one, two = map(table_of, trained[:2])
+    assert len(one) == len(two) > 30
+    for name, tolerance in (("loss", 1e-4), ("accuracy", 1e-4), ("margin", 1e-3), ("reward", 1e-3),
+                            ("learning_rate", 0), ("pairs", 0), ("text_tokens", 0)):
+        np.testing.assert_allclose([float(row[name]) for row in two], [float(row[name]) for row in one], rtol=0,
+                                   atol=tolerance, err_msg=name)
+    assert sum(int(row["pairs"]) for row in two) == 500  # 100 pairs, five epochs
+    assert np.mean([float(row["loss"]) for row in two[-5:]]) < 0.9 * float(two[0]["loss"])
+
+
+def test_what_all_processes_say_and_save_is_there_once(trained):
+    first, second = trained[2]
+    assert first.count(" - step 2 of ") == first.count("this run trains") == 1
+    assert "CPU, 2 processes" in first
+    assert "INFO - " not in second
+    # MindFormers' own line has the loss of the whole batch too
+    printed = [float(loss) for loss in re.findall(r"loss:\[ *([\d.]+)/", first)]
+    assert printed == pytest.approx([float(row["loss"]) for row in table_of(trained[1])], abs=6e-4)
+    output = trained[1] / "output"
+    for folder in ("checkpoint", "checkpoint_network"):
+        assert [path.name for path in (output / folder).glob("rank_*")] == ["rank_0"]
+
+
+def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, in_tmp_path):
+    two, checkpoint = trained[1], str(trained[1] / "output" / "checkpoint_network")
+    infer(InferencePlan(load_config(TINY_YAML), checkpoint, {}, SAMPLE / "test.jsonl",
+                        open_tokenizer(SAMPLE / "tokenizer.model"), PROMPT_TEMPLATE, in_tmp_path / "scores.jsonl"))
+    logs = launched(two, "reward_infer.py", f"--config run.yaml --data_file {SAMPLE / 'test.jsonl'} --tokenizer "
+                    f"{SAMPLE / 'tokenizer.model'} --distributed_ckpt_path {checkpoint}", 2)
+    expected, found = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+                       for file in (in_tmp_path / "scores.jsonl", two / "output" / "scores.jsonl"))
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in expected]
+    for name in ("pos_score", "neg_score"):
+        np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], atol=1e-5)
+    assert logs[0].count("INFO - Sample:\n") == 2 * len(found)
+    assert "Sample:" not in logs[1]
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, ["set up"]), (2, ["set up", "meet"])])
+def test_processes_connect_before_any_of_them_works(ranks, expected, monkeypatch, in_tmp_path):
+    """The first one may then read or cut for longer than a connection waits."""
+    done = []
+    monkeypatch.setattr("mindformers.core.context.build_context", lambda config: done.append("set up"))
+    monkeypatch.setattr("mindformers.tools.utils.get_real_group_size", lambda: ranks)
+    monkeypatch.setattr("mindrlhf.processes.meet", lambda: done.append("meet"))
+    set_up_mindspore(load_config(TINY_YAML))
+    assert done == expected

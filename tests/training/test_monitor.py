@@ -1,0 +1,105 @@
+"""What training tells its user, step by step.
+
+| test | proves | judged against |
+| --- | --- | --- |
+| test_a_step_of_micro_batches_... | loss and figures are those of the whole batch | the batch in one piece |
+| test_several_steps_of_a_sink_... | a row has the figures of all of its steps | sums by hand |
+| test_a_step_s_outputs_... | NaN of any type is read, missing outputs are None | values |
+| test_the_last_stage_writes_... | which process of a pipeline has the figures | layouts by hand |
+"""
+import csv
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import dimensions_of
+from mindspore import Parameter, Tensor, nn
+from mindspore.nn.wrap.cell_wrapper import GradAccumulationCell
+
+from mindrlhf.data.dataset import batch_pairs
+from mindrlhf.training import monitor as module
+from mindrlhf.training.monitor import RewardMonitor, StepOutputs
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def monitor(monkeypatch, tmp_path):
+    """A function that makes a `RewardMonitor` that writes to tmp_path."""
+    monkeypatch.setattr(module, "get_output_root_path", lambda: str(tmp_path))
+    monkeypatch.setattr(module, "plot_training_curves", lambda table, target: None)
+    return RewardMonitor
+
+
+class Run(SimpleNamespace):
+    """A run of one epoch, as a callback sees it."""
+
+    cur_epoch_num, epoch_num, batch_num, cur_step_num, dataset_sink_mode = 1, 1, 1, 1, False
+
+    def original_args(self):
+        return self
+
+
+def row_after(monitor, run, folder):
+    """The row of a step whose outputs `run` has."""
+    monitor.on_train_begin(run)
+    monitor.on_train_step_begin(run)
+    monitor.on_train_step_end(run)
+    monitor.on_train_end(run)
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    return {name: float(value) for name, value in row.items() if value and name != "step_ms"}
+
+
+def test_a_step_of_micro_batches_has_the_loss_and_the_figures_of_the_whole_batch(
+        build_model, load_reference_weights, reference, monitor, tmp_path):
+    pairs = len(reference["loss_mask"])
+    sides = {name: np.split(reference[name].astype(np.int32), 2) for name in ("input_ids", "attention_mask")}
+    fields = [array for chosen, rejected in [zip(*sides.values())] for array in (*chosen, *rejected)]
+    positions = np.broadcast_to(np.arange(fields[0].shape[1], dtype=np.int32), fields[0].shape)
+    model = load_reference_weights(build_model(**dimensions_of(reference), track_step_metrics=True)).set_train(True)
+    rows = []
+    for pieces in (1, pairs, pairs, 1):  # a second step of a compiled graph counts from 0 too
+        columns = batch_pairs(*fields, positions, reference["loss_mask"], None, micro_batches=pieces)
+        step = GradAccumulationCell(model, pieces) if pieces > 1 else model
+        loss = step(*(Tensor(np.ascontiguousarray(column)) for column in columns))
+        run = Run(train_network=model, net_outputs=(loss, Tensor(False), Tensor(1.0), Tensor(0.1), Tensor([2.0])))
+        rows.append(row_after(monitor(micro_batches=pieces), run, tmp_path))
+        assert model.step_metrics.value.asnumpy().tolist() == [0] * 6
+    assert pairs == 2
+    assert all(row == pytest.approx(rows[0], rel=1e-5) for row in rows)
+    assert rows[0]["loss"] == pytest.approx(float(reference["loss"]), rel=1e-4)
+    assert rows[0]["pairs"] == pairs
+
+
+def test_several_steps_of_a_sink_have_one_row_with_the_figures_of_all_of_them(monitor, tmp_path):
+    network, metrics = nn.CellList([]), nn.Cell()
+    metrics.value = Parameter(Tensor([6.0, 12.0, 4.0, 8.0, 300.0, 500.0], ms.float32), name="value")
+    network.insert_child_to_cell("step_metrics", metrics)
+    row = row_after(monitor(), Run(train_network=network, net_outputs=Tensor(0.5), dataset_sink_mode=True, batch_num=4,
+                                   cur_step_num=4), tmp_path)
+    assert row == {"step": 4, "loss": 0.5, "accuracy": 0.75, "margin": 1.5, "reward": 0.5, "pairs": 8,
+                   "text_tokens": 300, "computed_tokens": 500}
+
+
+@pytest.mark.parametrize("bad", [np.float64("nan"), np.float32("nan"), float("nan"), Tensor(np.nan, ms.float32),
+                                 Tensor([np.nan, 1.0], ms.float32)])
+def test_a_step_s_outputs_are_read_whatever_the_loss(bad):
+    """MindFormers 1.3.0's own reader raises for the first and the third."""
+    outputs = StepOutputs.of((bad, Tensor(True), Tensor(8.0), Tensor(0.5), Tensor([2.0]), "others"))
+    assert np.isnan(outputs.loss)
+    assert (outputs.overflow, outputs.scale, outputs.learning_rate, outputs.global_norm) == (True, 8, 0.5, 2)
+    assert StepOutputs.of(Tensor(0.25)) == StepOutputs(0.25, False, None, None, None)
+
+
+@pytest.mark.parametrize(("ranks", "stages", "writer"), [(1, 1, 0), (8, 1, 0), (8, 2, 4), (8, 8, 7)])
+def test_the_last_stage_writes_the_table(ranks, stages, writer, monkeypatch):
+    monkeypatch.setattr(module, "get_real_group_size", lambda: ranks)
+    monkeypatch.setattr(module.ms, "get_auto_parallel_context",
+                        {"pipeline_stages": stages, "parallel_mode": "semi_auto_parallel"}.__getitem__)
+    writers = []
+    for rank in range(ranks):
+        monkeypatch.setattr(module, "get_real_rank", lambda rank=rank: rank)
+        writers += [rank] * RewardMonitor().writes
+    assert writers == [writer]
