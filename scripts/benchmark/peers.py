@@ -1,8 +1,8 @@
 """The half of the benchmark that runs in the environment of PyTorch: transformers, TRL, and PyTorch's matrix product.
 
-    python benchmark_peers.py PART SPEC.json
+    python peers.py PART SPEC.json
 
-benchmark.py starts it. SPEC.json holds the part's arguments and, under `result`, the file for what it found.
+runner.py starts it. SPEC.json holds the part's arguments and, under `result`, the file for what it found.
 """
 import json
 import sys
