@@ -6,22 +6,21 @@ from typing import Any, Container, Dict, Iterable, List, Mapping, Optional, Sequ
 
 from mindrlhf.checkpoints.find import checkpoint_files
 from mindrlhf.errors import UserError, some
-from mindrlhf.models.glm4.dimensions import with_prefix
+from mindrlhf.models.glm4.dimensions import may_be_absent, may_be_beyond, with_prefix
 from mindrlhf.weights.ckpt_file import check_ckpt
 
 __all__ = ["LoadReport", "check_weights", "load_state_strictly", "load_strictly", "raise_left_over", "read_checkpoint"]
 
-# What a network may start without: the value head when training begins from a base model (it then has its documented
-# initialisation). Figures for the log are no weights and are never loaded.
-_HEAD = re.compile(r"v_head0\.")
-_NO_WEIGHT = re.compile(r"step_metrics\.")
-# What a checkpoint may have beyond the network: the LM head of a base model, the caches of keys and values that each
-# layer of MindFormers has since 1.6 for inference, optimizer and loop state.
-_KNOWN_EXTRA = re.compile(r"transformer\.output_layer\.|"
-                          r"transformer\.encoder\.layers\.\d+\.self_attention\.infer_attention\.\w+\.(key|value)_cache$|"
-                          r"adam_[mv]\.|moment[12]\.|accu_grads|step_metrics\.|"
-                          r"(global_step|epoch_num|step_num|loss_scale|scale_sense|learning_rate|current_iterator_step|"
-                          r"last_overflow_iterator_step|global_batch_size|beta[12]_power|weight_decay)$")
+_NO_WEIGHT = re.compile(r"step_metrics\.")  # figures for the log, which are never loaded
+# The state of an optimizer and of a run, which a checkpoint may have beyond the weights.
+_STATE = re.compile(r"adam_[mv]\.|moment[12]\.|accu_grads|step_metrics\.|"
+                    r"(global_step|epoch_num|step_num|loss_scale|scale_sense|learning_rate|current_iterator_step|"
+                    r"last_overflow_iterator_step|global_batch_size|beta[12]_power|weight_decay)$")
+
+
+def _is_superfluous(name: str) -> bool:
+    return not (may_be_beyond(name) or _STATE.match(name))
+
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
     fresh = check_weights(source, {name: parameter.shape for name, parameter in parameters.items()},
                           {name: parameter.shape for name, parameter in wanted.items()}, need_head)
     ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
-    left_over = [name for name in parameters if name not in wanted and not _KNOWN_EXTRA.match(name)]
+    left_over = [name for name in parameters if name not in wanted and _is_superfluous(name)]
     return LoadReport(str(source), len(wanted) - len(fresh), tuple(fresh), tuple(left_over))
 
 
@@ -101,7 +100,7 @@ def load_state_strictly(optimizer, parameters: Dict[str, Any], source: str, netw
                         stage: Optional[int] = None) -> None:
     """Load into an optimizer the weights, what it keeps of each, and its count of steps; all of it must be there.
 
-    MindFormers says in its log what is missing, and goes on from zeros.
+    MindFormers says in its log what is missing, and continues from zeros.
 
     Args:
         optimizer:  whose parameters of its own are named STATE.WEIGHT or, as global_step, NAME
@@ -124,9 +123,9 @@ def load_state_strictly(optimizer, parameters: Dict[str, Any], source: str, netw
              for name, parameter in wanted.items()
              if name not in parameters or tuple(parameters[name].shape) != tuple(parameter.shape)]
     if wrong:
-        raise UserError(f"{source}: {len(wrong)} of the {len(wanted)} values that {type(optimizer).__name__} goes on "
-                        f"with do not fit (was the run trained with another optimizer? without --resume a run of its "
-                        f"own begins from its weights): {some(wrong, '; ')}")
+        raise UserError(f"{source}: {len(wrong)} of the {len(wanted)} values that {type(optimizer).__name__} "
+                        f"continues with do not fit (was the run trained with another optimizer? without --resume a "
+                        f"new run starts from its weights): {some(wrong, '; ')}")
     # The weights too: MindSpore would load adam_m.WEIGHT into a WEIGHT of the optimizer's that it is not given.
     ms.load_param_into_net(optimizer, {name: parameters[name] for name in (*of_stage, *wanted)})
 
@@ -145,7 +144,7 @@ def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mappi
         UserError: weights are missing or superfluous, or shapes differ.
     """
     missing = [name for name in wanted if name not in found]
-    fresh = [name for name in missing if _HEAD.match(name) and not need_head]
+    fresh = [name for name in missing if may_be_absent(name) and not need_head]
     lacking = [name for name in missing if name not in fresh]
     if lacking:
         raise UserError(f"{source}: {len(lacking)} of the network's {len(wanted)} parameters are not in this "
@@ -163,10 +162,10 @@ def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mappi
 def raise_left_over(source: Union[str, Path], names: Iterable[str], wanted: Container[str]) -> None:
     """Raise `UserError` if a checkpoint has more of a backbone than is wanted: more layers, or biases.
 
-    Leaving them out would give another model without a word.
+    Leaving them out would silently give another model.
     """
     left_over = [name for name in names if name.startswith("transformer.") and name not in wanted
-                 and not _KNOWN_EXTRA.match(name)]
+                 and _is_superfluous(name)]
     if left_over:
         raise UserError(f"{source}: {len(left_over)} weights in it have no place in the model (is the YAML that of "
                         f"this checkpoint? num_layers, add_qkv_bias): {some(left_over)}")

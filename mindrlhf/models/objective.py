@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["PackedPairLoss", "PairLoss"]
+__all__ = ["ComparisonLoss", "PackedPairLoss", "PairLoss"]
 
 _ONE, _NAN = Tensor(1.0, mstype.float32), Tensor(float("nan"), mstype.float32)
 
@@ -25,18 +25,48 @@ def _with_gradient_of_its_kind(loss):
 
     No compiler may fold the factor, as one that takes A - A for 0 may with `value - value + 1`: the rules of graph
     kernel fusion (jit_level O1), which stand as text in MindSpore's libraries, have `Add(A,Neg(A))=BroadcastTo(0,B)`.
-    Of Select they have `Select(A,B,B)=B` alone, and none of IsFinite. tests/models/test_objective.py reads those rules, and the
-    compiled graphs of each jit_level and of graph kernel fusion.
+    Of Select they have `Select(A,B,B)=B` alone, and none of IsFinite. tests/models/test_objective.py reads those rules,
+    and the compiled graphs of each jit_level and of graph kernel fusion.
     """
     finite = P.IsFinite()(F.stop_gradient(loss))                                          # ()
     return loss * P.Select()(finite, _ONE, _NAN)                                          # ()
 
 
-class PairLoss(nn.Cell):
-    """Masked mean of -log sigmoid(chosen - rejected) over the positions of each pair, averaged over pairs.
+class ComparisonLoss(nn.Cell):
+    """The loss of comparisons, the unit that every pairwise loss is made of: weight * -log sigmoid(winner - loser).
 
     -log sigmoid(d) is computed as the cross entropy of the logit d with label 1: max(d, 0) - d + log(1 + exp(-|d|)).
     (`mindspore.ops.logsigmoid` overflows to inf, with a NaN gradient, below d = -88 on the CPU.)
+
+    Args:
+        parallel_config: `data_parallel` of it shards the rows.
+
+    Inputs:
+        winner, loser (R, L) float32, scores
+        weight        (R, L) float32, what a comparison counts; 0 where there is none
+        margin        (R, L) float32, by which the winner must be ahead; None: 0
+
+    Output:
+        (R, L), float32
+    """
+
+    def __init__(self, parallel_config):
+        super().__init__()
+        rows = (parallel_config.data_parallel, 1)
+        self.sub = P.Sub().shard((rows, rows))
+        self.ones_like = P.OnesLike().shard((rows,))
+        self.cross_entropy = P.SigmoidCrossEntropyWithLogits().shard((rows, rows))
+        self.mul = P.Mul().shard((rows, rows))
+
+    def construct(self, winner, loser, weight, margin=None):
+        ahead = self.sub(winner, loser)                                                   # (R, L)
+        if margin is not None:
+            ahead = self.sub(ahead, margin)                                               # (R, L)
+        return self.mul(self.cross_entropy(ahead, self.ones_like(ahead)), weight)         # (R, L)
+
+
+class PairLoss(nn.Cell):
+    """Masked mean of -log sigmoid(chosen - rejected) over the positions of each pair, averaged over pairs.
 
     Args:
         parallel_config: `data_parallel` of it shards the pairs.
@@ -55,10 +85,7 @@ class PairLoss(nn.Cell):
         rows, pairs = (dp, 1), (dp,)
         # The halves are cut from the gathered rows: a slice along a sharded dimension has no legal strategy.
         self.slice = P.StridedSlice().shard(((1, 1),))
-        self.sub = P.Sub().shard((rows, rows))
-        self.ones_like = P.OnesLike().shard((rows,))
-        self.cross_entropy = P.SigmoidCrossEntropyWithLogits().shard((rows, rows))
-        self.mul = P.Mul().shard((rows, rows))
+        self.compare = ComparisonLoss(parallel_config)
         self.row_sum = P.ReduceSum().shard((rows,))
         self.div = P.RealDiv().shard((pairs, pairs))
         self.maximum = P.Maximum().shard((pairs, ()))
@@ -72,9 +99,7 @@ class PairLoss(nn.Cell):
         mask = self.cast(loss_mask, mstype.float32)                                       # (B, S)
         chosen = self.slice(token_scores, (0, 0), (pairs, seq_length), (1, 1))            # (B, S)
         rejected = self.slice(token_scores, (pairs, 0), (rows, seq_length), (1, 1))       # (B, S)
-        margin = self.sub(chosen, rejected)                                               # (B, S)
-        token_loss = self.cross_entropy(margin, self.ones_like(margin))                   # (B, S)
-        total = self.row_sum(self.mul(token_loss, mask), -1)                              # (B,)
+        total = self.row_sum(self.compare(chosen, rejected, mask), -1)                    # (B,)
         count = self.maximum(self.row_sum(mask, -1), 1.0)                                 # (B,)
         return _with_gradient_of_its_kind(self.mean(self.div(total, count)))              # ()
 
@@ -99,15 +124,10 @@ class PackedPairLoss(nn.Cell):
         super().__init__()
         rows = (parallel_config.data_parallel, 1)
         self.gather = P.GatherD().shard((rows, rows))
-        self.sub = P.Sub().shard((rows, rows))
-        self.ones_like = P.OnesLike().shard((rows,))
-        self.cross_entropy = P.SigmoidCrossEntropyWithLogits().shard((rows, rows))
-        self.mul = P.Mul().shard((rows, rows))
+        self.compare = ComparisonLoss(parallel_config)
         self.sum = P.ReduceSum().shard((rows,))
 
     def construct(self, token_scores, chosen_index, rejected_index, weights):
         chosen = self.gather(token_scores, 1, chosen_index)                               # (R, L)
         rejected = self.gather(token_scores, 1, rejected_index)                           # (R, L)
-        margin = self.sub(chosen, rejected)                                               # (R, L)
-        token_loss = self.cross_entropy(margin, self.ones_like(margin))                   # (R, L)
-        return _with_gradient_of_its_kind(self.sum(self.mul(token_loss, weights)))        # ()
+        return _with_gradient_of_its_kind(self.sum(self.compare(chosen, rejected, weights)))          # ()

@@ -20,8 +20,9 @@ from mindspore import Tensor, nn, ops
 
 from mindrlhf.compat.model import adapt_encoder
 from mindrlhf.models.glm4.attention_pieces import query_pieces
-from mindrlhf.models.glm4.backbone import CausalMask, Glm4Backbone, SegmentMask
+from mindrlhf.models.glm4.backbone import Glm4Backbone
 from mindrlhf.models.glm4.cpu_cells import PiecewiseAttention, PiecewiseSelfAttention, RotaryTables, use_cpu_cells
+from mindrlhf.models.masks import CausalMask, SegmentMask
 
 pytestmark = pytest.mark.stack
 

@@ -16,8 +16,8 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor, ops
 
 from mindrlhf.compat.model import adapt_encoder
-from mindrlhf.models.glm4.backbone import CausalMask
 from mindrlhf.models.glm4.glm_reward import Glm4RewardModel, VHead
+from mindrlhf.models.masks import CausalMask
 
 pytestmark = pytest.mark.stack
 

@@ -110,7 +110,7 @@ def test_a_pair_without_any_masked_position_counts_as_zero(pair_loss):
 @pytest.mark.parametrize("scores", [[[-3e38], [3e38]], [[math.inf], [0]], [[math.nan], [0]]])
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(pair_loss, packed, scores):
-    """-log sigmoid(-inf) is inf, its derivative -1: the step would go on with the next pair's gradient."""
+    """-log sigmoid(-inf) is inf, its derivative -1: the step would continue with the next pair's gradient."""
     scores = np.array(scores, np.float32)
     loss, inputs = pair_loss, (Tensor(scores), Tensor([[1]], ms.float32))
     if packed:

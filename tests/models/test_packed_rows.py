@@ -21,7 +21,7 @@ from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.mindrecord_reader import Pair
 from mindrlhf.data.packed_steps import PackedSteps
 from mindrlhf.data.row_packing import pack_groups, plan_steps, segment_stride, text_group
-from mindrlhf.models.glm4.backbone import SegmentMask
+from mindrlhf.models.masks import SegmentMask
 
 pytestmark = pytest.mark.stack
 

@@ -18,12 +18,15 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mindrlhf.errors import UserError, raise_problems
 
-__all__ = ["Dimensions", "HEAD_NAME", "LM_HEAD_NAME", "ORIGINAL", "TRANSFORMERS", "Weight", "backbone_weights",
-           "find_layout", "head_weights", "is_ignored", "with_prefix"]
+__all__ = ["Dimensions", "HEAD_NAME", "LM_HEAD_NAME", "MOMENT_BYTES", "ORIGINAL", "TRANSFORMERS", "Weight",
+           "backbone_weights", "find_layout", "head_weights", "is_ignored", "may_be_absent", "may_be_beyond",
+           "values_of", "weights_of", "with_prefix"]
 
 ORIGINAL, TRANSFORMERS = "original", "transformers"
 HEAD_NAME, LM_HEAD_NAME = "v_head0.weight", "transformer.output_layer.weight"
+MOMENT_BYTES = 8  # of a value: Adam's two moments, which FP32StateAdamWeightDecay keeps in float32
 _ROPE_BASE = 10000.0
+_CACHE = re.compile(r"transformer\.encoder\.layers\.\d+\.self_attention\.infer_attention\.\w+\.(key|value)_cache$")
 
 # YAML key -> key of the original's config.json, of transformers'.
 _KEYS = {
@@ -197,6 +200,16 @@ def head_weights(size: Dimensions) -> List[Weight]:
             Weight(HEAD_NAME, (1, size.hidden_size), "", (("score.weight", 1),))]
 
 
+def weights_of(size: Dimensions) -> List[Weight]:
+    """The weights of the reward model."""
+    return [*backbone_weights(size), *(weight for weight in head_weights(size) if weight.name != LM_HEAD_NAME)]
+
+
+def values_of(weights: Sequence[Weight]) -> int:
+    """How many numbers they have together."""
+    return sum(math.prod(weight.shape) for weight in weights)
+
+
 def find_layout(names: Sequence[str], place: Path) -> str:
     """ORIGINAL or TRANSFORMERS, by the names of a checkpoint's tensors.
 
@@ -210,6 +223,20 @@ def find_layout(names: Sequence[str], place: Path) -> str:
     raise UserError(f"{place}: not a GLM-4 model: found {', '.join(sorted(names)[:3]) or 'no tensors'}; expected names "
                     "as transformer.encoder.layers.0.mlp.dense_h_to_4h.weight (THUDM/glm-4-9b) or "
                     "model.layers.0.mlp.gate_up_proj.weight (glm-4-9b-hf)")
+
+
+def may_be_absent(name: str) -> bool:
+    """Whether training may begin without a weight: a base model has no value head, which then starts from its
+    documented initialisation.
+    """
+    return name == HEAD_NAME
+
+
+def may_be_beyond(name: str) -> bool:
+    """Whether a checkpoint may have a weight that the reward model has no use for: a base model's LM head, and the
+    caches of keys and values that each layer of MindFormers has since 1.6 for inference.
+    """
+    return name.startswith("transformer.output_layer.") or bool(_CACHE.match(name))
 
 
 def is_ignored(name: str) -> bool:
@@ -227,16 +254,3 @@ def with_prefix(name: str) -> str:
     """
     return re.sub(r"^((?:adam_[mv]|moment[12]|accu_grads)\.)?(?=(embedding|encoder|output_layer)\.)",
                   r"\1transformer.", name)
-
-
-MOMENT_BYTES = 8  # of a value: Adam's two moments, which FP32StateAdamWeightDecay keeps in float32
-
-
-def weights_of(size: Dimensions) -> List[Weight]:
-    """The weights of the reward model."""
-    return [*backbone_weights(size), *(weight for weight in head_weights(size) if weight.name != LM_HEAD_NAME)]
-
-
-def values_of(weights: Sequence[Weight]) -> int:
-    """How many numbers they have together."""
-    return sum(math.prod(weight.shape) for weight in weights)

@@ -10,98 +10,14 @@ from mindformers.models.glm2.glm2 import GLM2PreTrainedModel
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.models.utils import lazy_inline
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
-from mindspore import Parameter, nn
-from mindspore.common.initializer import Normal, initializer
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
 from mindrlhf.models.glm4.backbone import Glm4Backbone
+from mindrlhf.models.heads import EndScore, StepMetrics, VHead
 from mindrlhf.models.objective import PackedPairLoss, PairLoss
 
 __all__ = ["VHead", "Glm4RewardModel"]
-
-
-class VHead(nn.Cell):
-    """Value head: a linear map from a hidden state to one score, without bias, in float32.
-
-    The weight starts from a normal distribution of mean 0 and standard deviation 0.02, as the score head of
-    transformers' `GlmForSequenceClassification` does (`initializer_range`).
-
-    Inputs:
-        hidden_states (N, S, hidden_size), any float type
-
-    Output:
-        (N, S), float32
-    """
-
-    def __init__(self, config: ChatGLM2Config):
-        super().__init__()
-        dp = config.parallel_config.data_parallel
-        self.hidden_size = config.hidden_size
-        self.weight = Parameter(initializer(Normal(0.02), (1, config.hidden_size), mstype.float32), name="weight")
-        self.matmul = P.MatMul(transpose_b=True).shard(((dp, 1), (1, 1)))
-        self.reshape = P.Reshape()
-        self.cast = P.Cast()
-
-    def construct(self, hidden_states):
-        rows, seq_length, _ = hidden_states.shape
-        flat = self.reshape(self.cast(hidden_states, mstype.float32), (-1, self.hidden_size))  # (N * S, hidden)
-        return self.reshape(self.matmul(flat, self.weight), (rows, seq_length))                # (N, S)
-
-
-class EndScore(nn.Cell):
-    """The scores at the last tokens of a row's texts.
-
-    Inputs:
-        token_scores (N, S) float32
-        end_position (N, P) int32, 0 <= end_position < S
-
-    Output:
-        (N, P), float32
-    """
-
-    def __init__(self, config: ChatGLM2Config):
-        super().__init__()
-        dp = config.parallel_config.data_parallel
-        self.gather = P.GatherD().shard(((dp, 1), (dp, 1)))
-
-    def construct(self, token_scores, end_position):
-        return self.gather(token_scores, 1, end_position)                       # (N, P)
-
-
-class StepMetrics(nn.Cell):
-    """Adds up what accuracy, margin and reward of a training step are made of, and its size, for the log.
-
-    The training step returns the loss alone (every step cell of MindFormers asks for a single output), so the sums are
-    left in `value`, (6,) float32, which takes no part in training: pairs whose chosen end score is the larger one;
-    chosen minus rejected; mean of both end scores; pairs; tokens of their texts; tokens of the rows. A step may call
-    this several times, once for each micro-batch. Whoever reads the sums sets them to 0.
-
-    Inputs:
-        chosen, rejected (B, 1) float32, end scores
-        there            (B, 1) float32, 1 where there is a pair, 0 where a packed row has none
-        tokens           (), float32
-        computed         tokens of the rows, a Python int
-
-    Output:
-        (6,), float32, the stored sums
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.value = Parameter(initializer("zeros", (6,), mstype.float32), name="value", requires_grad=False,
-                               parallel_optimizer=False)
-        self.sum = P.ReduceSum()
-        self.stack = P.Stack()
-        self.add = P.AssignAdd()
-
-    def construct(self, chosen, rejected, there, tokens, computed):
-        margin = F.stop_gradient(chosen - rejected)                                             # (B, 1)
-        both = F.stop_gradient(chosen + rejected) / 2                                           # (B, 1)
-        right = F.cast(margin > 0, mstype.float32)                                              # (B, 1)
-        sums = self.stack((self.sum(right * there), self.sum(margin * there), self.sum(both * there), self.sum(there),
-                           tokens, F.ones_like(tokens) * computed))                             # (6,)
-        return self.add(self.value, sums)                                                       # (6,)
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
@@ -163,45 +79,54 @@ class Glm4RewardModel(GLM2PreTrainedModel):
 
     def construct(self, input_ids, position_id=None, attention_mask=None, loss_mask=None, end_ind=None,
                   chosen_index=None, rejected_index=None):
-        rows, seq_length = input_ids.shape
         if end_ind is not None and len(end_ind.shape) == 2:
-            hidden_states = self.transformer(input_ids, None, position_id, attention_mask)      # (R, L, hidden)
-            token_scores = self.v_head0(hidden_states)                                          # (R, L)
-            end_position = self.maximum(end_ind, 0)                                             # (R, P)
-            if not self.training:
-                return self.end_score(token_scores, end_position)                               # (R, P)
-            loss = self.packed_loss(token_scores, chosen_index, rejected_index, loss_mask)      # ()
-            if self.track_step_metrics:
-                ends = self.reshape(self.end_score(token_scores, end_position), (-1, 2))        # (R * P/2, 2)
-                there = self.cast(end_ind >= 0, mstype.float32)                                 # (R, P)
-                lengths = self.cast(self.end_score.gather(position_id, 1, end_position) + 1, mstype.float32)  # (R, P)
-                tokens = F.reduce_sum(lengths * there)                                          # ()
-                there = self._column(self.reshape(there, (-1, 2)), 0)                           # (R * P/2, 1)
-                loss = F.depend(loss, self.step_metrics(self._column(ends, 0), self._column(ends, 1), there, tokens,
-                                                        rows * seq_length))
-            return loss
+            return self._packed(input_ids, position_id, attention_mask, end_ind, chosen_index, rejected_index,
+                                loss_mask)
+        return self._padded(input_ids, attention_mask, end_ind, loss_mask)
 
-        if attention_mask is None:
-            attention_mask = self.ones_like(input_ids)                                          # (N, S)
-        in_text = self.cast(attention_mask, mstype.float32)                                     # (N, S)
-        if end_ind is None:
-            length = self.cast(self.row_sum(in_text, -1), mstype.int32)                         # (N, 1)
+    def _packed(self, input_ids, positions, segments, ends, chosen_index, rejected_index, weights):
+        """End scores (R, P), or the loss (), of rows of several texts; `weights` (R, L) of comparisons."""
+        hidden_states = self.transformer(input_ids, None, positions, segments)                  # (R, L, hidden)
+        token_scores = self.v_head0(hidden_states)                                              # (R, L)
+        end_position = self.maximum(ends, 0)                                                    # (R, P)
+        if not self.training:
+            return self.end_score(token_scores, end_position)                                   # (R, P)
+        loss = self.packed_loss(token_scores, chosen_index, rejected_index, weights)            # ()
+        if self.track_step_metrics:
+            rows, length = input_ids.shape
+            end_scores = self.reshape(self.end_score(token_scores, end_position), (-1, 2))      # (R * P/2, 2)
+            there = self.cast(ends >= 0, mstype.float32)                                        # (R, P)
+            lengths = self.cast(self.end_score.gather(positions, 1, end_position) + 1, mstype.float32)      # (R, P)
+            tokens = F.reduce_sum(lengths * there)                                              # ()
+            there = self._column(self.reshape(there, (-1, 2)), 0)                               # (R * P/2, 1)
+            loss = F.depend(loss, self.step_metrics(self._column(end_scores, 0), self._column(end_scores, 1), there,
+                                                    tokens, rows * length))
+        return loss
+
+    def _padded(self, input_ids, in_text, lengths, loss_mask):
+        """End scores (N, 1), or the loss (), of rows of one text; `in_text` (N, S): 0 for padding, None for none."""
+        rows, seq_length = input_ids.shape
+        if in_text is None:
+            in_text = self.ones_like(input_ids)                                                 # (N, S)
+        in_text = self.cast(in_text, mstype.float32)                                            # (N, S)
+        if lengths is None:
+            lengths = self.cast(self.row_sum(in_text, -1), mstype.int32)                        # (N, 1)
         else:
-            length = self.reshape(self.cast(end_ind, mstype.int32), (rows, 1))                  # (N, 1)
+            lengths = self.reshape(self.cast(lengths, mstype.int32), (rows, 1))                 # (N, 1)
         starts_with_text = self.first_column(in_text, (0, 0), (rows, 1), (1, 1))                # (N, 1)
         padded_left = 1 - self.cast(starts_with_text, mstype.int32)                             # (N, 1)
-        first_token = padded_left * (seq_length - length)                                       # (N, 1)
+        first_token = padded_left * (seq_length - lengths)                                      # (N, 1)
 
         hidden_states = self.transformer(input_ids, first_token)                                # (N, S, hidden)
         token_scores = self.v_head0(hidden_states)                                              # (N, S)
         if not self.training:
-            return self.end_score(token_scores, first_token + length - 1)                       # (N, 1)
+            return self.end_score(token_scores, first_token + lengths - 1)                      # (N, 1)
         loss = self.loss(token_scores, loss_mask)                                               # ()
         if self.track_step_metrics:
-            end_scores = self.end_score(token_scores, first_token + length - 1)                 # (N, 1)
+            end_scores = self.end_score(token_scores, first_token + lengths - 1)                # (N, 1)
             chosen = self.whole_slice(end_scores, (0, 0), (rows // 2, 1), (1, 1))               # (B, 1)
             rejected = self.whole_slice(end_scores, (rows // 2, 0), (rows, 1), (1, 1))          # (B, 1)
-            tokens = F.reduce_sum(self.cast(length, mstype.float32))                            # ()
+            tokens = F.reduce_sum(self.cast(lengths, mstype.float32))                           # ()
             loss = F.depend(loss, self.step_metrics(chosen, rejected, F.ones_like(chosen), tokens,
                                                     rows * seq_length))
         return loss
