@@ -28,7 +28,6 @@ setup(
         "tiktoken>=0.6",
         "tqdm>=4.65",
         "matplotlib>=3.7",
-        "safetensors>=0.4",
     ],
     extras_require={
         # What the README's two commands install.
@@ -47,7 +46,7 @@ setup(
         # MindSpore 2.9: one range over both would have pip put the one for CPUs in the place of an older one.
         "ascend": ["mindspore>=2.9,<2.10", "mindformers>=1.9,<1.10"],
         "ascend13": ["mindspore>=2.4,<2.8", "mindformers>=1.3,<1.4"],
-        "dev": ["pytest>=7", "ruff>=0.4", "regex", "hypothesis>=6.100"],
+        "dev": ["pytest>=7", "pytest-xdist>=3", "ruff>=0.4", "regex", "hypothesis>=6.100", "safetensors>=0.4"],
         # What this project is compared with, in an environment of its own (.venv-torch).
         "peers": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "tiktoken>=0.6"],
     },

@@ -3,6 +3,8 @@ import os
 import sys
 from typing import Callable, Iterable, List
 
+__all__ = ["Problems", "UserError", "raise_each", "raise_problems", "run_main", "some"]
+
 _LONGEST = 2000  # characters of a message
 
 
@@ -83,7 +85,7 @@ def some(names: Iterable[object], separator: str = ", ", limit: int = 4) -> str:
     return text + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def run(main: Callable[[], int]) -> None:
+def run_main(main: Callable[[], int]) -> None:
     """Run an entry script's `main` and end the process with its exit code.
 
     A `UserError` is printed on standard error, a line for each problem and their number if there are several, and ends

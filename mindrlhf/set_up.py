@@ -17,9 +17,6 @@ def set_up_mindspore(config: RunConfig):
     Returns:
         the configuration as a `MindFormerConfig`, which MindFormers' own parts are given
 
-    The modules that register themselves with MindFormers (dataset, model, callbacks) are imported here, so that the
-    YAML's type names find them.
-
     Raises:
         UserError: MindSpore has no such device here, or `use_parallel` does not fit the number of processes.
     """
@@ -34,7 +31,7 @@ def set_up_mindspore(config: RunConfig):
         print("scheduler: use_parallel is False, one process does the work; nothing to do here", flush=True)
         sys.exit(0)
     if parallel and not any(map(os.environ.get, _STARTED_AS_ONE_OF_SEVERAL)):
-        raise UserError("use_parallel is True, but this process is none of a job of several: start it with "
+        raise UserError("use_parallel is True, but this process was not started as one of several: start it with "
                         "msrun_launcher.sh, or set --use_parallel False")
     config.output.mkdir(parents=True, exist_ok=True)
     os.environ["LOCAL_DEFAULT_PATH"] = str(config.output)  # where MindFormers puts what it writes
@@ -48,12 +45,8 @@ def set_up_mindspore(config: RunConfig):
     from mindformers.tools.utils import get_real_group_size
 
     from mindrlhf import processes
-    from mindrlhf.checkpoints import save  # noqa: F401
     from mindrlhf.compat.model import use_portable_overflow_check
     from mindrlhf.compat.trainer import fill_in_defaults
-    from mindrlhf.data import dataset  # noqa: F401
-    from mindrlhf.models.glm4 import glm_reward  # noqa: F401
-    from mindrlhf.training import monitor, step, stopping  # noqa: F401
 
     run = MindFormerConfig(**config.mapping)
     fill_in_defaults(run)

@@ -17,10 +17,10 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def size_text(count: float) -> str:
+def size_text(count: float, digits: int = 1) -> str:
     """A number of bytes for people.
 
-    >>> size_text(2_150_000), size_text(18.8e9)
-    ('2.1 MB', '18.8 GB')
+    >>> size_text(2_150_000), size_text(18.8e9, digits=2)
+    ('2.1 MB', '18.80 GB')
     """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.{digits}f} GB" if count >= 1e9 else f"{count / 1e6:.{digits}f} MB"

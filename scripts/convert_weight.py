@@ -15,7 +15,7 @@ from typing import Optional, Sequence
 
 from mindrlhf.cli import new_parser, template
 from mindrlhf.config.check import load_config
-from mindrlhf.errors import run
+from mindrlhf.errors import run_main
 from mindrlhf.huggingface.convert import hf_to_ms, ms_to_hf
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
@@ -63,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

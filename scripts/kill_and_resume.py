@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill a small training run with SIGKILL again and again, go on with it each time, and compare what it leaves in the
+"""Kill a small training run with SIGKILL again and again, continue with it each time, and compare what it leaves in the
 end, bit by bit, with a run that was left alone.
 
     python scripts/kill_and_resume.py [--kills 50] [--batching padded buckets packing] [--processes 1 2] [--seed N]

@@ -143,7 +143,7 @@ def ending(path):
 def failed(name, code, log, remark=""):
     """The JobError of a process that ended with an exit code as subprocess has it."""
     how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-    memory = ", mostly for want of memory" if code == -signal.SIGKILL else ""
+    memory = ", usually out of memory" if code == -signal.SIGKILL else ""
     return JobError(f"{name} ended with {how}{memory}{remark}{ending(log)}", code if code > 0 else 128 - code)
 
 

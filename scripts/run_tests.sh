@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Set up the environment of a pair of releases if need be, then the style check and all tests.
-#   [PAIR=...] bash scripts/run_tests.sh [pytest's own options, for instance tests/models/test_objective.py or -k padding]
+#   [PAIR=...] [WORKERS=N] bash scripts/run_tests.sh [--quick | --long] [pytest's own options: a file, -k padding, ...]
+# --quick leaves out the tests that start processes, --long adds those that repeat others at greater length.
+# The files are divided among WORKERS processes (default: one for each core, at most 4; 0: none beside this one).
 # With PAIR=newest and no options: the pipeline from text to scores, and what depends on the releases most.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -10,4 +12,5 @@ if [ "${PAIR:-}" = newest ] && [ $# = 0 ]; then
   set -- tests/test_end_to_end.py tests/compat tests/checkpoints/test_save.py tests/training/test_resume.py \
     tests/training/test_start_from.py tests/parallel/test_layouts.py
 fi
-exec python -m pytest "$@"
+cores=$(nproc)
+exec python -m pytest -n "${WORKERS:-$((cores < 4 ? cores : 4))}" --dist loadfile "$@"

@@ -27,6 +27,21 @@ def reference_python():
     return sys.executable if all(importlib.util.find_spec(name) for name in ("torch", "transformers")) else None
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("mindrlhf")
+    group.addoption("--quick", action="store_true", help="leave out the tests that start processes")
+    group.addoption("--long", action="store_true", help="run the long tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [mark for mark, out in (("process", config.getoption("--quick")),
+                                       ("long", not config.getoption("--long"))) if out]
+    deselected = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
+
+
 def pytest_report_header():
     python = reference_python()
     return "reference values: " + (f"made now with PyTorch and transformers by {python}" if python else

@@ -29,7 +29,7 @@ from mindrlhf.config.check import load_config
 from mindrlhf.weights.ckpt_file import read_ckpt, write_ckpt
 from mindrlhf.weights.tensors import OutputTensor, Part
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -277,7 +277,7 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
     ("reward_train.py", ["--train_dataset", "absent.mindrecord"], "absent.mindrecord: no such file or folder"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--resume", "True"], "but no checkpoint is named"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "output/checkpoint_network",
-                         "--auto_trans_ckpt", "True"], "there is nothing to cut anew, expected False"),
+                         "--auto_trans_ckpt", "True"], "there is nothing to reshard, expected False"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "output/checkpoint_network",
                          "--src_strategy", "absent"], "has an effect with --auto_trans_ckpt True only"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "output/checkpoint_network",
@@ -286,7 +286,7 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--load_checkpoint", "wrong.ckpt"],
      "embedding_weight: checkpoint (7, 3), network (1024, 64)"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--use_parallel", "True"],
-     "use_parallel is True, but this process is none of a job of several"),
+     "use_parallel is True, but this process was not started as one of several"),
     ("reward_train.py", ["--train_dataset", "test.mindrecord", "--config", "ascend.yaml"],
      "MindSpore cannot be set up for context.device_target Ascend on this machine"),
     ("reward_infer.py", ["--data_file", "ok.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model"), "--output_file",

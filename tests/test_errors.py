@@ -33,8 +33,8 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
 def test_a_missing_pair_of_releases_is_named_with_its_installation(missing):
     """What else is missing is a fault of the installation, and keeps its traceback."""
     result = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules[{missing!r}] = None\nfrom mindrlhf.errors import run\n"
-                               f"run(lambda: __import__({missing!r}))"],
+        [sys.executable, "-c", f"import sys; sys.modules[{missing!r}] = None\nfrom mindrlhf.errors import run_main\n"
+                               f"run_main(lambda: __import__({missing!r}))"],
         capture_output=True, text=True, check=False)
     assert result.returncode == 1
     lines = result.stderr.splitlines()

@@ -13,7 +13,7 @@ from typing import Optional, Sequence
 
 from mindrlhf.cli import new_parser, positive_int, template
 from mindrlhf.data.template import PROMPT_TEMPLATE
-from mindrlhf.errors import UserError, run
+from mindrlhf.errors import UserError, run_main
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -63,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -12,7 +12,7 @@ import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import boolean, new_parser, positive_int
-from mindrlhf.errors import run
+from mindrlhf.errors import run_main
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -40,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

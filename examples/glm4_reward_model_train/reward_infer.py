@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from mindrlhf.cli import new_parser, positive_int, template
-from mindrlhf.errors import run
+from mindrlhf.errors import run_main
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -42,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -12,7 +12,7 @@ import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import boolean, new_parser, not_used, positive_int
-from mindrlhf.errors import run
+from mindrlhf.errors import run_main
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -33,9 +33,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--load_checkpoint", help="weights to start from: a .ckpt file, or a folder with rank_0, ...")
     parser.add_argument("--src_strategy", help="strategy files of a sliced --load_checkpoint")
     parser.add_argument("--auto_trans_ckpt", type=boolean, metavar="BOOL",
-                        help="cut --load_checkpoint anew for the YAML's layout")
+                        help="reshard --load_checkpoint for the YAML's layout")
     parser.add_argument("--resume", type=boolean, metavar="BOOL",
-                        help="go on with step and optimizer state of --load_checkpoint (output/checkpoint)")
+                        help="continue with the step and optimizer state of --load_checkpoint (output/checkpoint)")
     parser.add_argument("--dry_run", action="store_true",
                         help="check everything, say what the run would do and need, and stop; touches no device")
     return parser.parse_args(argv)
@@ -56,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

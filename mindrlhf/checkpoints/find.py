@@ -4,17 +4,17 @@ import re
 from pathlib import Path
 from typing import Callable, Iterable, List, Sequence, Tuple, Union
 
-from mindrlhf.errors import UserError, some
+from mindrlhf.errors import UserError, raise_problems, some
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
+from mindrlhf.weights.shards import ShardName, missing_shards
 
 __all__ = ["TO_RESUME", "check_checkpoint_path", "checkpoint_files", "list_checkpoints", "newest_whole_checkpoint",
            "step_of"]
 
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
 _RUN = re.compile(r"_rank_\d+_(\d+)-[^-]*\.ckpt$")
-# What a run goes on with, beside weights and optimizer.
+# What a run continues with, beside weights and optimizer.
 TO_RESUME = ("epoch_num", "step_num", "global_step")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.ckpt")
 Step = Tuple[float, float, float]
 
 
@@ -71,18 +71,14 @@ def _is_one_model(folder: Path, files: Sequence[Path]) -> bool:
     """Whether the files of a folder are the parts of one checkpoint: numbered shards, of which none may be missing, or
     files without a step that share no parameter.
     """
-    shards = [match for match in (_SHARD.fullmatch(file.name) for file in files) if match]
+    shards = [shard for shard in (ShardName.parse(file.name) for file in files) if shard]
     if shards:
-        stem, total = shards[0][1], int(shards[0][3])
-        others = [file.name for file in files if not file.name.startswith(f"{stem}-")
-                  or not file.name.endswith(f"-of-{total:05d}.ckpt")]
+        first = shards[0]
+        others = [file.name for file in files for shard in [ShardName.parse(file.name)]
+                  if not shard or (shard.stem, shard.total) != (first.stem, first.total)]
         if others:
-            raise UserError(f"{folder}: {some(others)} beside {shards[0][0]}, expected the shards of one checkpoint "
-                            "alone")
-        numbers = {int(match[2]) for match in shards}
-        missing = [number for number in range(1, total + 1) if number not in numbers]
-        if missing:
-            raise UserError(f"{folder}: shard {some(missing)} of {total} is missing")
+            raise UserError(f"{folder}: {some(others)} beside {first}, expected the shards of one checkpoint alone")
+        raise_problems(str(folder), missing_shards([file.name for file in files], ".ckpt"))
         return True
     if len(files) == 1 or step_of(files[0])[1] != float("inf"):
         return False
@@ -98,20 +94,20 @@ def checkpoint_files(checkpoint: Path) -> List[Path]:
 def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, skipped: Callable[[str], object],
                             gather: Callable[[Step], Iterable[Step]] = lambda step: [step],
                             check: Callable[[Path, Sequence[str]], object] = check_ckpt) -> Path:
-    """The checkpoint that training starts from: the last step's, of those that are whole on all ranks.
+    """The checkpoint that training starts from: the last step's, of those that are complete on all ranks.
 
     MindFormers takes the newest file of a rank folder by time and, in a folder of .ckpt files, all of them together.
 
     Args:
         path:    see `list_checkpoints`
         rank:    whose checkpoints are looked at
-        resume:  whether it must have what a run goes on with, beside the weights
-        skipped: told of each damaged one that is passed over
+        resume:  whether it must have what a run continues with, beside the weights
+        skipped: told of each damaged one that is skipped
         gather:  a step of this process to those of all processes; each of them must call it
         check:   raises `UserError` if a file is damaged or lacks some names
 
     Raises:
-        UserError: there is none, or none that is whole on all ranks.
+        UserError: there is none, or none that is complete on all ranks.
     """
     left, damage = list_checkpoints(path, rank, flag="load_checkpoint"), ""
     while True:
@@ -124,12 +120,12 @@ def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, ski
                 damage = str(error)
                 left.pop()
                 if left:
-                    skipped(f"{damage}; passed over, the checkpoint before it is looked at")
+                    skipped(f"{damage}; skipped, trying the checkpoint before it")
         found = list(gather(step_of(left[-1]) if left else (-1, -1, -1)))
         earliest = min(found)
         if earliest[0] < 0:
-            raise UserError(damage if not left else f"--load_checkpoint: {path}: no step whose checkpoint is whole on "
-                                                    f"all {len(found)} ranks")
+            raise UserError(damage if not left else f"--load_checkpoint: {path}: no step whose checkpoint is complete "
+                                                    f"on all {len(found)} ranks")
         if earliest == max(found):
             return left[-1]
         left = [checkpoint for checkpoint in left if step_of(checkpoint) <= earliest]

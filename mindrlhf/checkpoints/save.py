@@ -15,8 +15,8 @@ from mindspore.train.callback import Callback
 from mindrlhf.atomic import partial_file, partial_folder
 from mindrlhf.checkpoints.find import step_of
 from mindrlhf.checkpoints.training_notes import write_data_settings
+from mindrlhf.compat.step_outputs import StepOutputs, steps_of_run
 from mindrlhf.errors import UserError, raise_each
-from mindrlhf.training.monitor import StepOutputs, steps_of_run
 
 __all__ = ["WholeCheckpointMonitor", "save_whole"]
 
@@ -27,7 +27,7 @@ def save_whole(network, path: str, *args, **kwargs) -> None:
     MindSpore itself removes a file of the same name before it writes.
 
     Raises:
-        UserError: it could not be written, for want of space say.
+        UserError: it could not be written, for lack of space, say.
     """
     target = Path(path)
     try:
@@ -40,7 +40,7 @@ def save_whole(network, path: str, *args, **kwargs) -> None:
             os.replace(hidden, target)
     except OSError as error:
         raise UserError(f"{target}: this checkpoint could not be written: {error.strerror or error}; earlier ones are "
-                        "as they were: make room, then go on with --resume True") from None
+                        "as they were: free some space, then continue with --resume True") from None
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK, alias="CheckpointMonitor")
@@ -64,9 +64,9 @@ class WholeCheckpointMonitor(Callback):
                                  0: all
         integrated_save:         put slices together again before they are saved; never in semi-auto parallel
         save_network_params:     write the weights alone too
-        append_info:             [{"epoch_num", "step_num", "loss_scale"}] that a resumed run goes on from
+        append_info:             [{"epoch_num", "step_num", "loss_scale"}] that a resumed run continues from
         global_batch_size:       noted in the checkpoint, by which MindFormers counts the steps of another batch size
-        resumed_run:             the number in the names of the checkpoint that training goes on from, see `step_of`,
+        resumed_run:             the number in the names of the checkpoint that training continues from, see `step_of`,
                                  with which files' names go on. None: a run of its own (filled in by `train`)
         data_settings:           how the data was made, left beside the checkpoints with the first one; a run that
                                  ends before it does not describe those of an earlier run (filled in likewise)
@@ -82,7 +82,7 @@ class WholeCheckpointMonitor(Callback):
                  global_batch_size: Optional[int] = None, resumed_run: Optional[int] = None,
                  data_settings: Optional[Dict[str, Any]] = None, **others):
         super().__init__()
-        raise_each("callbacks.CheckpointMonitor", problems_of_arguments(others))
+        raise_each("callbacks.CheckpointMonitor", _problems_of_arguments(others))
         self._every, self._seconds, self._keep = save_checkpoint_steps, save_checkpoint_seconds, keep_checkpoint_max
         self._integrated = integrated_save and ms.get_auto_parallel_context("parallel_mode") in ("stand_alone",
                                                                                                  "data_parallel")
@@ -168,7 +168,7 @@ _NOTHING_ELSE = {
     "enc_mode": ("AES-GCM", None)}
 
 
-def problems_of_arguments(others: Dict[str, Any]) -> Iterable[str]:
+def _problems_of_arguments(others: Dict[str, Any]) -> Iterable[str]:
     """What arguments of MindFormers' `CheckpointMonitor` ask for that ours does not do, a text for each."""
     for name, value in others.items():
         if value not in _NOTHING_ELSE.get(name, (value,)):

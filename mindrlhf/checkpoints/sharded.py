@@ -1,5 +1,6 @@
-"""A checkpoint that is sliced over ranks: the step that is whole on all of them, merging it, making it ready to be cut
-anew. The cutting and merging itself is MindSpore's and MindFormers'.
+"""Checkpoints sharded over ranks: the newest complete step, merging, and what resharding needs.
+
+Cutting and merging itself is MindSpore's and MindFormers'.
 """
 import os
 import shutil
@@ -91,11 +92,11 @@ def newest_whole_slices(source: Union[str, Path], flag: str, skipped: Optional[C
 
     Args:
         source, flag: see `steps_of_slices`
-        skipped:      told of each damaged step that is passed over; None to pass over none
+        skipped:      told of each damaged step that is skipped; None to pass over none
         needed:       names that each slice must have, see `check_ckpt`
 
     Raises:
-        UserError: a rank is missing, there is no such step, or a slice is damaged that is not passed over.
+        UserError: a rank is missing, there is no such step, or a slice is damaged that is not skipped.
     """
     ranks = _ranks(source)
     missing = sorted(set(range(ranks[-1] + 1)) - set(ranks))
@@ -112,7 +113,7 @@ def newest_whole_slices(source: Union[str, Path], flag: str, skipped: Optional[C
         except UserError as error:
             if skipped is None or not steps:
                 raise
-            skipped(f"{error}; passed over, the checkpoint before it is looked at")
+            skipped(f"{error}; skipped, trying the checkpoint before it")
 
 
 def staged_strategy(folder: Path) -> Path:

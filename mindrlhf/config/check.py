@@ -242,7 +242,7 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     accumulation = get(config, "runner_config.gradient_accumulation_steps")
     if accumulation != 1 and not semi_auto:
         yield (f"runner_config.gradient_accumulation_steps is {accumulation!r}, expected 1 outside semi-auto parallel: "
-               "MindFormers would take it back to 1 without a word")
+               "MindFormers would silently reset it to 1")
     if get(config, "use_parallel") and not semi_auto:
         for key, expected, why in (
                 ("gradients_mean", True, "the gradients of a step are the mean over the processes"),
@@ -253,7 +253,7 @@ def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if semi_auto and get(config, "context.device_target") == "CPU":
         yield f"parallel.parallel_mode is {mode!r}, expected 0 (data parallel) on device_target CPU"
     if semi_auto and not get(config, "parallel.full_batch"):
-        yield "parallel.full_batch is not True, expected True: a batch in parts would tear chosen and rejected apart"
+        yield "parallel.full_batch is not True, expected True: a divided batch would separate chosen from rejected rows"
     if get(config, "micro_batch_interleave_num") > 1:
         yield ("micro_batch_interleave_num is above 1, expected 1: it would cut a batch between the chosen and the "
                "rejected rows")
@@ -310,4 +310,4 @@ def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
                "stage works on a micro-batch of its own")
     if stages > 1 and get(config, "runner_config.gradient_accumulation_steps") > 1:
         yield ("runner_config.gradient_accumulation_steps is above 1, expected 1 with a pipeline, whose "
-               "micro_batch_num takes its place: MindFormers would take it back to 1 without a word")
+               "micro_batch_num takes its place: MindFormers would silently reset it to 1")

@@ -2,8 +2,8 @@
 
 MindFormers reads far more keys than the two YAMLs of this project name, and passes over one that it does not know. So
 an unknown key is a fault only where it resembles a known one. The lists are those of MindFormers 1.3 to 2.1 and of
-`RewardModelDataset`; tests/config/test_known_keys.py compares them with the signatures of the classes and with the YAMLs that
-MindFormers ships. Which of them this project refuses is the business of `refused`. Knows nothing of MindSpore,
+`RewardModelDataset`; tests/config/test_known_keys.py compares them with the signatures of the classes and with the
+YAMLs that MindFormers ships. Which of them this project refuses is said in `refused`. Knows nothing of MindSpore,
 so that a misspelt key is answered at once.
 """
 import difflib

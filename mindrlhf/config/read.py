@@ -52,7 +52,7 @@ DEFAULTS: Dict[str, Any] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-5 is a number, as everybody who writes it means (YAML 1.1 wants 1.0e-5), a key stands once, and
+    """YAML 1.1, but 1e-5 is a number, as everybody who writes it means (YAML 1.1 wants 1.0e-5), a key occurs once, and
     aliases neither contain themselves nor multiply without end.
     """
 
@@ -75,7 +75,7 @@ def _count_values(node: yaml.Node, counts: Dict[int, int]) -> int:
     """Values below a node, with aliases written out; `counts` has those of the nodes that are done, 0 in the making.
 
     Raises:
-        yaml.YAMLError: an alias contains itself, there are too many values, or a key stands twice.
+        yaml.YAMLError: an alias contains itself, there are too many values, or a key occurs twice.
     """
     def error(problem: str, place: yaml.Node):
         return yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
@@ -86,7 +86,7 @@ def _count_values(node: yaml.Node, counts: Dict[int, int]) -> int:
             key, *values = child if isinstance(node, yaml.MappingNode) else (None, child)
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in keys:
-                    raise error(f"the key {key.value!r} stands twice", key)
+                    raise error(f"the key {key.value!r} occurs twice", key)
                 keys.add((key.tag, key.value))
             count += sum(_count_values(value, counts) for value in values)
         counts[id(node)] = count

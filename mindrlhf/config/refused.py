@@ -1,6 +1,6 @@
 """Keys of MindFormers that ask for what this project does not do, or not in every release from 1.3 to 2.1.
 
-A user pastes blocks of the YAMLs that MindFormers ships. What is in them and does not apply here would be passed over,
+A user pastes blocks of the YAMLs that MindFormers ships. What is in them and does not apply here would be skipped,
 would be wrong in silence, or would end in a traceback on a release that has no such key. Each of these keys is in one
 table, with the values that ask for nothing: they are taken off, so that no release sees them. Others are refused with
 what to write instead. Knows nothing of MindSpore.
@@ -26,7 +26,7 @@ _CONVERT = ("training reads and writes .ckpt; python scripts/convert_weight.py h
             "glm4_9b_ckpt makes them of Hugging Face's safetensors")
 _LEGACY = "GLM-4's layers and the checkpoints here are those that MindFormers calls legacy"
 _GLM_0414 = "this norm is GLM-4-0414's, whose weights are not those of glm-4-9b"
-_ORDER = "the data goes on behind the step that --resume True resumes"
+_ORDER = "the data continues after the step that --resume True resumes"
 _PROFILE = "a callback of type ProfileMonitor under callbacks takes a profile"
 _LOSS = "the loss is a mean over pairs"
 _SKIP = "SkippedStepMonitor, with most_in_a_row, answers for steps that go wrong"
@@ -62,7 +62,7 @@ REFUSED: Dict[str, Refused] = {
     "swap_config.swap": Refused(_OFF, "MindFormers 1.3 has no such key; recompute_config.recompute saves the memory "
                                       "of activations in every release"),
     "runner_config.stop_step": Refused((0, *_OFF), "runner_config.epochs ends a run; SIGTERM ends it with a "
-                                                   "checkpoint that --resume True goes on from"),
+                                                   "checkpoint that --resume True continues from"),
     "optimizer.use_fused": Refused(_OFF, _ADAMW),
     "optimizer.amsgrad": Refused(_OFF, _ADAMW),
     "optimizer.maximize": Refused(_OFF, _ADAMW),

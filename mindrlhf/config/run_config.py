@@ -107,7 +107,7 @@ class Start:
 
     Attributes:
         checkpoint: file or folder; None: random weights
-        resume:     go on with step and optimizer state
+        resume:     continue with step and optimizer state
         reshard:    cut it anew for this run's layout (`auto_trans_ckpt`)
         strategy:   strategy file, or folder of them, of the layout that it was cut for; None: it is whole
     """

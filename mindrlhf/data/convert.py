@@ -22,7 +22,7 @@ from mindrlhf import __version__
 from mindrlhf.atomic import partial_folder
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
-from mindrlhf.data.preference import Rejected, read_preferences
+from mindrlhf.data.preference import InvalidRow, read_preferences
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
@@ -88,10 +88,10 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
     if seq_length is None:
         seq_length = _fitting_length(source, tokenizer, template, num_workers, skip_invalid)
     with _encoded(source, tokenizer, template, num_workers) as rows, writer, \
-            _RejectedLines(output, skip_invalid) as rejected, _progress("convert", source) as bar:
+            _InvalidRows(output, skip_invalid) as rejected, _progress("convert", source) as bar:
         for row in rows:
             bar.update()
-            if isinstance(row, Rejected):
+            if isinstance(row, InvalidRow):
                 rejected.add(row)
                 counts["invalid"] += 1
                 continue
@@ -122,7 +122,7 @@ def _fitting_length(source: Path, tokenizer: Tokenizer, template: str, num_worke
     with _encoded(source, tokenizer, template, num_workers) as rows, _progress("count tokens of", source) as bar:
         for row in rows:
             bar.update()
-            if isinstance(row, Rejected):
+            if isinstance(row, InvalidRow):
                 if not skip_invalid:
                     raise row.as_error()
             elif row.chosen != row.reject:
@@ -148,7 +148,7 @@ class _Encoded(NamedTuple):
 
 @contextlib.contextmanager
 def _encoded(source: Path, tokenizer: Tokenizer, template: str,
-             num_workers: int) -> Iterator[Iterator[Union[_Encoded, Rejected]]]:
+             num_workers: int) -> Iterator[Iterator[Union[_Encoded, InvalidRow]]]:
     """The rows of `source`, in its order, encoded by processes that are gone when the context is left."""
     context = multiprocessing.get_context("spawn")  # a fork would copy MindSpore's threads' locks
     processes, receivers = [], []
@@ -184,14 +184,14 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _in_turn(source: Path, processes: Sequence, receivers: Sequence) -> Iterator[Union[_Encoded, Rejected]]:
+def _in_turn(source: Path, processes: Sequence, receivers: Sequence) -> Iterator[Union[_Encoded, InvalidRow]]:
     for process, receiver in itertools.cycle(zip(processes, receivers)):
         try:
             chunk = receiver.recv()
         except (EOFError, OSError):
             process.join()
             raise UserError(f"{source}: a process that encodes it ended with exit code {process.exitcode} before the "
-                            "end of the file (-9: killed, mostly for want of memory)") from None
+                            "end of the file (-9: killed, usually out of memory)") from None
         if isinstance(chunk, UserError):
             raise chunk
         if not chunk:
@@ -218,21 +218,20 @@ def _encode_chunks(sender, source: Path, tokenizer_path: Path, template: str, in
         pass  # the first process was killed
 
 
-def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[Union[_Encoded, Rejected]]:
+def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[Union[_Encoded, InvalidRow]]:
     encoded = []
     for row in rows:
-        if not isinstance(row, Rejected):
-            _, prompt, chosen, reject = row
-            ids = tokenizer.encode_batch(
-                [prompt.strip(), render(template, prompt, chosen), render(template, prompt, reject)])
+        if not isinstance(row, InvalidRow):
+            ids = tokenizer.encode_batch([row.prompt.strip(), render(template, row.prompt, row.chosen),
+                                          render(template, row.prompt, row.rejected)])
             row = _Encoded(len(ids[0]), *(np.array(side, np.int32).tobytes() for side in ids[1:]),
-                           not (chosen.strip() and reject.strip()))
+                           not (row.chosen.strip() and row.rejected.strip()))
         encoded.append(row)
     return encoded
 
 
-class _RejectedLines:
-    """Takes invalid lines: the first one ends the run, or with `keep` all go to OUT.mindrecord.rejected.jsonl."""
+class _InvalidRows:
+    """Takes invalid rows: the first one ends the run, or with `keep` all go to OUT.mindrecord.rejected.jsonl."""
 
     def __init__(self, output: Path, keep: bool):
         self.keep = keep
@@ -240,17 +239,16 @@ class _RejectedLines:
         self._file: Optional[TextIO] = None
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> "_RejectedLines":
+    def __enter__(self) -> "_InvalidRows":
         self._hidden = self._stack.enter_context(partial_folder(self.path)) / self.path.name
         return self
 
-    def add(self, line: Rejected) -> None:
+    def add(self, row: InvalidRow) -> None:
         if not self.keep:
-            raise line.as_error()
+            raise row.as_error()
         if self._file is None:  # half of a surrogate pair becomes the JSON escape that it came from
             self._file = self._stack.enter_context(self._hidden.open("w", encoding="utf-8", errors="backslashreplace"))
-        place = int(line.place.rpartition(":")[2].removeprefix("item "))
-        json.dump({"line": place, "reason": line.reason, "text": line.text}, self._file, ensure_ascii=False)
+        json.dump({"line": row.number, "reason": row.reason, "text": row.text}, self._file, ensure_ascii=False)
         self._file.write("\n")
 
     def finish(self) -> Optional[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mindrlhf.errors import UserError, some
+from mindrlhf.json_file import read_json_object
 
 __all__ = ["HEADER_BYTES", "check_files", "check_head", "find_record_files", "fingerprint", "read_settings",
            "read_sidecar", "read_sidecars", "sidecar_path"]
@@ -167,12 +168,7 @@ def read_settings(path: Path) -> Dict[str, Any]:
     Raises:
         UserError: it cannot be read, is no JSON object, or has values of another kind.
     """
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: found {type(settings).__name__}, expected a JSON object")
+    settings = read_json_object(path)
     for key, (expected, fits) in _SETTINGS.items():
         if settings.get(key) is not None and not fits(settings[key]):
             raise UserError(f"{path}: {key} is {settings[key]!r}, expected {expected}")

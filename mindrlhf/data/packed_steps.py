@@ -5,7 +5,7 @@ import mindspore.dataset as ds
 import numpy as np
 
 from mindrlhf.data.mindrecord_reader import Pair
-from mindrlhf.data.row_packing import Step, pack_groups, plan_steps, whole_steps
+from mindrlhf.data.row_packing import Step, pack_groups, plan_steps, row_lengths, whole_steps
 from mindrlhf.errors import UserError
 
 __all__ = ["PACKED_COLUMNS", "PackedDataset", "PackedSteps", "choose_shapes"]
@@ -14,13 +14,11 @@ PACKED_COLUMNS = ("input_ids", "position_id", "attention_mask", "loss_mask", "en
                   "rejected_index")
 _LENGTH_STEP = 64          # row lengths are multiples of it
 _SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
-MOST_LENGTHS = 4           # so many graphs are compiled
 
 
 def choose_shapes(lengths: Sequence[int], tokens: float, limit: Optional[int] = None) -> List[Tuple[int, int]]:
-    """(rows, L) for steps of about so many tokens: at most four lengths, from one that holds a common group and a short
-    one up to one that holds the longest, each by the same factor longer than the one before. Attention costs the
-    square of L, so that groups stand in rows as short as can be filled.
+    """(rows, L) for steps of about so many tokens: the `row_lengths` from one that holds a common group and a short one
+    up to one that holds the longest.
 
     Args:
         lengths: tokens of each group
@@ -30,10 +28,7 @@ def choose_shapes(lengths: Sequence[int], tokens: float, limit: Optional[int] = 
     longest = whole_steps(max(lengths), _LENGTH_STEP)
     longest = min(longest, limit or longest)
     shortest = min(whole_steps(1.5 * float(np.mean(lengths)), _LENGTH_STEP), longest)
-    growth = (longest / shortest) ** (1 / (MOST_LENGTHS - 1))
-    sizes = sorted({whole_steps(shortest * growth ** number, _LENGTH_STEP) for number in range(MOST_LENGTHS - 1)}
-                   | {longest})
-    return [(max(round(tokens / size), 1), size) for size in sizes if size <= longest]
+    return [(max(round(tokens / length), 1), length) for length in row_lengths(shortest, longest, _LENGTH_STEP)]
 
 
 class PackedSteps:
@@ -102,7 +97,7 @@ class PackedSteps:
         # The mean over pairs; ranks and micro-batches are averaged, so that each counts as often as there are of them.
         scale = self.ranks * self.micro_batches / len(step.groups)
         return (rows.input_ids, rows.positions, rows.segments, (rows.weights * scale).astype(np.float32),
-                np.where(rows.texts, rows.ends, -1).astype(np.int32), rows.chosen, rows.rejected)
+                rows.end_index, rows.chosen, rows.rejected)
 
 
 class PackedDataset(ds.GeneratorDataset):

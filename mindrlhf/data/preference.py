@@ -4,11 +4,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mindrlhf.errors import UserError
 
-__all__ = ["Rejected", "Row", "check_text_fields", "read_preferences", "read_rows"]
+__all__ = ["InvalidRow", "Preference", "Row", "check_text_fields", "read_preferences", "read_rows"]
 
 PAIR_FIELDS = ("prompt", "pos_resp", "neg_resp")
 _BLANKS = 500_000  # white-space characters in a row; a million make tiktoken's pattern overflow its stack
@@ -17,17 +17,31 @@ _MANY_BLANKS = re.compile(rf"\s{{{_BLANKS}}}")
 
 @dataclass(frozen=True)
 class Row:
-    """An object of a file. `place` is FILE:LINE (.jsonl) or FILE:item N (.json)."""
+    """An object of a file.
+
+    Attributes:
+        place:  FILE:LINE (.jsonl) or FILE:item N (.json), for messages
+        number: line or item, from 1
+        values: its keys and values
+    """
 
     place: str
+    number: int
     values: Dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A line that is no usable row: where, why (found and expected), and its text as far as it can be decoded."""
+class InvalidRow:
+    """A line or item that is no usable row.
+
+    Attributes:
+        place, number: see `Row`
+        reason: found and expected
+        text:   of the line, as far as it can be decoded
+    """
 
     place: str
+    number: int
     reason: str
     text: str
 
@@ -35,7 +49,26 @@ class Rejected:
         return UserError(f"{self.place}: {self.reason}")
 
 
-def read_rows(path: Union[str, Path]) -> Iterator[Union[Row, Rejected]]:
+@dataclass(frozen=True)
+class Preference:
+    """A prompt with a better and a worse answer.
+
+    Attributes:
+        place, number: see `Row`
+    """
+
+    place: str
+    number: int
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class _NotJson(Exception):
+    """Why bytes are no JSON."""
+
+
+def read_rows(path: Union[str, Path]) -> Iterator[Union[Row, InvalidRow]]:
     """Rows of a .jsonl file (an object a line; blank lines do not count) or of a .json file (an array of objects).
 
     A .jsonl file is read as a stream, a .json file as a whole.
@@ -54,12 +87,22 @@ def read_rows(path: Union[str, Path]) -> Iterator[Union[Row, Rejected]]:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _line_rows(path: Path, file) -> Iterator[Union[Row, Rejected]]:
+def _line_rows(path: Path, file) -> Iterator[Union[Row, InvalidRow]]:
     for number, raw in enumerate(file, start=1):
         if number == 1:
             raw = _without_mark(raw)
         if raw.strip():
-            yield _parse(f"{path}:{number}", raw.rstrip(b"\r\n"))
+            yield _line_row(f"{path}:{number}", number, raw.rstrip(b"\r\n"))
+
+
+def _line_row(place: str, number: int, raw: bytes) -> Union[Row, InvalidRow]:
+    try:
+        value = _parse_json(raw)
+    except _NotJson as error:
+        return InvalidRow(place, number, str(error), _readable(raw))
+    if isinstance(value, dict):
+        return Row(place, number, value)
+    return InvalidRow(place, number, f"found {_name(value)}, expected an object", _readable(raw))
 
 
 def _without_mark(raw: bytes) -> bytes:
@@ -67,80 +110,76 @@ def _without_mark(raw: bytes) -> bytes:
     return raw[3:] if raw.startswith(b"\xef\xbb\xbf") else raw
 
 
-def _array_rows(path: Path, raw: bytes) -> Iterator[Union[Row, Rejected]]:
-    parsed = _parse_json(str(path), raw)
-    if isinstance(parsed, Rejected):
-        raise parsed.as_error()
-    if not isinstance(parsed, list):
-        raise UserError(f"{path}: found {_name(parsed)}, expected an array of objects (or a .jsonl file)")
-    for number, value in enumerate(parsed, start=1):
+def _array_rows(path: Path, raw: bytes) -> Iterator[Union[Row, InvalidRow]]:
+    try:
+        values = _parse_json(raw)
+    except _NotJson as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(values, list):
+        raise UserError(f"{path}: found {_name(values)}, expected an array of objects (or a .jsonl file)")
+    for number, value in enumerate(values, start=1):
         place = f"{path}:item {number}"
         if isinstance(value, dict):
-            yield Row(place, value)
+            yield Row(place, number, value)
         else:
-            yield Rejected(place, f"found {_name(value)}, expected an object", json.dumps(value, ensure_ascii=False))
+            yield InvalidRow(place, number, f"found {_name(value)}, expected an object",
+                             json.dumps(value, ensure_ascii=False))
 
 
-def _parse(place: str, raw: bytes) -> Union[Row, Rejected]:
-    parsed = _parse_json(place, raw)
-    if isinstance(parsed, (dict, Rejected)):
-        return parsed if isinstance(parsed, Rejected) else Row(place, parsed)
-    return Rejected(place, f"found {_name(parsed)}, expected an object", _readable(raw))
-
-
-def _parse_json(place: str, raw: bytes) -> Any:
+def _parse_json(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_each_key_once)
     except UnicodeDecodeError as error:
-        return Rejected(place, f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}",
-                        _readable(raw))
+        raise _NotJson(f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}") from None
     except json.JSONDecodeError as error:
-        return Rejected(place, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", _readable(raw))
+        raise _NotJson(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; a key twice; deep nesting
-        return Rejected(place, f"not JSON: {error}", _readable(raw))
+        raise _NotJson(f"not JSON: {error}") from None
 
 
 def _each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    """An object; Python's own reading takes the last of several values of a key, without a word."""
+    """An object; Python's own reading silently takes the last of several values of a key."""
     values = dict(pairs)
     if len(values) < len(pairs):
         (key, times), = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {key!r} stands {times} times in an object, expected once")
+        raise ValueError(f"key {key!r} occurs {times} times in an object, expected once")
     return values
 
 
-def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, Rejected]:
+def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, InvalidRow]:
     """`row` if each of `fields` is there and is text that can be encoded, and the prompt is not blank; or why not."""
-    missing = [field for field in fields if field not in row.values]
+    reason = _problem_of_fields(row.values, fields)
+    return row if reason is None else InvalidRow(row.place, row.number, reason, json.dumps(row.values))
+
+
+def _problem_of_fields(values: Dict[str, Any], fields: Sequence[str]) -> Optional[str]:
+    missing = [field for field in fields if field not in values]
     if missing:
-        reason = (f"key {', '.join(map(repr, missing))} missing; found {', '.join(row.values) or 'no keys'}; "
-                  f"expected {', '.join(fields)}")
-        return Rejected(row.place, reason, _dump(row))
+        return (f"key {', '.join(map(repr, missing))} missing; found {', '.join(values) or 'no keys'}; "
+                f"expected {', '.join(fields)}")
     for field in fields:
-        value = row.values[field]
+        value = values[field]
         if not isinstance(value, str):
-            return Rejected(row.place, f"key {field!r} is {_name(value)}, expected a string", _dump(row))
+            return f"key {field!r} is {_name(value)}, expected a string"
         try:
             value.encode("utf-8")  # a look at each character takes as long as their tokens
         except UnicodeEncodeError:
-            return Rejected(row.place, f"key {field!r} has half of a surrogate pair, which is no text", _dump(row))
+            return f"key {field!r} has half of a surrogate pair, which is no text"
         if len(value) >= _BLANKS and _MANY_BLANKS.search(value):
-            return Rejected(row.place, f"key {field!r} has {_BLANKS:,} characters of white space or more in a row, "
-                                       "expected fewer", _dump(row))
-    if "prompt" in fields and not row.values["prompt"].strip():
-        return Rejected(row.place, "key 'prompt' is empty, expected text", _dump(row))
-    return row
+            return f"key {field!r} has {_BLANKS:,} characters of white space or more in a row, expected fewer"
+    if "prompt" in fields and not values["prompt"].strip():
+        return "key 'prompt' is empty, expected text"
+    return None
 
 
-def read_preferences(path: Union[str, Path]) -> Iterator[Union[Tuple[str, str, str, str], Rejected]]:
-    """(place, prompt, chosen, rejected) of each row of a CValues-Comparison file, or why a line is none."""
+def read_preferences(path: Union[str, Path]) -> Iterator[Union[Preference, InvalidRow]]:
+    """Each row of a CValues-Comparison file, or why a line is none."""
     for row in read_rows(path):
         if isinstance(row, Row):
             row = check_text_fields(row, PAIR_FIELDS)
-        if isinstance(row, Rejected):
-            yield row
-        else:
-            yield (row.place, *(row.values[field] for field in PAIR_FIELDS))
+        if isinstance(row, Row):
+            row = Preference(row.place, row.number, *(row.values[field] for field in PAIR_FIELDS))
+        yield row
 
 
 def _name(value: Any) -> str:
@@ -153,7 +192,3 @@ def _name(value: Any) -> str:
 
 def _readable(raw: bytes) -> str:
     return raw.decode("utf-8", errors="backslashreplace").rstrip("\r\n")
-
-
-def _dump(row: Row) -> str:
-    return json.dumps(row.values, ensure_ascii=True)

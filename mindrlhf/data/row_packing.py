@@ -14,10 +14,11 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 __all__ = ["ROW_STEP", "Group", "PackedRows", "Step", "common_length", "longest_row", "pack_groups", "pair_group",
-           "plan_steps", "segment_stride", "text_group", "whole_steps"]
+           "plan_steps", "row_lengths", "segment_stride", "text_group", "whole_steps"]
 
 ROW_STEP = 16           # tokens; rows are multiples of it, as MindFormers' FlashAttention asks of a sequence length
 segment_stride = 256    # more than the texts of a group
+_MOST_LENGTHS = 4       # of rows: so many graphs are compiled
 _ALONE = 1 << 12        # added to a group's number where a token sees nothing of the group; more than groups of a row
 
 
@@ -60,6 +61,18 @@ def whole_steps(length: float, step: int = ROW_STEP) -> int:
 def longest_row(seq_length: int) -> int:
     """Tokens of the longest packed row of a model: two whole texts."""
     return whole_steps(2 * seq_length)
+
+
+def row_lengths(shortest: int, longest: int, step: int = ROW_STEP) -> List[int]:
+    """At most four lengths of rows, multiples of `step`, each by the same factor longer than the one before. Attention
+    costs the square of a row's length, so that texts stand in rows as short as can be filled; each length is compiled.
+
+    >>> row_lengths(256, 2048), row_lengths(100, 100), row_lengths(256, 208)
+    ([256, 512, 1024, 2048], [100], [208])
+    """
+    growth = max(longest / shortest, 1) ** (1 / (_MOST_LENGTHS - 1))
+    lengths = {whole_steps(round(shortest * growth ** number, 6), step) for number in range(_MOST_LENGTHS - 1)}
+    return sorted({length for length in lengths if length < longest} | {longest})
 
 
 def common_length(texts: Sequence[np.ndarray]) -> int:
@@ -217,6 +230,11 @@ class PackedRows:
     rejected: np.ndarray
     weights: np.ndarray
     texts: np.ndarray
+
+    @property
+    def end_index(self) -> np.ndarray:
+        """(R, P) int32, `ends`, and -1 where there is no text: what the network is given."""
+        return np.where(self.texts, self.ends, -1).astype(np.int32)
 
 
 def pack_groups(rows: Sequence[Sequence[Group]], length: int, most_texts: int, pad_token_id: int) -> PackedRows:

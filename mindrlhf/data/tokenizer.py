@@ -144,7 +144,7 @@ def _parse_ranks(path: Path, content: bytes) -> Dict[bytes, int]:
         except (ValueError, binascii.Error):
             raise UserError(f"{path}:{number}: found {_beginning(line)}, expected `base64-token rank`") from None
         if token in ranks or rank in used:
-            raise UserError(f"{path}:{number}: token or rank {rank} stands there twice")
+            raise UserError(f"{path}:{number}: token or rank {rank} is there twice")
         ranks[token] = rank
         used.add(rank)
     absent = sum(bytes([value]) not in ranks for value in range(256))

@@ -24,6 +24,7 @@ from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, RankTokenizer, check_sa
 from mindrlhf.errors import UserError, raise_problems, some
 from mindrlhf.huggingface.model_files import model_card, model_config
 from mindrlhf.huggingface.tokenizer_files import tokenizer_config, tokenizer_json
+from mindrlhf.json_file import read_json_object
 from mindrlhf.models.glm4.dimensions import (
     HEAD_NAME,
     LM_HEAD_NAME,
@@ -36,9 +37,10 @@ from mindrlhf.models.glm4.dimensions import (
     is_ignored,
     with_prefix,
 )
-from mindrlhf.tables import format_table
+from mindrlhf.tables import format_table, size_text
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt_files, write_ckpt
-from mindrlhf.weights.safetensors_file import INDEX_NAME, read_json, read_safetensors_folder, write_safetensors
+from mindrlhf.weights.safetensors_file import INDEX_NAME, read_safetensors_folder, write_safetensors
+from mindrlhf.weights.shards import ShardName
 from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Part, StoredTensor, Writer, split_into_shards
 
 __all__ = ["Conversion", "MAX_SHARD_BYTES", "hf_to_ms", "ms_to_hf"]
@@ -74,8 +76,8 @@ class Conversion:
     notes: Tuple[str, ...] = ()
 
     def as_text(self) -> str:
-        lines = [f"mapped {self.taken} tensors ({_gigabytes(self.bytes_taken)}) of the {self.layout} layout to "
-                 f"{self.written} ({_gigabytes(self.bytes_written)}): backbone{self.heads}"]
+        lines = [f"mapped {self.taken} tensors ({size_text(self.bytes_taken, 2)}) of the {self.layout} layout to "
+                 f"{self.written} ({size_text(self.bytes_written, 2)}): backbone{self.heads}"]
         if self.dropped:
             lines.append(f"left out: {some(self.dropped)}")
         lines += self.notes
@@ -103,7 +105,7 @@ def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, model: Opt
     _check_output(output, one_file=output.suffix == ".ckpt")
     stored = read_safetensors_folder(source)
     layout = find_layout(list(stored), source)
-    size = Dimensions.from_huggingface(read_json(source / "config.json"), layout, str(source / "config.json"))
+    size = Dimensions.from_huggingface(read_json_object(source / "config.json"), layout, str(source / "config.json"))
     weights, dropped = _matching_weights(stored, size, layout, source, "config.json")
     tensors = [_joined(weight, [stored[name] for name, _ in weight.sources(layout)], dtype) for weight in weights]
     one_file = output.suffix == ".ckpt"
@@ -322,7 +324,7 @@ def _shards(tensors: Sequence[OutputTensor], suffix: str, limit: int) -> List[Tu
     groups = split_into_shards(tensors, limit)
     if len(groups) == 1:
         return [(f"model{suffix}", groups[0])]
-    return [(f"model-{number:05d}-of-{len(groups):05d}{suffix}", group)
+    return [(str(ShardName("model", number, len(groups), suffix)), group)
             for number, group in enumerate(groups, start=1)]
 
 
@@ -342,8 +344,8 @@ def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], w
         with partial_folder(output) as folder, tqdm(desc=f"write {output.name}", total=count, unit=" tensors") as bar:
             free = shutil.disk_usage(folder).free
             if free < need:
-                raise UserError(f"--output: {output}: needs {_gigabytes(need)}, but {_gigabytes(free)} are free on "
-                                "the disk")
+                raise UserError(f"--output: {output}: needs {size_text(need, 2)}, but {size_text(free, 2)} are free "
+                                "on the disk")
             whole = folder / output.name
             if one_file:
                 writer(whole, shards[0][1], bar.update)
@@ -357,7 +359,3 @@ def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], w
     except OSError as error:
         raise UserError(f"--output: {output}: cannot be written: {error.strerror or error}") from None
     return names
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

@@ -64,9 +64,9 @@ def evaluate(plan: EvaluationPlan) -> List[EvalResult]:
     checkpoints = scorer.checkpoints(plan.checkpoint)
     warn_of_template(records.settings.get("prompt_template"), plan.trained.get("prompt_template"), records.files[0])
     results = []
-    for path in checkpoints if plan.all_checkpoints else checkpoints[-1:]:
-        scorer.load(path)
-        results.append(_evaluate_one(scorer, records.files, str(path), config.batching.size))
+    for checkpoint in checkpoints if plan.all_checkpoints else checkpoints[-1:]:
+        scorer.load(checkpoint)
+        results.append(_evaluate_one(scorer, records.files, str(checkpoint.path), config.batching.size))
         logger.info(results[-1].as_line())
     if len(results) > 1:
         table = [["checkpoint", "pairs", "accuracy", "margin", "chosen mean", "rejected mean"],

@@ -8,14 +8,15 @@ from mindrlhf.checkpoints.find import check_checkpoint_path
 from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.config.check import check_config
 from mindrlhf.config.read import read_config
+from mindrlhf.config.records import check_records, open_records
 from mindrlhf.config.run_config import RunConfig
-from mindrlhf.data.record_set import RecordSet, check_records, open_records
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError
 from mindrlhf.scoring.questions import read_questions
 
-__all__ = ["EvaluationPlan", "InferencePlan", "ScoringPlan", "plan_evaluation", "plan_inference"]
+__all__ = ["EvaluationPlan", "InferencePlan", "ScoringPlan", "TextScoringPlan", "plan_evaluation", "plan_inference"]
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,28 @@ def plan_evaluation(args) -> EvaluationPlan:
 
 
 @dataclass(frozen=True)
-class InferencePlan(ScoringPlan):
+class TextScoringPlan(ScoringPlan):
+    """A checked run that scores texts.
+
+    Attributes:
+        tokenizer: that of the training data, if it is known
+        template:  the prompt template: the one that was asked for, or that the model was trained with, or the default
+    """
+
+    tokenizer: Tokenizer
+    template: str
+
+
+@dataclass(frozen=True)
+class InferencePlan(TextScoringPlan):
     """A checked inference; made by `plan_inference` alone.
 
     Attributes:
         data_file:   rows to score, all of them checked
-        tokenizer:   that of the training data, if it is known
-        template:    the prompt template: the one that was asked for, or that the model was trained with, or the default
         output_file: where the rows go with their scores
     """
 
     data_file: Path
-    tokenizer: Tokenizer
-    template: str
     output_file: Path
 
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
-from mindrlhf.data.preference import PAIR_FIELDS, Rejected, Row, check_text_fields, read_rows
+from mindrlhf.data.preference import PAIR_FIELDS, InvalidRow, Row, check_text_fields, read_rows
 
 __all__ = ["Question", "read_questions"]
 
@@ -27,7 +27,7 @@ def read_questions(path: Path) -> Iterator[Question]:
         fields = ("prompt", "response") if single else PAIR_FIELDS
         if isinstance(row, Row):
             row = check_text_fields(row, fields)
-        if isinstance(row, Rejected):
+        if isinstance(row, InvalidRow):
             raise row.as_error()
         names = ("score",) if single else ("pos_score", "neg_score")
         yield Question(row.values, {name: row.values[field] for name, field in zip(names, fields[1:])})

@@ -6,7 +6,7 @@ batches among them; all of them know all scores, and the first one says and writ
 """
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -14,16 +14,27 @@ from mindrlhf.checkpoints.find import list_checkpoints
 from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
 from mindrlhf.checkpoints.sharded import check_cut, is_sliced, steps_of_slices
 from mindrlhf.config.run_config import RunConfig
-from mindrlhf.data.row_packing import Group, longest_row, pack_groups, plan_steps, text_group, whole_steps
+from mindrlhf.data.row_packing import Group, longest_row, pack_groups, plan_steps, row_lengths, text_group
 from mindrlhf.processes import sum_over_processes
 
-__all__ = ["Scorer", "row_shapes", "warn_of_template"]
+__all__ = ["Checkpoint", "Scorer", "row_shapes", "warn_of_template"]
 
 _WINDOW = 2048            # groups of texts that are sorted by length together; bounds the memory of a run
 _SHORTEST_ROW = 256        # tokens
-_MOST_LENGTHS = 4          # so many graphs are compiled, at most
 _TOKENS = 4096             # of a batch, at most; larger ones are no faster
 _SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
+
+
+class Checkpoint(NamedTuple):
+    """What a process loads.
+
+    Attributes:
+        path:   a file, or a folder whose files are one model
+        shard:  whether it is this rank's own part of a checkpoint sharded over ranks
+    """
+
+    path: Path
+    shard: bool = False
 
 
 class Scorer:
@@ -41,7 +52,7 @@ class Scorer:
 
         self.rank = get_real_rank()
         layout = config.layout
-        self._semi_auto, self._sliced = layout.semi_auto, False
+        self._semi_auto = layout.semi_auto
         divided = layout.parallel and not layout.semi_auto
         self._part, self._parts = (self.rank, get_real_group_size()) if divided else (0, 1)  # of the batches
         run.parallel_config.update(data_parallel=layout.data, model_parallel=layout.model,
@@ -60,6 +71,7 @@ class Scorer:
         from mindformers.models.build_model import build_network
 
         from mindrlhf.compat.model import no_init_parameters
+        from mindrlhf.models.glm4 import glm_reward  # noqa: F401 (registers what a YAML names)
         with no_init_parameters():
             self.network = build_network(self._run.model, default_args={"parallel_config": self._run.parallel_config,
                                                                         "moe_config": self._run.moe_config})
@@ -67,25 +79,25 @@ class Scorer:
         self._model = ms.Model(self.network)
         self._laid_out = False
 
-    def checkpoints(self, path: str) -> List[Path]:
-        """The checkpoints at a path, see `list_checkpoints`: the rank's own slices, or whole ones."""
-        self._sliced = self._semi_auto and is_sliced(path)
-        if not self._sliced:
-            return list_checkpoints(path, 0)
+    def checkpoints(self, path: str) -> List[Checkpoint]:
+        """The checkpoints at a path, in the order of their steps, see `list_checkpoints`."""
+        if not (self._semi_auto and is_sliced(path)):
+            return [Checkpoint(file) for file in list_checkpoints(path, 0)]
         list_checkpoints(path, self.rank)
-        return [slices[self.rank] for slices in steps_of_slices(path, "distributed_ckpt_path")]
+        return [Checkpoint(slices[self.rank], shard=True)
+                for slices in steps_of_slices(path, "distributed_ckpt_path")]
 
-    def load(self, path: Path) -> None:
-        """Load one of `checkpoints`, strictly, and log what was loaded."""
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint, strictly, and log what was loaded."""
         from mindformers.tools.logger import logger
-        parameters = read_checkpoint(path)
-        if self._laid_out and not self._sliced:  # a network that is cut takes slices alone
+        parameters = read_checkpoint(checkpoint.path)
+        if self._laid_out and not checkpoint.shard:  # a network that is cut takes shards alone
             self._build()
-        if self._sliced:
+        if checkpoint.shard:
             self._lay_out()
-        logger.info(load_strictly(self.network, parameters, str(path), need_head=True).as_text())
+        logger.info(load_strictly(self.network, parameters, str(checkpoint.path), need_head=True).as_text())
         self.network.init_parameters_data()
-        if self._semi_auto and not self._sliced:
+        if self._semi_auto and not checkpoint.shard:
             self._lay_out()
             check_cut({name: value.asnumpy() for name, value in parameters.items()},
                       {value.name: value.asnumpy() for value in self.network.get_parameters()})
@@ -101,9 +113,8 @@ class Scorer:
         """(the network's inputs, where there is a text)."""
         import mindspore as ms
         packed = pack_groups(rows, length, 2 * self.most, self.pad_token_id)
-        ends = np.where(packed.texts, packed.ends, -1).astype(np.int32)
         return [ms.Tensor(packed.input_ids), ms.Tensor(packed.positions), ms.Tensor(packed.segments),
-                ms.Tensor(packed.weights), ms.Tensor(ends)], packed.texts
+                ms.Tensor(packed.weights), ms.Tensor(packed.end_index)], packed.texts
 
     def score(self, questions: Iterable[Sequence[np.ndarray]]) -> Iterator[List[float]]:
         """End scores of the texts of each question, in the questions' order.
@@ -142,11 +153,8 @@ def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]
     >>> row_shapes(100, 4096, 2)
     [(20, 208)]
     """
-    longest = longest_row(seq_length)
-    growth = max(longest / _SHORTEST_ROW, 1) ** (1 / (_MOST_LENGTHS - 1))
-    lengths = [whole_steps(round(_SHORTEST_ROW * growth ** number)) for number in range(_MOST_LENGTHS - 1)]
-    lengths = sorted({length for length in lengths if length < longest} | {longest})
-    return [(-(-max(tokens // length, 1) // split) * split, length) for length in lengths]
+    return [(-(-max(tokens // length, 1) // split) * split, length)
+            for length in row_lengths(_SHORTEST_ROW, longest_row(seq_length))]
 
 
 def warn_of_template(found: Optional[str], trained: Optional[str], place: str) -> None:

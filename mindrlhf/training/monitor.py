@@ -2,7 +2,6 @@
 import csv
 import datetime
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -13,10 +12,11 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
 from mindspore.train.callback import Callback
 
+from mindrlhf.compat.step_outputs import StepOutputs, rounded, steps_of_run
 from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import sum_over_processes
 
-__all__ = ["RewardMonitor", "StepOutputs", "TABLE_COLUMNS", "callbacks_of_process", "of_whole_batch", "steps_of_run"]
+__all__ = ["RewardMonitor", "TABLE_COLUMNS", "callbacks_of_process", "of_whole_batch"]
 
 TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms", "pairs",
                  "text_tokens", "computed_tokens")
@@ -30,34 +30,6 @@ def callbacks_of_process(callbacks: Sequence[Dict[str, Any]], rank: int) -> List
     """
     ordered = sorted(callbacks, key=lambda callback: callback["type"] != "RewardMonitor")
     return [callback for callback in ordered if rank == 0 or callback["type"] != "CheckpointMonitor"]
-
-
-@dataclass(frozen=True)
-class StepOutputs:
-    """What a step cell of MindFormers returns, as numbers; None where it returns no such thing.
-
-    MindFormers' own reader of it is private, and that of 1.3.0 raises for some kinds of NaN.
-    """
-
-    loss: float
-    overflow: bool
-    scale: Optional[float]
-    learning_rate: Optional[float]
-    global_norm: Optional[float]
-
-    @classmethod
-    def of(cls, outputs: Any) -> "StepOutputs":
-        """From the step's outputs: the loss alone, or loss, overflow, loss scale, learning rate, norm and others."""
-        outputs = tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
-        loss, overflow, *others = map(_number, (*outputs, *[None] * 5)[:5])
-        return cls(loss, bool(overflow), *others)
-
-
-def steps_of_run(run) -> int:
-    """The steps of a whole run, resumed or not, from what callbacks are given at its first one: a resumed run counts
-    its epochs on, but `epoch_num` is what is left of them.
-    """
-    return (run.cur_epoch_num - 1 + run.epoch_num) * run.batch_num
 
 
 def of_whole_batch(loss: float, sums: np.ndarray, processes: int,
@@ -90,7 +62,7 @@ class RewardMonitor(Callback):
     Args:
         facts:           what the first log block says, name -> text (filled in by `train`)
         micro_batches:   of a step, whose losses the step adds up (filled in likewise)
-        first_step:      steps of the run before this one, where it goes on (filled in by `RewardTrainer`)
+        first_step:      steps of the run before this one, where it continues (filled in by `RewardTrainer`)
         per_print_times: steps between two log lines; the table has all steps
     """
 
@@ -123,7 +95,7 @@ class RewardMonitor(Callback):
             self._begin_table()
 
     def _begin_table(self):
-        """Start the table, or, in a resumed run, keep the rows up to the step that it goes on from."""
+        """Start the table, or, in a resumed run, keep the rows up to the step that it continues from."""
         rows = []
         if self._first_step and self.table.exists():
             with open(self.table, newline="", encoding="utf-8") as file:
@@ -150,10 +122,10 @@ class RewardMonitor(Callback):
         if self._parts > 1 and sums is not None:
             loss, sums = of_whole_batch(loss, sums, self._parts)
             run.net_outputs = (loss, *run.net_outputs[1:])
-        row = {"step": step, "loss": _number(loss / self.micro_batches), "learning_rate": outputs.learning_rate,
+        row = {"step": step, "loss": rounded(loss / self.micro_batches), "learning_rate": outputs.learning_rate,
                "global_norm": outputs.global_norm, "step_ms": round(step_ms, 1)}
         if sums is not None:
-            row.update(zip(("accuracy", "margin", "reward"), map(_number, sums[:3] / max(sums[3], 1))))
+            row.update(zip(("accuracy", "margin", "reward"), map(rounded, sums[:3] / max(sums[3], 1))))
             row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, sums[3:])))
         if self.writes:
             self._rows.writerow(row)
@@ -195,11 +167,3 @@ def _rates(row, steps: int) -> str:
     seconds = max(row["step_ms"], 1e-3) / 1000 * steps
     return (f"{row['pairs'] / seconds:.1f} pairs/s, {row['text_tokens'] / seconds:.0f} text tokens/s "
             f"({row['text_tokens'] / row['computed_tokens']:.0%} of those computed), ")
-
-
-def _number(value) -> Optional[float]:
-    """A scalar of any kind, rounded to six digits for the table; None stays None."""
-    if value is None:
-        return None
-    value = np.asarray(value.asnumpy() if isinstance(value, ms.Tensor) else value).reshape(-1)[0]
-    return float(f"{float(value):.6g}")

@@ -12,8 +12,9 @@ from mindrlhf.checkpoints.sharded import is_sliced
 from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.config.check import check_config
 from mindrlhf.config.read import read_config
+from mindrlhf.config.records import check_records, open_records
 from mindrlhf.config.run_config import RunConfig
-from mindrlhf.data.record_set import RecordSet, check_records, open_records
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.models.glm4.dimensions import (
@@ -133,7 +134,7 @@ def _check_resharding(config: RunConfig) -> None:
                         "effect with --auto_trans_ckpt True only")
     if start.reshard and not start.strategy and not semi_auto:
         raise UserError("--auto_trans_ckpt is True, but the run is not semi-auto parallel and no --src_strategy says "
-                        "how the checkpoint is sliced: there is nothing to cut anew, expected False")
+                        "how the checkpoint is sliced: there is nothing to reshard, expected False")
     if start.strategy:
         check_checkpoint_path("src_strategy", start.strategy, "a strategy file")
     if not start.checkpoint:
@@ -180,7 +181,7 @@ def _check_resumed_order(config: RunConfig, records: RecordSet) -> None:
         found = {**records.settings, **order_of_pairs(config, records)}
         raise_each("--resume", (
             f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained ({place}); "
-            "without --resume a run of its own begins from its weights"
+            "without --resume a new run starts from its weights"
             for key, name in _OF_RUN.items() if key in found and key in trained and found[key] != trained[key]))
 
 

@@ -34,7 +34,7 @@ class Counters:
         steps:        trained, in steps of this run's global batch
         global_step:  the optimizer's count of the steps that changed something, likewise
         epoch:        epochs that are done; in sink mode of `sink_size` steps each
-        loss_scale:   to go on with
+        loss_scale:   to continue with
     """
 
     steps: int
@@ -50,7 +50,7 @@ class StartingPoint:
     Attributes:
         checkpoint: a file, a folder whose files are one model, or, to cut, also a folder of slices
         source:     what messages call it
-        resumed:    the file that has the counters of the run to go on with; None where a run of its own begins
+        resumed:    the file that has the counters of the run to continue with; None where a new run begins
         slices:     whether each rank loads its own slices, for which the step must be compiled first
         to_cut:     whether MindFormers has to cut it for this run's layout first
         strategy:   the strategy file of the slices to cut; None where a whole checkpoint is cut
@@ -66,7 +66,7 @@ class StartingPoint:
     stage: Optional[int] = None
 
     def counters(self, global_batch: int, steps_of_epoch: int, sink_mode: bool) -> Counters:
-        """Those of the run to go on with, as MindFormers counts: steps of another batch size are converted.
+        """Those of the run to continue with, as MindFormers counts: steps of another batch size are converted.
 
         Args:
             global_batch:   pairs or rows of a step of this run
@@ -103,13 +103,13 @@ class StartingPoint:
         return replace(self, checkpoint=mine, to_cut=False)
 
     def load(self, step, counters: Optional[Counters]) -> LoadReport:
-        """Load the weights, and for a run that goes on the state of optimizer and loss scale; see `load_strictly`.
+        """Load the weights, and for a run that continues the state of optimizer and loss scale; see `load_strictly`.
 
         MindFormers saves the counters of the loss scale and does not load them.
 
         Args:
             step:     the step cell, with its network, optimizer and loss scale
-            counters: of the run to go on with; None: a run of its own begins
+            counters: of the run to continue with; None: a new run begins
 
         Raises:
             UserError: something is missing or has another shape.
@@ -130,14 +130,14 @@ class StartingPoint:
 
 def choose_starting_point(config: RunConfig, rank: int, ranks: int,
                           warn: Callable[[str], object]) -> Optional[StartingPoint]:
-    """The checkpoint that a run starts from: the last step that is whole on all ranks; None for random weights.
+    """The checkpoint that a run starts from: the last step that is complete on all ranks; None for random weights.
 
     Each process must call it.
 
     Args:
         config:      of a run that `set_up_mindspore` has set up
         rank, ranks: of this process, and their number
-        warn:        told of each damaged checkpoint that is passed over
+        warn:        told of each damaged checkpoint that is skipped
 
     Raises:
         UserError: there is none, or it cannot be made ready.
@@ -162,7 +162,7 @@ def choose_starting_point(config: RunConfig, rank: int, ranks: int,
         stack_over_processes(np.zeros(1, np.float32))  # the others wait for the first one
     staged = folder if semi_auto else folder / "slices"
     return StartingPoint(
-        folder if semi_auto else merged_checkpoint(folder), f"{start.checkpoint}, cut anew with {start.strategy}",
+        folder if semi_auto else merged_checkpoint(folder), f"{start.checkpoint}, resharded with {start.strategy}",
         next((staged / "rank_0").iterdir()) if start.resume else None,
         slices=semi_auto, to_cut=semi_auto, strategy=staged_strategy(folder) if semi_auto else None,
         stage=stage)

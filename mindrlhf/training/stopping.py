@@ -1,6 +1,4 @@
-"""What ends a run before its last step: a signal, with a checkpoint, so that it goes on as if it had not ended; or
-steps that change nothing.
-"""
+"""What ends a run early: a signal, with a checkpoint to continue from; or steps that change nothing."""
 import signal
 from typing import List, Optional, Sequence
 
@@ -11,10 +9,10 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_real_group_size
 from mindspore.train.callback import Callback
 
+from mindrlhf.compat.step_outputs import StepOutputs
 from mindrlhf.data.packed_steps import PackedDataset
 from mindrlhf.errors import UserError, some
 from mindrlhf.processes import sum_over_processes
-from mindrlhf.training.monitor import StepOutputs
 
 __all__ = ["InterruptionGuard", "SkippedStepMonitor", "rows_of_step"]
 
@@ -44,7 +42,7 @@ class InterruptionGuard(Callback):
             asked = sum_over_processes(np.array([asked], np.float32))[0] > 0
         if asked:
             logger.warning("SIGTERM: training ends here, with a checkpoint; --load_checkpoint OUTPUT_DIR/checkpoint "
-                           "--resume True goes on")
+                           "--resume True continues")
             run_context.request_stop()
 
     def on_train_end(self, run_context):
@@ -62,7 +60,7 @@ class SkippedStepMonitor(Callback):
     Args:
         most_in_a_row: steps; one more ends the run
         files:         MindRecord files of the run (filled in by `train`)
-        first_step:    steps of the run before this one, where it goes on (filled in by `RewardTrainer`)
+        first_step:    steps of the run before this one, where it continues (filled in by `RewardTrainer`)
 
     Raises:
         UserError: too many steps are skipped; names the last of them and its pairs, as rows of the files.
@@ -84,7 +82,7 @@ class SkippedStepMonitor(Callback):
         self._in_a_row += 1
         self._in_all += 1
         step = self._first_step + run.cur_step_num
-        logger.warning("step %d is skipped, the %d. in a row and the %d. in all: loss %s, loss scale %s", step,
+        logger.warning("step %d is skipped (%d in a row, %d in all): loss %s, loss scale %s", step,
                        self._in_a_row, self._in_all, outputs.loss, outputs.scale)
         if self._in_a_row > self.most_in_a_row:
             rows = rows_of_step(run.train_dataset, run.train_dataset_element, step, self.files)

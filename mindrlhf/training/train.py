@@ -22,6 +22,11 @@ def train(plan: TrainingPlan) -> None:
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
+    # These register what the YAML names: CheckpointMonitor, the data set, the model, step and optimizer.
+    from mindrlhf.checkpoints import save  # noqa: F401
+    from mindrlhf.data import dataset  # noqa: F401
+    from mindrlhf.models.glm4 import glm_reward  # noqa: F401
+    from mindrlhf.training import step  # noqa: F401
     from mindrlhf.training.monitor import callbacks_of_process
     from mindrlhf.training.trainer import RewardTrainer
 

@@ -24,7 +24,7 @@ class RewardTrainer(BaseTrainer):
 
     `BaseTrainer` makes the parts: data, network, optimizer and step. Their order, the callbacks', and loading are ours:
     releases of MindFormers differ in them, sort their own callbacks before others, choose a checkpoint by its time, and
-    go on from random weights where names do not match.
+    continue from random weights where names do not match.
 
     Args:
         task, model_name: for MindFormers' log

@@ -6,37 +6,21 @@ NumPy; here a tensor is read in chunks, as bytes.
 """
 import json
 import math
-import re
-from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, Sequence
 
 from mindrlhf.errors import UserError, raise_problems
+from mindrlhf.json_file import read_json_object
+from mindrlhf.weights.shards import missing_shards
 from mindrlhf.weights.tensors import OutputTensor, Segment, StoredTensor
 
-__all__ = ["INDEX_NAME", "read_json", "read_safetensors", "read_safetensors_folder", "write_safetensors"]
+__all__ = ["INDEX_NAME", "read_safetensors", "read_safetensors_folder", "write_safetensors"]
 
 INDEX_NAME = "model.safetensors.index.json"
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _CODES = {name: code for code, name in _NAMES.items()}
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
           "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8}
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-
-
-def read_json(path: Path) -> Dict[str, Any]:
-    """An object from a JSON file.
-
-    Raises:
-        UserError: it is absent, unreadable, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}, expected an object")
-    return content
 
 
 def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
@@ -103,7 +87,7 @@ def read_safetensors_folder(folder: Path) -> Dict[str, StoredTensor]:
         pickles = next((file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))), None)
         hint = f"; {pickles} is a pickle, which is not read: fetch the model's .safetensors files" if pickles else ""
         raise UserError(f"{folder}: no .safetensors file in it{hint}")
-    raise_problems(str(folder), _missing_shards(files))
+    raise_problems(str(folder), missing_shards([file.name for file in files], ".safetensors"))
     tensors: Dict[str, StoredTensor] = {}
     for file in files:
         for name, tensor in read_safetensors(file).items():
@@ -113,18 +97,8 @@ def read_safetensors_folder(folder: Path) -> Dict[str, StoredTensor]:
     return tensors
 
 
-def _missing_shards(files: Sequence[Path]) -> List[str]:
-    numbers: Dict[tuple, set] = {}
-    for file in files:
-        match = _SHARD.fullmatch(file.name)
-        if match:
-            numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    return [f"{stem}-{number:05d}-of-{total:05d}.safetensors is missing" for (stem, total), found in numbers.items()
-            for number in islice((number for number in range(1, total + 1) if number not in found), 4)]
-
-
 def _read_indexed(folder: Path, index_file: Path) -> Dict[str, StoredTensor]:
-    weight_map = read_json(index_file).get("weight_map")
+    weight_map = read_json_object(index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index_file}: found no weight_map from tensor names to file names")
     names = sorted(set(weight_map.values()))

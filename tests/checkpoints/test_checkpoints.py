@@ -82,7 +82,7 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 def start_from(path, rank=0, resume=False, **keys):
-    """(the checkpoint that training starts from, what was said of those that were passed over)."""
+    """(the checkpoint that training starts from, what was said of those that were skipped)."""
     passed_over = []
     return newest_whole_checkpoint(path, rank, resume, passed_over.append, **keys), passed_over
 
@@ -153,7 +153,7 @@ def test_all_ranks_start_from_the_last_step_that_is_whole_on_each(tmp_path):
 
 def test_ranks_without_a_common_step_are_refused(tmp_path):
     save(tmp_path / "a-1_1.ckpt", "a")
-    with pytest.raises(UserError, match="no step whose checkpoint is whole on all 2 ranks"):
+    with pytest.raises(UserError, match="no step whose checkpoint is complete on all 2 ranks"):
         start_from(tmp_path, gather=lambda step: [step, (-1, -1, -1)])
 
 
@@ -308,7 +308,7 @@ def test_a_missing_shard_is_named(tmp_path, present, absent):
     for function in (list_checkpoints, start_from):
         with pytest.raises(UserError) as caught:
             function(tmp_path, 0)
-        assert str(caught.value) == f"{tmp_path}: shard {absent} of 2 is missing"
+        assert str(caught.value) == f"{tmp_path}: model-{absent:05d}-of-00002.ckpt is missing"
 
 
 def test_a_damaged_shard_is_named(tmp_path):

@@ -102,7 +102,7 @@ def test_an_integer_with_more_digits_than_python_shows_is_named(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("batch_size: 8\n  batch_size: 9", "15: not YAML: the key 'batch_size' stands twice"),
+    ("batch_size: 8\n  batch_size: 9", "15: not YAML: the key 'batch_size' occurs twice"),
     ("batch_size: &a [*a]", "14: not YAML: an alias contains itself"),
     ("batch_size: !!int x", "14: not YAML: found 'x', expected int"),
     ("batch_size: 2020-13-45", "14: not YAML: found '2020-13-45', expected timestamp"),

@@ -20,7 +20,7 @@ from conftest import EXAMPLE, SAMPLE
 from mindrlhf.data.mindrecord_files import check_files
 from mindrlhf.errors import UserError
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 SCRIPT, NAMES = EXAMPLE / "cvalues_comparison.py", ("out.mindrecord", "out.mindrecord.db", "out.mindrecord.json")
 

@@ -313,7 +313,7 @@ def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, token
     with pytest.raises(UserError) as caught:
         convert(tmp_path, [pair("a", "b", "c")], tokenizer, num_workers=num_workers)
     assert str(caught.value) == (f"{tmp_path / 'pairs.jsonl'}: a process that encodes it ended with exit code -9 "
-                                 "before the end of the file (-9: killed, mostly for want of memory)")
+                                 "before the end of the file (-9: killed, usually out of memory)")
     assert contents(tmp_path) == {}
     assert multiprocessing.active_children() == []
 

@@ -389,10 +389,10 @@ def test_sidecar_may_be_absent(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"{", "cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-    (b"", "cannot be read: Expecting value: line 1 column 1 (char 0)"),
+    (b"{", "cannot be read as JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    (b"", "cannot be read as JSON: Expecting value: line 1 column 1 (char 0)"),
     (b"[1]", "found list, expected a JSON object"),
-    (b"\xff", "cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    (b"\xff", "cannot be read as JSON: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
     (b'{"tokenizer": "t"}', "tokenizer is 't', expected an object"),
     (b'{"seq_length": "128"}', "seq_length is '128', expected a whole number above 0"),
     (b'{"files": {"a": 1}}', "files is {'a': 1}, expected an object of objects"),

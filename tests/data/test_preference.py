@@ -11,7 +11,7 @@ import json
 
 import pytest
 
-from mindrlhf.data.preference import Rejected, Row, check_text_fields, read_preferences, read_rows
+from mindrlhf.data.preference import InvalidRow, Preference, Row, check_text_fields, read_preferences, read_rows
 from mindrlhf.errors import UserError
 
 GOOD = {"prompt": "q", "pos_resp": "good", "neg_resp": "bad"}
@@ -32,17 +32,17 @@ def only(rows):
 
 def test_row_gives_place_and_three_texts(tmp_path):
     path = write(tmp_path, '{"neg_resp": "坏", "pos_resp": "好", "prompt": "问", "pos_type": "拒绝为主"}\n'.encode())
-    assert list(read_preferences(path)) == [(f"{path}:1", "问", "好", "坏")]
+    assert list(read_preferences(path)) == [Preference(f"{path}:1", 1, "问", "好", "坏")]
 
 
 def test_texts_keep_their_white_space_and_may_be_empty(tmp_path):
     path = write(tmp_path, json.dumps({"prompt": " q\n", "pos_resp": "", "neg_resp": " \t"}).encode())
-    assert only(read_preferences(path)) == (f"{path}:1", " q\n", "", " \t")
+    assert only(read_preferences(path)) == Preference(f"{path}:1", 1, " q\n", "", " \t")
 
 
 def test_line_numbers_count_blank_lines(tmp_path):
     path = write(tmp_path, b"\n" + GOOD_LINE + b"\n  \t\n\n" + GOOD_LINE + b"\n{}\n\n" + GOOD_LINE)
-    places = [row.place if isinstance(row, Rejected) else row[0] for row in read_preferences(path)]
+    places = [row.place for row in read_preferences(path)]
     assert places == [f"{path}:2", f"{path}:5", f"{path}:6", f"{path}:8"]
 
 
@@ -54,14 +54,14 @@ def test_line_numbers_count_blank_lines(tmp_path):
 def test_line_ends_and_byte_order_marks_are_no_part_of_a_row(tmp_path, content):
     path = write(tmp_path, content)
     rows = list(read_preferences(path))
-    assert [row[1:] for row in rows] == [("q", "good", "bad"), ("q", "good", "bad")]
-    assert rows[-1][0] == f"{path}:3"
+    assert [(row.prompt, row.chosen, row.rejected) for row in rows] == [("q", "good", "bad")] * 2
+    assert (rows[-1].place, rows[-1].number) == (f"{path}:3", 3)
 
 
 def test_unicode_line_separator_inside_a_text_ends_no_line(tmp_path):
     path = write(tmp_path, '{"prompt": "a\u2028b\u0085c", "pos_resp": "x", "neg_resp": "y"}\n{}'.encode())
     first, second = read_preferences(path)
-    assert first == (f"{path}:1", "a\u2028b\u0085c", "x", "y")
+    assert first == Preference(f"{path}:1", 1, "a\u2028b\u0085c", "x", "y")
     assert second.place == f"{path}:2"
 
 
@@ -104,7 +104,7 @@ BAD_LINES = {
     "a surrogate pair the wrong way round": (b'{"prompt": "\\ude00\\ud83d", "pos_resp": "a", "neg_resp": "b"}',
                                              "key 'prompt' has half of a surrogate pair, which is no text"),
     "a key twice": (b'{"prompt": "q", "pos_resp": "a", "neg_resp": "b", "pos_resp": "c"}',
-                    "not JSON: key 'pos_resp' stands 2 times in an object, expected once"),
+                    "not JSON: key 'pos_resp' occurs 2 times in an object, expected once"),
     "white space that overflows tiktoken's stack": (
         b'{"prompt": "q", "pos_resp": "a' + b" " * 500_000 + b'b", "neg_resp": "b"}',
         "key 'pos_resp' has 500,000 characters of white space or more in a row, expected fewer"),
@@ -115,14 +115,14 @@ BAD_LINES = {
 def test_line_that_is_no_row_says_why(tmp_path, line, reason):
     path = write(tmp_path, GOOD_LINE + b"\n" + line + b"\n" + GOOD_LINE)
     first, bad, last = read_preferences(path)
-    assert (first[0], last[0]) == (f"{path}:1", f"{path}:3")
-    assert (bad.place, bad.reason) == (f"{path}:2", reason)
+    assert (first.place, last.place) == (f"{path}:1", f"{path}:3")
+    assert (bad.place, bad.number, bad.reason) == (f"{path}:2", 2, reason)
     assert str(bad.as_error()) == f"{path}:2: {reason}"
 
 
 def test_whole_surrogate_pair_is_a_character(tmp_path):
     path = write(tmp_path, b'{"prompt": "\\ud83d\\ude00", "pos_resp": "a", "neg_resp": "b"}')
-    assert only(read_preferences(path))[1] == "\N{GRINNING FACE}"
+    assert only(read_preferences(path)).prompt == "\N{GRINNING FACE}"
 
 
 @pytest.mark.parametrize("line", [
@@ -133,7 +133,7 @@ def test_nesting_without_end_is_a_bad_line(tmp_path, line):
     bad, good = read_preferences(path)
     assert bad.place == f"{path}:1"
     assert bad.reason.startswith("not JSON: maximum recursion depth exceeded")
-    assert good == (f"{path}:2", "q", "good", "bad")
+    assert good == Preference(f"{path}:2", 2, "q", "good", "bad")
 
 
 def test_integer_of_thousands_of_digits_does_not_end_the_reading(tmp_path):
@@ -142,7 +142,7 @@ def test_integer_of_thousands_of_digits_does_not_end_the_reading(tmp_path):
     bad, good = read_preferences(path)
     assert bad.place == f"{path}:1"
     assert bad.reason.startswith(("not JSON: Exceeds the limit", "key 'prompt' is a number, expected a string"))
-    assert good[0] == f"{path}:2"
+    assert good.place == f"{path}:2"
 
 
 def test_text_of_a_bad_line_is_kept_as_far_as_it_can_be_decoded(tmp_path):
@@ -152,8 +152,8 @@ def test_text_of_a_bad_line_is_kept_as_far_as_it_can_be_decoded(tmp_path):
 
 def test_array_items_are_rows(tmp_path):
     path = write(tmp_path, json.dumps([GOOD, {**GOOD, "prompt": "r"}], indent=1).encode(), "pairs.json")
-    assert list(read_preferences(path)) == [(f"{path}:item 1", "q", "good", "bad"),
-                                            (f"{path}:item 2", "r", "good", "bad")]
+    assert list(read_preferences(path)) == [Preference(f"{path}:item 1", 1, "q", "good", "bad"),
+                                            Preference(f"{path}:item 2", 2, "r", "good", "bad")]
 
 
 @pytest.mark.parametrize(("item", "reason"), [
@@ -166,7 +166,7 @@ def test_array_items_are_rows(tmp_path):
 def test_array_item_that_is_no_row_says_why(tmp_path, item, reason):
     path = write(tmp_path, json.dumps([GOOD, item, GOOD]).encode(), "pairs.json")
     rows = list(read_preferences(path))
-    assert [rows[0][0], rows[2][0]] == [f"{path}:item 1", f"{path}:item 3"]
+    assert [rows[0].place, rows[2].place] == [f"{path}:item 1", f"{path}:item 3"]
     assert str(rows[1].as_error()) == f"{path}:item 2: {reason}"
 
 
@@ -214,7 +214,7 @@ def test_jsonl_file_is_read_as_a_stream(tmp_path):
     """The first row is there before a bad second line has been looked at."""
     rows = read_rows(write(tmp_path, GOOD_LINE + b"\n" + b"broken"))
     assert next(rows).values == GOOD
-    assert isinstance(next(rows), Rejected)
+    assert isinstance(next(rows), InvalidRow)
 
 
 @pytest.mark.parametrize(("values", "reason"), [
@@ -223,7 +223,7 @@ def test_jsonl_file_is_read_as_a_stream(tmp_path):
     ({"prompt": "q"}, "key 'text' missing; found prompt; expected text"),
 ])
 def test_check_text_fields_without_a_prompt(values, reason):
-    row = Row("file.jsonl:3", values)
+    row = Row("file.jsonl:3", 3, values)
     checked = check_text_fields(row, ["text"])
     if reason is None:
         assert checked is row

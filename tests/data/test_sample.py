@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindrlhf.data.preference import Rejected, read_preferences
+from mindrlhf.data.preference import InvalidRow, read_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import open_tokenizer
 
@@ -52,7 +52,7 @@ def test_scripts_write_the_committed_bytes(tmp_path):
 def test_file_has_a_few_hundred_usable_pairs(name, count):
     pairs = list(read_preferences(SAMPLE / name))
     assert len(pairs) == count
-    assert not [pair for pair in pairs if isinstance(pair, Rejected)]
+    assert not [pair for pair in pairs if isinstance(pair, InvalidRow)]
 
 
 def test_train_and_test_share_no_question(rows):

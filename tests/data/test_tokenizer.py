@@ -198,8 +198,8 @@ def test_unreadable_file_is_refused(tmp_path):
     (b"YWI= 1 2", "found b'YWI= 1 2', expected `base64-token rank`"),
     (b"!!!! 100", "found b'!!!! 100', expected `base64-token rank`"),
     (b"YWI 100", "found b'YWI 100', expected `base64-token rank`"),
-    (b"YWI= 99", "token or rank 99 stands there twice"),
-    (b"AA== 100", "token or rank 100 stands there twice"),
+    (b"YWI= 99", "token or rank 99 is there twice"),
+    (b"AA== 100", "token or rank 100 is there twice"),
     (b"YWI= -1", "found b'YWI= -1', expected `base64-token rank`"),
     (b"YWI= 99999999999", "found b'YWI= 99999999999', expected `base64-token rank`"),
 ], ids=["no rank", "rank is a word", "two ranks", "not base64", "base64 without padding", "rank twice", "token twice",
@@ -231,8 +231,8 @@ def test_ids_equal_those_of_mindformers(full_tokenizer):
     theirs = ChatGLM4Tokenizer(str(SHARED / "tokenizer.model"))
     names = ("zh_preference.jsonl", "hh_harmless_test.jsonl")
     rows = [row for name in names for row in read_preferences(SHARED / name)]
-    texts = [text for _, prompt, *answers in rows
-             for text in (prompt, *(render(PROMPT_TEMPLATE, prompt, answer) for answer in answers))] + [
+    texts = [text for row in rows for text in (row.prompt, *(
+        render(PROMPT_TEMPLATE, row.prompt, answer) for answer in (row.chosen, row.rejected)))] + [
         text for text in TEXTS if "<|" not in text]
     assert len(texts) > 1200
     for text, ids in zip(texts, full_tokenizer.encode_batch(texts)):

@@ -25,10 +25,10 @@ from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
 
 from mindrlhf.data import convert as convert_module
 from mindrlhf.data.convert import convert_preferences
-from mindrlhf.data.preference import Rejected, read_preferences
+from mindrlhf.data.preference import InvalidRow, read_preferences
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
 from mindrlhf.errors import UserError
-from mindrlhf.scoring import infer as inference
+from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.scoring.questions import read_questions
@@ -273,9 +273,9 @@ def test_arrays_with_a_mutated_item(folder, outcomes, raw):
             outcomes.count("arrays refused")
             return
         found = list(read_preferences(source))
-    assert [None if isinstance(row, Rejected) else row[1:] for row in found] == [
+    assert [None if isinstance(row, InvalidRow) else (row.prompt, row.chosen, row.rejected) for row in found] == [
         tuple(row[key] for key in PAIR) if is_usable(row, PAIR) else None for _, row in expected]
-    assert [(row.place if isinstance(row, Rejected) else row[0]) for row in found] == [
+    assert [row.place for row in found] == [
         f"{source}:item {number}" for number, _ in expected]
     outcomes.count("arrays read")
 
@@ -335,10 +335,13 @@ class LengthScorer:
             yield [float(len(ids)) for ids in texts]
 
 
+CONFIG = types.SimpleNamespace(model=types.SimpleNamespace(seq_length=SEQ))
+
+
 @pytest.fixture
 def without_a_model(monkeypatch):
-    monkeypatch.setattr(inference, "set_up_mindspore", lambda config: None)
-    monkeypatch.setattr(inference, "Scorer", LengthScorer)
+    monkeypatch.setattr(text_scorer, "set_up_mindspore", lambda config: None)
+    monkeypatch.setattr(text_scorer, "Scorer", LengthScorer)
     from mindformers.tools.logger import logger
     monkeypatch.setattr(logger, "info", lambda *_: None)
     monkeypatch.setattr(logger, "warning", lambda *_: None)
@@ -349,7 +352,7 @@ def without_a_model(monkeypatch):
 @fuzz(few=50, full=1000)
 def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes, raw):
     source, target = emptied(folder, file_of(raw)), folder / "scores.jsonl"
-    plan = InferencePlan(None, str(folder), {}, source, TOKENIZER, TEMPLATE, target)
+    plan = InferencePlan(CONFIG, str(folder), {}, TOKENIZER, TEMPLATE, source, target)
     expected, bad = expected_questions(file_of(raw))
     with outcomes.no_hang():
         if bad is not None:

@@ -707,7 +707,7 @@ def test_config_json_of_other_dimensions_is_refused(tmp_path, outputs, reference
     (b"", "cannot be read as JSON: "),
     (b"{'hidden_size': 32}", "cannot be read as JSON: "),
     (b"\xff\xfe{}", "cannot be read as JSON: "),
-    (b"[1]", "found list, expected an object"),
+    (b"[1]", "found list, expected a JSON object"),
     (b"{}", "num_hidden_layers is None, expected a whole number above 0"),
 ], ids=["absent", "empty", "single quotes", "not UTF-8", "a list", "no key"])
 def test_unreadable_config_json_is_refused(tmp_path, outputs, reference, content, expected):
@@ -1180,7 +1180,7 @@ def test_a_missing_shard_of_a_checkpoint_is_refused(tmp_path, reference):
     total = int(first.stem[-5:])
     first.unlink()
     assert export_refused(tmp_path, tmp_path / "shards", model_of(size_of(reference))) == (
-        f"{tmp_path / 'shards'}: shard 1 of {total} is missing")
+        f"{tmp_path / 'shards'}: model-00001-of-{total:05d}.ckpt is missing")
 
 
 def test_sliced_checkpoint_is_refused_without_a_strategy(tmp_path, reference):

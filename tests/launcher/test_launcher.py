@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from conftest import EXAMPLE, ROOT
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 

@@ -33,7 +33,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 MSRUN = Path(sys.executable).parent / "msrun"
@@ -180,7 +180,7 @@ open(me + ".done", "w").write(str(time.monotonic() - begin))
     ("3", "1", 3, "worker 1 ended with exit code 3, and the job with it; the last lines of logs/worker_1.log:"),
     ("SIGSEGV", "0", 139, "worker 0 ended with signal SIGSEGV, and the job with it; the last lines of "
                           "logs/worker_0.log:"),
-    ("SIGKILL", "scheduler", 137, "the scheduler ended with signal SIGKILL, mostly for want of memory, and the job "
+    ("SIGKILL", "scheduler", 137, "the scheduler ended with signal SIGKILL, usually out of memory, and the job "
                                   "with it; the last lines of logs/scheduler.log:"),
     # A script's error, which it meets as the scheduler too, is a worker's.
     ("3", "scheduler,1", 3, "worker 1 ended with exit code 3, and the job with it; the last lines of "
@@ -216,7 +216,7 @@ def test_a_worker_that_dies_is_named_whatever_msrun_makes_of_sessions(msrun, job
     (jobs.folder / "go").touch()
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 128 + signal.SIGKILL
-    assert errors.startswith("msrun_launcher.sh: error: worker 1 ended with signal SIGKILL, mostly for want of memory")
+    assert errors.startswith("msrun_launcher.sh: error: worker 1 ended with signal SIGKILL, usually out of memory")
     assert jobs.processes() == []
 
 

@@ -26,7 +26,7 @@ from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import open_tokenizer
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 PORT = "9123"  # nothing else is in these namespaces
 

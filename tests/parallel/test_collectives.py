@@ -28,7 +28,7 @@ from mindrlhf.config.check import typed_config
 from mindrlhf.config.read import put, read_config
 from mindrlhf.training.memory import Size, memory_of_backward
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 TOKENS = 192  # of a row; no width of the model is a multiple of it
 LAYERS, HIDDEN, INNER, VOCABULARY = (SMALLER[key] for key in (

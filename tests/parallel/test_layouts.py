@@ -30,7 +30,7 @@ from mindrlhf.config.check import config_problems
 from mindrlhf.config.read import read_config
 from mindrlhf.models.glm4.dimensions import Dimensions, weights_of
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 # name: data parallel, model parallel, stages, flash attention, batching
 LAYOUTS = {
@@ -274,7 +274,7 @@ def test_the_strategy_of_another_layout_is_refused(strategies, left_behind, trai
     flags = ["--load_checkpoint", str(left_behind), "--auto_trans_ckpt", "--src_strategy", str(strategy)]
     code, output = train(config, 0, 2, *flags, "--weights", "found.npz")
     assert code != 0
-    assert (f"UserError: {left_behind}, cut anew with {strategy}: {6 if CUTS_INPUTS_OF_DENSE else 4} parameters "
+    assert (f"UserError: {left_behind}, resharded with {strategy}: {6 if CUTS_INPUTS_OF_DENSE else 4} parameters "
             "have another shape than the network's") in output
     assert list(tmp_path.glob("*.npz")) == []
 

@@ -38,8 +38,9 @@ def batches(name: str) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray, np.
     numbers: Dict[int, int] = {}
 
     def samples():
-        for _, prompt, *answers in read_preferences(pairs):
-            ids = tokenizer.encode_batch([render(PROMPT_TEMPLATE, prompt, answer) for answer in answers])
+        for row in read_preferences(pairs):
+            ids = tokenizer.encode_batch(
+                [render(PROMPT_TEMPLATE, row.prompt, answer) for answer in (row.chosen, row.rejected)])
             sample = encode_pair(*ids, SEQ, tokenizer.pad_token_id, "right")
             if sample is not None:
                 yield sample

@@ -3,8 +3,8 @@
 
     PAIR=production bash -c '. scripts/environment.sh && python tests/reference/make_run_of_1_3.py'
 
-The committed files are by MindFormers 1.3.0 with MindSpore 2.5.0.dev20250119; tests/training/test_run_of_another_release.py goes
-on with the run.
+The committed files are by MindFormers 1.3.0 with MindSpore 2.5.0.dev20250119;
+tests/training/test_run_of_another_release.py continues with the run.
 """
 import csv
 import json

@@ -28,12 +28,12 @@ from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
 from mindrlhf.scoring import evaluate as evaluation
-from mindrlhf.scoring import infer as inference
 from mindrlhf.scoring import scorer as scoring
+from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.evaluate import evaluate
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, plan_evaluation
-from mindrlhf.scoring.scorer import Scorer, row_shapes
+from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
 
 pytestmark = pytest.mark.stack
 
@@ -62,7 +62,7 @@ def checkpoint(scoring_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scorer(configure, checkpoint):
     scorer = Scorer(configure(), MindFormerConfig(**configure().mapping))
-    scorer.load(checkpoint)
+    scorer.load(Checkpoint(checkpoint))
     return scorer
 
 
@@ -169,7 +169,7 @@ def test_row_shapes_hold_two_whole_texts_in_at_most_four_lengths(seq_length, spl
 @pytest.fixture
 def start(monkeypatch):
     """Let a run go on in this process, whose device is set up."""
-    for module in (evaluation, inference):
+    for module in (evaluation, text_scorer):
         monkeypatch.setattr(module, "set_up_mindspore", lambda config: MindFormerConfig(**config.mapping))
 
 
@@ -235,13 +235,13 @@ class CharacterTokenizer:
 @pytest.mark.usefixtures("start")
 def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "_WINDOW", 4)
-    monkeypatch.setattr(inference, "Scorer", CountingScorer)
+    monkeypatch.setattr(text_scorer, "Scorer", CountingScorer)
     monkeypatch.setattr(CountingScorer, "windows", [])
     rows = [{"prompt": "p" * number, "response": "a" * number, "key": number} if number % 3 else
             {"prompt": "p" * number, "pos_resp": "b" * 2, "neg_resp": "c" * 3} for number in range(1, 11)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    infer(InferencePlan(configure(), str(checkpoint), {}, tmp_path / "in.jsonl", CharacterTokenizer(),
-                        "{prompt}:{response}", tmp_path / "out.jsonl"))
+    infer(InferencePlan(configure(), str(checkpoint), {}, CharacterTokenizer(), "{prompt}:{response}",
+                        tmp_path / "in.jsonl", tmp_path / "out.jsonl"))
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert written == [{**row, "score": 2 * len(row["prompt"]) + 1} if "key" in row else
                        {**row, "pos_score": len(row["prompt"]) + 3, "neg_score": len(row["prompt"]) + 4}

@@ -35,7 +35,7 @@ from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.training.monitor import callbacks_of_process, of_whole_batch
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 PAD, SEQ, PAIRS = 9, 24, 45
 
@@ -185,8 +185,8 @@ def test_what_all_processes_say_and_save_is_there_once(trained):
 
 def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, in_tmp_path):
     two, checkpoint = trained[1], str(trained[1] / "output" / "checkpoint_network")
-    infer(InferencePlan(load_config(TINY_YAML), checkpoint, {}, SAMPLE / "test.jsonl",
-                        open_tokenizer(SAMPLE / "tokenizer.model"), PROMPT_TEMPLATE, in_tmp_path / "scores.jsonl"))
+    infer(InferencePlan(load_config(TINY_YAML), checkpoint, {}, open_tokenizer(SAMPLE / "tokenizer.model"),
+                        PROMPT_TEMPLATE, SAMPLE / "test.jsonl", in_tmp_path / "scores.jsonl"))
     logs = launched(two, "reward_infer.py", f"--config run.yaml --data_file {SAMPLE / 'test.jsonl'} --tokenizer "
                     f"{SAMPLE / 'tokenizer.model'} --distributed_ckpt_path {checkpoint}", 2)
     expected, found = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -17,9 +17,10 @@ from conftest import dimensions_of
 from mindspore import Parameter, Tensor, nn
 from mindspore.nn.wrap.cell_wrapper import GradAccumulationCell
 
+from mindrlhf.compat.step_outputs import StepOutputs
 from mindrlhf.data.dataset import batch_pairs
 from mindrlhf.training import monitor as module
-from mindrlhf.training.monitor import RewardMonitor, StepOutputs
+from mindrlhf.training.monitor import RewardMonitor
 
 pytestmark = pytest.mark.stack
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import REFERENCE
 from reference.make_run_of_1_3 import convert, evaluate, figures, run
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 RUN = REFERENCE / "run_of_1_3"
 

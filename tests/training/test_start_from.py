@@ -1,9 +1,9 @@
-"""What a run starts from: the counters that it goes on with, and the state that its optimizer must have.
+"""What a run starts from: the counters that it continues with, and the state that its optimizer must have.
 
 | test                                          | proves                                                             |
 | test_counters_...                             | steps of another batch size, ends of epochs, both kinds of epochs  |
 | test_weights_and_state_...                    | what is loaded, value by value, is what was saved                  |
-| test_a_state_that_is_missing ...              | nothing goes on from zeros; the message says what does not fit     |
+| test_a_state_that_is_missing ...              | nothing continues from zeros; the message says what does not fit     |
 
 Slices are those of tests/checkpoints/test_sharded.py and tests/parallel/test_layouts.py.
 """
@@ -119,8 +119,8 @@ def test_the_loss_scale_and_its_counters_are_those_of_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("saved", "message"), [
     ({"leave_out": ("adam_v.first.weight", "adam_v.second.bias")},
-     r"a\.ckpt: 2 of the 5 values that Float32StateAdamWeightDecay goes on with do not fit \(was the run trained with "
-     r"another optimizer\? .*\): adam_v\.first\.weight is missing; adam_v\.second\.bias is missing"),
+     r"a\.ckpt: 2 of the 5 values that Float32StateAdamWeightDecay continues with do not fit \(was the run trained "
+     r"with another optimizer\? .*\): adam_v\.first\.weight is missing; adam_v\.second\.bias is missing"),
     ({"adam_m_first_weight": (2, 4)}, r"adam_m\.first\.weight is \(2, 4\), expected \(4, 2\)"),
 ])
 def test_a_state_that_is_missing_or_has_another_shape_ends_the_run(tmp_path, saved, message):

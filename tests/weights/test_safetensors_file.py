@@ -19,10 +19,10 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from mindrlhf.errors import UserError
+from mindrlhf.json_file import read_json_object
 from mindrlhf.weights import tensors
 from mindrlhf.weights.safetensors_file import (
     INDEX_NAME,
-    read_json,
     read_safetensors,
     read_safetensors_folder,
     write_safetensors,
@@ -272,19 +272,19 @@ def test_a_file_that_is_absent_or_a_folder_is_named(tmp_path):
     (b"", "cannot be read as JSON: Expecting value: line 1 column 1 (char 0)"),
     (b"{", "cannot be read as JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     (b"\xff", "cannot be read as JSON: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-    (b"[1]", "found list, expected an object"),
-    (b"null", "found NoneType, expected an object"),
+    (b"[1]", "found list, expected a JSON object"),
+    (b"null", "found NoneType, expected a JSON object"),
 ], ids=["empty", "half", "not UTF-8", "list", "null"])
 def test_json_that_is_no_object_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
-    assert message_of(read_json, tmp_path / "config.json") == f"{tmp_path / 'config.json'}: {message}"
+    assert message_of(read_json_object, tmp_path / "config.json") == f"{tmp_path / 'config.json'}: {message}"
 
 
 def test_json_is_read_as_utf_8_and_its_absence_is_named(tmp_path):
     path = tmp_path / "config.json"
-    assert message_of(read_json, path) == f"{path}: cannot be read as JSON: No such file or directory"
+    assert message_of(read_json_object, path) == f"{path}: cannot be read as JSON: No such file or directory"
     path.write_text('{"名": [1]}', encoding="utf-8")
-    assert read_json(path) == {"名": [1]}
+    assert read_json_object(path) == {"名": [1]}
 
 
 def write_shard(path, *names):
@@ -426,7 +426,7 @@ def test_a_folder_with_a_tensor_in_two_indexed_shards_is_refused(tmp_path):
 @pytest.mark.parametrize(("content", "message"), [
     ("{", "cannot be read as JSON: "),
     ("", "cannot be read as JSON: "),
-    ("[]", "found list, expected an object"),
+    ("[]", "found list, expected a JSON object"),
     ("{}", "found no weight_map from tensor names to file names"),
 ], ids=["half", "empty", "list", "no weight_map"])
 def test_a_folder_with_a_damaged_index_is_refused(tmp_path, content, message):

@@ -1,0 +1,70 @@
+"""Scores of answers to prompts: template, tokenizer and network together."""
+from collections import deque
+from typing import Deque, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+
+from mindrlhf.data.template import render
+from mindrlhf.errors import UserError
+from mindrlhf.scoring.plan import TextScoringPlan
+from mindrlhf.scoring.scorer import Scorer, warn_of_template
+from mindrlhf.set_up import set_up_mindspore
+
+__all__ = ["ScoredText", "TextScorer"]
+
+
+class ScoredText(NamedTuple):
+    """An answer as the network read it, and its score."""
+
+    text: str
+    score: float
+
+
+class TextScorer:
+    """Sets up the device, loads the plan's last checkpoint, and scores answers.
+
+    Args:
+        plan: what is scored with
+
+    Attributes:
+        rank:     of this process; all of them must score the same questions, and all know all scores
+        texts:    scored so far
+        cut:      how many of them were longer than the sequence length, and were cut there
+
+    Raises:
+        UserError: the checkpoint is damaged or does not fit the model.
+    """
+
+    def __init__(self, plan: TextScoringPlan):
+        run = set_up_mindspore(plan.config)
+        warn_of_template(plan.template, plan.trained.get("prompt_template"), "--prompt_template")
+        self._plan, self._scorer = plan, Scorer(plan.config, run)
+        self._scorer.load(self._scorer.checkpoints(plan.checkpoint)[-1])
+        self.rank, self.texts, self.cut = self._scorer.rank, 0, 0
+
+    def score(self, prompt: str, answers: Sequence[str]) -> List[float]:
+        """The score of each answer; the better the answer, the higher. Only differences between answers to the same
+        prompt mean something.
+
+        Raises:
+            UserError: a text has no token.
+        """
+        texts, = self.score_all([(prompt, answers)])
+        return [text.score for text in texts]
+
+    def score_all(self, questions: Iterable[Tuple[str, Sequence[str]]]) -> Iterator[List[ScoredText]]:
+        """The same of many (prompt, answers), in their order; they are read as they are needed."""
+        waiting: Deque[List[str]] = deque()  # read, and not yet scored
+
+        def encoded():
+            for prompt, answers in questions:
+                texts = [render(self._plan.template, prompt, answer) for answer in answers]
+                ids = self._plan.tokenizer.encode_batch(texts)
+                if not all(ids):
+                    raise UserError(f"a text without a token cannot be scored: prompt {prompt!r}, answers "
+                                    f"{list(answers)!r}, template {self._plan.template!r}")
+                self.texts += len(ids)
+                self.cut += sum(len(row) > self._plan.config.model.seq_length for row in ids)
+                waiting.append(texts)
+                yield ids
+
+        for scores in self._scorer.score(encoded()):
+            yield [ScoredText(*pair) for pair in zip(waiting.popleft(), scores)]

@@ -1,0 +1,50 @@
+"""What holds for the package as a whole.
+
+| test                                   | proves                                                  | judged against |
+| test_all_lists_what_is_public          | `__all__` is every public class and function, no other  | the syntax     |
+| test_rooms_import_from_below_only      | no room imports one that stands above it on the map     | the syntax     |
+| test_plans_need_no_mindspore           | arguments are checked before MindSpore is imported      | sys.modules    |
+"""
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "mindrlhf"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_all_lists_what_is_public(path):
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    listed = next(ast.literal_eval(node.value) for node in body
+                  if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+    public = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+              if not node.name.startswith("_")}
+    assert len(listed) == len(set(listed))
+    assert public - set(listed) == set()
+
+
+def test_rooms_import_from_below_only():
+    """Rooms are the folders, and what lies beside them is one of its own."""
+    rooms = re.findall(r"^\| \*\*`(\w+)/`\*\*", (PACKAGE / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(rooms)
+    wrong = []
+    for path in MODULES:
+        room = path.relative_to(PACKAGE).parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mindrlhf."):
+                other = node.module.split(".")[1]
+                if room in rooms and other in rooms and rooms.index(other) < rooms.index(room):
+                    wrong.append(f"{path.relative_to(PACKAGE)} imports {node.module}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", ["training.plan", "training.memory", "scoring.plan", "huggingface.convert"])
+def test_plans_need_no_mindspore(module):
+    code = (f"import sys, mindrlhf.{module}; "
+            "sys.exit(any(name in sys.modules for name in ('mindspore', 'mindformers')))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
