@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line each, no traceback, a non-zero exit code."""
+"""Errors that the user can mend: one line each, no traceback, a non-zero exit code."""
 import os
 import sys
 from typing import Callable, Iterable, List

@@ -165,7 +165,7 @@ def stage_slices(slices: Dict[int, Path], strategy: str, folder: Path) -> Path:
 
 
 def merge_slices(slices: Dict[int, Path], strategy: str, folder: Path) -> Path:
-    """Merge a checkpoint that is sliced over ranks into one file, with MindSpore's own `transform_checkpoints`.
+    """Merge a checkpoint that is sharded over ranks into one file, with MindSpore's own `transform_checkpoints`.
 
     Args:
         slices, strategy: see `stage_slices`

@@ -1,4 +1,4 @@
-"""What MindRecord's writer is spared. Loads neither MindSpore nor MindFormers: conversion would wait 0.7 s for them."""
+"""Checks that MindRecord's writer need not repeat. Loads no MindSpore, for which conversion would wait 0.7 s."""
 import contextlib
 from typing import Any, Dict
 

@@ -1,4 +1,4 @@
-"""What callbacks are given behind a step, as numbers. Tests: tests/training/test_monitor.py."""
+"""What callbacks are given after a step, as numbers. Tests: tests/training/test_monitor.py."""
 from dataclasses import dataclass
 from typing import Any, Optional
 

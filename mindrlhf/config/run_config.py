@@ -108,7 +108,7 @@ class Start:
     Attributes:
         checkpoint: file or folder; None: random weights
         resume:     continue with step and optimizer state
-        reshard:    cut it anew for this run's layout (`auto_trans_ckpt`)
+        reshard:    cut it again, for this run's layout (`auto_trans_ckpt`)
         strategy:   strategy file, or folder of them, of the layout that it was cut for; None: it is whole
     """
 

@@ -1,4 +1,4 @@
-"""What stands beside the weights of an exported model: config.json and the model card."""
+"""What accompanies the weights of an exported model: config.json and the model card."""
 import json
 from typing import Any, Dict, Mapping, Optional
 

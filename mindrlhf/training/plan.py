@@ -127,7 +127,7 @@ def _check_start(config: RunConfig) -> None:
 
 
 def _check_resharding(config: RunConfig) -> None:
-    """Raise `UserError` where cutting a checkpoint anew is asked for in part only, or has nothing to work on."""
+    """Raise `UserError` where resharding is asked for in part only, or has nothing to work on."""
     start, semi_auto = config.start, config.layout.semi_auto
     if start.strategy and not start.reshard:
         raise UserError(f"--src_strategy (or src_strategy_path_or_dir in the YAML) is {start.strategy!r}, which has an "

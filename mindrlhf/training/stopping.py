@@ -18,9 +18,9 @@ __all__ = ["InterruptionGuard", "SkippedStepMonitor", "rows_of_step"]
 
 
 class InterruptionGuard(Callback):
-    """Ends training behind the step in which SIGTERM comes; `CheckpointMonitor` saves at every end.
+    """Ends training after the step in which SIGTERM comes; `CheckpointMonitor` saves at every end.
 
-    All processes end behind the same step, whichever of them got the signal.
+    All processes end after the same step, whichever of them got the signal.
     """
 
     def __init__(self):
