@@ -24,8 +24,9 @@ from mindrlhf.checkpoints.find import newest_whole_checkpoint
 from mindrlhf.checkpoints.load import check_weights, read_checkpoint
 from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.errors import UserError
+from mindrlhf.json_file import read_json_object
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
-from mindrlhf.weights.safetensors_file import read_json, read_safetensors, read_safetensors_folder
+from mindrlhf.weights.safetensors_file import read_safetensors, read_safetensors_folder
 
 pytestmark = pytest.mark.stack
 
@@ -201,7 +202,7 @@ def read_settings(folder):
     b'{"weight_map": {"a": "b\\u0000"}}', b'{"weight_map": {"a": "' + b"x" * 5000 + b'"}}',
     b'{"weight_map": {"a": "\\ud800"}}', b'{"tokenizer": "x"}', b'{"prompt_template": 1}'])
 @pytest.mark.parametrize(("name", "read"), [
-    ("config.json", lambda folder: read_json(folder / "config.json")),
+    ("config.json", lambda folder: read_json_object(folder / "config.json")),
     ("model.safetensors.index.json", read_safetensors_folder), ("data_settings.json", read_settings)],
     ids=["config.json", "index", "data_settings.json"])
 def test_damaged_small_files_of_json_are_one_line(tmp_path, name, read, content):

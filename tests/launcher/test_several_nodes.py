@@ -208,6 +208,7 @@ def test_two_nodes_stopped_by_sigterm_on_the_first_and_resumed_train_as_one_does
     assert_the_same_training(table_of(folder), table_of(one))
 
 
+@pytest.mark.long
 def test_four_nodes_train_as_one_does(one):
     folder = one.parent / "four"
     folder.mkdir()
@@ -236,6 +237,7 @@ def test_each_node_that_cannot_join_says_why_and_the_first_one_ends_too(tmp_path
             "to it\n")]
 
 
+@pytest.mark.long
 def test_a_dead_worker_on_one_node_ends_the_job_on_the_other(tmp_path):
     (tmp_path / "collective.py").write_text(COLLECTIVE, encoding="utf-8")
     with Nodes(2) as nodes:

@@ -15,6 +15,7 @@
 The production YAML's heads and groups, which decide what is legal, are as they are; widths and layers are fewer, and
 collectives off Ascend do not take bfloat16. What no test here shows: numbers, kernels, memory and speed.
 """
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,12 +48,15 @@ LAYOUTS = {
     "data 1 x model 4, no flash": (1, 4, 1, False, "packing"),
 }
 
+LONG = ("data 4 x model 2, padded", "data 2 x model 4, no flash", "data 1 x model 8, no flash",
+        "data 1 x model 4, no flash")
+
 
 @pytest.fixture(scope="module")
 def strategies(train, tmp_path_factory):
-    """A function from a layout's name to the folder of its strategy files. All layouts are compiled, side by side, one
-    process for each stage; one that is not legal fails where it is asked for, and skips there if it is refused because
-    this release of MindFormers has the other rule for flash attention.
+    """A function from a layout's name to the folder of its strategy files. A layout is compiled where it is asked for
+    first, in one process for each stage; it skips if it is refused because this release of MindFormers has the other
+    rule for flash attention.
     """
     folder = tmp_path_factory.mktemp("strategies")
 
@@ -61,21 +65,22 @@ def strategies(train, tmp_path_factory):
         config = write_yaml(folder / name / f"stage_{stage}.yaml", *LAYOUTS[name], only_save_strategy=True)
         return train(config, data * model * stage, data * model * stages)
 
+    @functools.cache
+    def compiled(name):
+        problems = config_problems(read_config(str(write_yaml(folder / "check" / f"{name}.yaml", *LAYOUTS[name]))))
+        refused = [problem for problem in problems if "before 1.6" in problem and not repeats_key_and_value()]
+        if not refused:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for stage, (code, output) in enumerate(pool.map(functools.partial(run, name), range(LAYOUTS[name][2]))):
+                    assert code == 0, f"{name}, stage {stage}: exit code {code}: {output[-3000:]}"
+        return refused
+
     def of(name):
-        if name in refused:
-            pytest.skip(refused[name])
-        for stage, run in enumerate(runs[name]):
-            code, output = run.result()
-            assert code == 0, f"{name}, stage {stage}: exit code {code}: {output[-3000:]}"
+        for reason in compiled(name):
+            pytest.skip(reason)
         return folder / name / "output" / "strategy"
 
-    refused = {name: problem for name, layout in LAYOUTS.items() for problem in
-               config_problems(read_config(str(write_yaml(folder / "check" / f"{name}.yaml", *layout))))
-               if "before 1.6" in problem and not repeats_key_and_value()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = {name: [pool.submit(run, name, stage) for stage in range(layout[2])] for name, layout in LAYOUTS.items()
-                if name not in refused}
-        yield of
+    return of
 
 
 def strategy_file(folder):
@@ -145,7 +150,8 @@ def expected_slice(name, shape, data, model, cuts_inputs_of_dense=CUTS_INPUTS_OF
     return shape[0] // model // data, shape[1]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name
+                                  for name in LAYOUTS])
 def test_each_layout_is_legal_for_every_operator_and_parameter(name, slices, whole):
     data, model, stages, *_ = LAYOUTS[name]
     _, values = whole
