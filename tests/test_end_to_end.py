@@ -11,10 +11,7 @@ Each command runs once, in its own process; the tests look at what it left behin
 """
 import csv
 import json
-import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
+from helpers import free_port, launch, run, run_script
 from safetensors.numpy import load_file, save_file
 
 from mindrlhf.checkpoints.load import read_checkpoint
@@ -31,31 +29,6 @@ from mindrlhf.weights.tensors import OutputTensor, Part
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
-LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
-ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def run(folder, command):
-    """Run a command in a folder; returns the finished process, its two outputs as text."""
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
-                          check=False)
-
-
-def script(folder, name, *args):
-    return run(folder, [sys.executable, str(EXAMPLE / name), *map(str, args)])
-
-
-def launched(folder, name, args, log_dir):
-    """Start an entry script through the launcher with one worker, as the tutorial does; returns the worker's log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    result = run(folder, ["bash", str(LAUNCHER), f"{EXAMPLE / name} \\\n {args} ", "1", str(port), log_dir, "True",
-                          "600"])
-    log = (folder / log_dir / "worker_0.log").read_text(encoding="utf-8")
-    assert result.returncode == 0, result.stderr + log[-3000:]
-    return log
-
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
@@ -63,18 +36,19 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     logs = {"folder": folder}
     for part in ("train", "test"):
-        result = script(folder, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
+        result = run_script(folder, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
                         SAMPLE / f"{part}.jsonl", "--dst_file", f"{part}.mindrecord", "--seq_length", 128)
         assert result.returncode == 0, result.stderr
         logs[part] = result.stdout
-    logs["train_log"] = launched(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord "
-                                 f"--tokenizer {SAMPLE / 'tokenizer.model'}", "logs/train")
-    logs["eval_log"] = launched(
+    logs["train_log"], = launch(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord "
+                                 f"--tokenizer {SAMPLE / 'tokenizer.model'}", logs="logs/train")
+    logs["eval_log"], = launch(
         folder, "reward_eval.py", f"--config {TINY_YAML} --eval_dataset test.mindrecord --batch_size 16 "
-        "--distributed_ckpt_path output/checkpoint_network --load_all_ckpt False", "logs/eval")
-    logs["infer_log"] = launched(
+        "--distributed_ckpt_path output/checkpoint_network --load_all_ckpt False", logs="logs/eval")
+    logs["infer_log"], = launch(
         folder, "reward_infer.py", f"--config {TINY_YAML} --data_file {SAMPLE / 'test.jsonl'} "
-        f"--tokenizer {SAMPLE / 'tokenizer.model'} --distributed_ckpt_path output/checkpoint_network", "logs/infer")
+        f"--tokenizer {SAMPLE / 'tokenizer.model'} --distributed_ckpt_path output/checkpoint_network",
+        logs="logs/infer")
     return logs
 
 
@@ -170,7 +144,7 @@ def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):
 
 def test_left_padded_data_gets_the_same_scores(job, in_tmp_path):
     """Convert the same file with padding on the left; compare with what inference wrote."""
-    result = script(in_tmp_path, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
+    result = run_script(in_tmp_path, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
                     SAMPLE / "test.jsonl", "--dst_file", "left.mindrecord", "--seq_length", 128,
                     "--padding_side", "left")
     assert result.returncode == 0, result.stderr
@@ -183,7 +157,7 @@ def test_left_padded_data_gets_the_same_scores(job, in_tmp_path):
 
 
 def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(job):
-    result = script(job["folder"], "reward_eval.py", "--config", TINY_YAML, "--eval_dataset", "test.mindrecord",
+    result = run_script(job["folder"], "reward_eval.py", "--config", TINY_YAML, "--eval_dataset", "test.mindrecord",
                     "--distributed_ckpt_path", "output/checkpoint", "--load_all_ckpt", "True")
     assert result.returncode == 0, result.stderr
     log = result.stdout + result.stderr
@@ -195,7 +169,7 @@ def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(
 def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
     """From step 200 on, with the same data order, the loss goes on where it was."""
     checkpoint = job["folder"] / "output" / "checkpoint" / "rank_0" / "glm4_tiny_rank_0-4_35.ckpt"
-    result = script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
+    result = run_script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
                     job["folder"] / "train.mindrecord", "--load_checkpoint", checkpoint, "--resume", "True")
     log = result.stdout + result.stderr
     assert result.returncode == 0, log[-3000:]
@@ -211,7 +185,7 @@ def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
 
 
 def test_training_does_not_resume_with_other_data(job):
-    result = script(job["folder"], "reward_train.py", "--config", TINY_YAML, "--train_dataset", "test.mindrecord",
+    result = run_script(job["folder"], "reward_train.py", "--config", TINY_YAML, "--train_dataset", "test.mindrecord",
                     "--load_checkpoint", "output/checkpoint", "--resume", "True")
     assert result.returncode == 1
     lines = result.stderr.splitlines()
@@ -241,7 +215,7 @@ def test_a_model_that_went_to_hugging_face_and_back_in_shards_evaluates_the_same
         write_ckpt(tmp_path / "shards" / f"model-0000{number}-of-00002.ckpt",
                    [OutputTensor(name, "float32", whole[name].shape, (Part(whole[name], 0, whole[name].values),))
                     for name in names], lambda: None)
-    result = script(tmp_path, "reward_eval.py", "--config", TINY_YAML, "--eval_dataset",
+    result = run_script(tmp_path, "reward_eval.py", "--config", TINY_YAML, "--eval_dataset",
                     job["folder"] / "test.mindrecord", "--batch_size", 16, "--distributed_ckpt_path", "shards")
     log = result.stdout + result.stderr
     assert result.returncode == 0, log[-3000:]
@@ -260,7 +234,7 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
     text = converted(tmp_path, "hf_to_ms", "--input", "base", "--output", "ckpt", "--config", TINY_YAML)
     assert "no value head in it" in text
     assert "has the same dimensions" in text
-    result = script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
+    result = run_script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
                     job["folder"] / "test.mindrecord", "--load_checkpoint", "ckpt")
     log = result.stdout + result.stderr
     assert result.returncode == 0, log[-3000:]
@@ -308,7 +282,7 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
 def test_a_users_mistake_is_one_line_and_an_exit_code(job, name, args, message):
     folder = job["folder"]
     _write_mistakes(folder)
-    result = script(folder, name, "--config", TINY_YAML, *args)
+    result = run_script(folder, name, "--config", TINY_YAML, *args)
     assert result.returncode == 1, result.stdout[-2000:]
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"{name}: error: ")
@@ -344,8 +318,9 @@ def _write_mistakes(folder):
 
 
 def test_a_failed_job_ends_the_launcher_with_the_workers_error(job):
-    result = run(job["folder"], ["bash", str(LAUNCHER), f"{EXAMPLE / 'reward_train.py'} --config {TINY_YAML} "
-                                 "--train_dataset absent", "1", "9124", "logs/failed", "True", "60"])
+    result = run(job["folder"], ["bash", str(ROOT / "scripts" / "msrun_launcher.sh"),
+                                 f"{EXAMPLE / 'reward_train.py'} --config {TINY_YAML} "
+                                 "--train_dataset absent", "1", free_port(), "logs/failed", "True", "60"])
     assert result.returncode != 0
     first, *log = result.stderr.splitlines()
     assert first == ("msrun_launcher.sh: error: worker 0 ended with exit code 1, and the job with it; the last lines "
@@ -356,13 +331,13 @@ def test_a_failed_job_ends_the_launcher_with_the_workers_error(job):
 
 def test_unknown_flags_and_bad_values_stop_every_script(tmp_path):
     for name in ("cvalues_comparison.py", "reward_train.py", "reward_eval.py", "reward_infer.py"):
-        result = script(tmp_path, name, "--no_such_flag", "1")
+        result = run_script(tmp_path, name, "--no_such_flag", "1")
         assert result.returncode == 2
         assert "Traceback" not in result.stderr
-    result = script(tmp_path, "reward_train.py", "--config", "x", "--run_mode", "predict")
+    result = run_script(tmp_path, "reward_train.py", "--config", "x", "--run_mode", "predict")
     assert result.returncode == 2
     assert "invalid choice: 'predict'" in result.stderr
-    result = script(tmp_path, "reward_eval.py", "--config", "x", "--distributed_ckpt_path", "y",
+    result = run_script(tmp_path, "reward_eval.py", "--config", "x", "--distributed_ckpt_path", "y",
                     "--load_all_ckpt", "no!")
     assert result.returncode == 2
     assert "found 'no!', expected True or False" in result.stderr

@@ -24,7 +24,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers import free_port, wait_for
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
@@ -94,19 +94,6 @@ for i in range(10000):
     open(f"{get_rank()}.started", "w").write(str(os.getpid()))
     time.sleep(0.2)
 """
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.05)
 
 
 class Jobs:

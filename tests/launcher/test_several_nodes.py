@@ -8,7 +8,6 @@
 
 Nothing leaves the namespaces: their bridge has no way out. Root is needed, as in a container; else they are skipped.
 """
-import csv
 import os
 import re
 import shutil
@@ -20,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
+from conftest import EXAMPLE, ROOT, SAMPLE
+from helpers import table_of, write_tiny_yaml
 
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
@@ -135,22 +135,9 @@ def wait_for(condition, seconds=180):
         time.sleep(0.1)
 
 
-def table_of(folder):
-    path = folder / "output" / "metrics.csv"
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def command_in(folder, processes, flags=""):
     """The training command, with the tutorial's edits for several processes."""
-    text = TINY_YAML.read_text(encoding="utf-8")
-    for old, new in {"use_parallel: False": "use_parallel: True", "  batch_size: 8 ": f"  batch_size: {8 // processes} "
-                     }.items() if processes > 1 else ():
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    (folder / "run.yaml").write_text(text, encoding="utf-8")
+    write_tiny_yaml(folder / "run.yaml", processes)
     return f"{EXAMPLE / 'reward_train.py'} --config run.yaml --train_dataset ../one/train.mindrecord {flags}"
 
 

@@ -9,18 +9,13 @@
 | test_two_processes_give_the_scores ...       | inference                          | one process, 1e-5         |
 | test_...are_refused, ...is_refused           | errors name found and expected     | messages                  |
 """
-import csv
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML, write_numbered_pairs
+from conftest import SAMPLE, TINY_YAML, write_numbered_pairs
+from helpers import launch, table_of, write_tiny_yaml
 from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf.config.check import load_config
@@ -117,27 +112,6 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(monkeypatc
 
 # --- as a user runs it ----------------------------------------------------------------------------------------------
 
-ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def launched(folder, name, args, workers):
-    """Start an entry script through the launcher; returns the logs of the processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    result = subprocess.run(["bash", str(ROOT / "scripts" / "msrun_launcher.sh"), f"{EXAMPLE / name} {args}",
-                             str(workers), str(port), "logs", "True", "300"], cwd=folder, env=ENVIRONMENT,
-                            capture_output=True, text=True, timeout=600, check=False)
-    logs = [(folder / "logs" / f"worker_{rank}.log").read_text(encoding="utf-8") for rank in range(workers)]
-    assert result.returncode == 0, result.stderr + logs[0][-3000:]
-    return logs
-
-
-def table_of(folder):
-    with open(folder / "output" / "metrics.csv", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folders of a run of one process and of one of two with the tutorial's two edits; the logs of the latter."""
@@ -146,15 +120,9 @@ def trained(tmp_path_factory):
     (folders[0] / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
     tokenizer = open_tokenizer(SAMPLE / "tokenizer.model")
     convert_preferences(folders[0] / "train.jsonl", folders[0] / "train.mindrecord", tokenizer, 128, PROMPT_TEMPLATE)
-    for folder, edits in zip(folders, ({}, {"use_parallel: False": "use_parallel: True",
-                                            "  batch_size: 8 ": "  batch_size: 4 "})):
-        text = TINY_YAML.read_text(encoding="utf-8")
-        for old, new in edits.items():
-            assert text.count(old) == 1
-            text = text.replace(old, new)
-        (folder / "run.yaml").write_text(text, encoding="utf-8")
     for workers, folder in enumerate(folders, start=1):
-        logs = launched(folder, "reward_train.py", f"--config run.yaml --train_dataset {folders[0]}/train.mindrecord",
+        write_tiny_yaml(folder / "run.yaml", workers)
+        logs = launch(folder, "reward_train.py", f"--config run.yaml --train_dataset {folders[0]}/train.mindrecord",
                         workers)
     return (*folders, logs)
 
@@ -187,7 +155,7 @@ def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, 
     two, checkpoint = trained[1], str(trained[1] / "output" / "checkpoint_network")
     infer(InferencePlan(load_config(TINY_YAML), checkpoint, {}, open_tokenizer(SAMPLE / "tokenizer.model"),
                         PROMPT_TEMPLATE, SAMPLE / "test.jsonl", in_tmp_path / "scores.jsonl"))
-    logs = launched(two, "reward_infer.py", f"--config run.yaml --data_file {SAMPLE / 'test.jsonl'} --tokenizer "
+    logs = launch(two, "reward_infer.py", f"--config run.yaml --data_file {SAMPLE / 'test.jsonl'} --tokenizer "
                     f"{SAMPLE / 'tokenizer.model'} --distributed_ckpt_path {checkpoint}", 2)
     expected, found = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
                        for file in (in_tmp_path / "scores.jsonl", two / "output" / "scores.jsonl"))

@@ -1,0 +1,71 @@
+"""What tests that start processes share: the environment, free ports, the launcher, and the tiny YAML with edits."""
+import csv
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import EXAMPLE, ROOT, TINY_YAML
+
+__all__ = ["ENVIRONMENT", "free_port", "launch", "run", "run_script", "table_of", "wait_for", "write_tiny_yaml"]
+
+ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def run(folder, command):
+    """Run a command in a folder; returns the finished process, its two outputs as text."""
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+                          check=False)
+
+
+def run_script(folder, name, *args):
+    """Run an entry script in a folder, as one process without the launcher."""
+    return run(folder, [sys.executable, str(EXAMPLE / name), *map(str, args)])
+
+
+def free_port():
+    """A port of this machine that nothing listens on, as text."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launch(folder, name, args, workers=1, logs="logs"):
+    """Run an entry script through the launcher, to its end; returns the logs of its processes."""
+    result = run(folder, ["bash", str(ROOT / "scripts" / "msrun_launcher.sh"), f"{EXAMPLE / name} \\\n {args} ",
+                          str(workers), free_port(), logs, "True", "600"])
+    texts = [(folder / logs / f"worker_{rank}.log").read_text(encoding="utf-8") for rank in range(workers)]
+    assert result.returncode == 0, result.stderr + texts[0][-3000:]
+    return texts
+
+
+def write_tiny_yaml(path, processes=1, edits=()):
+    """Write the tiny YAML with the tutorial's two edits for several processes, and others, {old: new}; each `old` must
+    be there once.
+    """
+    text = TINY_YAML.read_text(encoding="utf-8")
+    several = {"use_parallel: False": "use_parallel: True", "  batch_size: 8 ": f"  batch_size: {8 // processes} "}
+    for old, new in {**(several if processes > 1 else {}), **dict(edits)}.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def table_of(folder):
+    """The rows of a run's metrics.csv; [] before it is there."""
+    path = folder / "output" / "metrics.csv"
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def wait_for(condition, seconds=120):
+    """Wait until a condition holds; fails after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
