@@ -7,6 +7,7 @@
 | test_every_very_short_text ...           | rows have room for all that fit        | the score of one of them |
 | test_row_shapes ...                      | few graphs; two whole texts fit        | property                 |
 | test_the_batch_size_does_not_move ...    | the figures, in the data's order       | another batch size, 1e-5 |
+| test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
@@ -32,8 +33,9 @@ from mindrlhf.scoring import scorer as scoring
 from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.evaluate import evaluate
 from mindrlhf.scoring.infer import infer
-from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, plan_evaluation
+from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
+from mindrlhf.scoring.text_scorer import TextScorer
 
 pytestmark = pytest.mark.stack
 
@@ -229,7 +231,21 @@ class CountingScorer(Scorer):
 
 class CharacterTokenizer:
     def encode_batch(self, texts):
-        return [[ord(letter) for letter in text] for text in texts]
+        return [[ord(letter) % 60 for letter in text] for text in texts]
+
+
+@pytest.mark.usefixtures("start")
+def test_a_prompt_and_its_answers_are_scored_without_a_file(configure, checkpoint, scorer):
+    texts = TextScorer(TextScoringPlan(configure(64), str(checkpoint), {}, CharacterTokenizer(), "{prompt}:{response}"))
+    found = texts.score("what", ["this", "that, and more", "x" * 100])
+    whole = CharacterTokenizer().encode_batch(["what:this", "what:that, and more", "what:" + "x" * 100])
+    expected, = scorer.score([[np.array(ids[:64], np.int32) for ids in whole]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert len({round(score, 4) for score in found}) == 3
+    assert (texts.texts, texts.cut) == (3, 1)
+    with pytest.raises(UserError, match="a text without a token cannot be scored: prompt ''"):
+        TextScorer(TextScoringPlan(configure(64), str(checkpoint), {}, CharacterTokenizer(),
+                                   "{prompt}{response}")).score("", [""])
 
 
 @pytest.mark.usefixtures("start")
