@@ -22,7 +22,6 @@ def _is_superfluous(name: str) -> bool:
     return not (may_be_beyond(name) or _STATE.match(name))
 
 
-
 @dataclass(frozen=True)
 class LoadReport:
     """What a checkpoint gave to a network: counts, and names of what kept its initial value or was left over."""

@@ -3,6 +3,7 @@
 Knows nothing of MindSpore, so that a wrong flag or key is answered at once. What MindFormers makes of the result is the
 business of `mindrlhf.training` and `mindrlhf.scoring`.
 """
+import math
 import os
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Union
@@ -85,25 +86,33 @@ def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
         UserError: it is no GLM-4's.
     """
     model, semi_auto = get(mapping, "model.model_config"), is_semi_auto(mapping)
-    data, split, stages, micro_batches = (get(mapping, f"parallel_config.{key}") if semi_auto else 1
-                                          for key in (*_LAYOUT, "micro_batch_num"))
+    layout = [get(mapping, f"parallel_config.{key}") for key in (*_LAYOUT, "micro_batch_num")]
+    data, split, stages, micro_batches = layout if semi_auto else [1] * len(layout)
     return RunConfig(
-        path, mapping, Path(os.path.expanduser(mapping["output_dir"])), get(mapping, "runner_config.epochs"),
-        get(mapping, "runner_config.sink_mode"),
-        next((callback for callback in mapping["callbacks"] if callback["type"] == "CheckpointMonitor"), None),
-        Model(Dimensions.from_yaml(model, "model.model_config"), model["param_init_type"], model["compute_dtype"],
-              model["use_flash_attention"], get(mapping, "recompute_config.recompute"), model["pad_token_id"]),
-        Layout(get(mapping, "context.device_target"), _bytes_of(get(mapping, "context.max_device_memory")),
-               mapping["use_parallel"], semi_auto, started_processes(), data, split, stages, micro_batches,
-               semi_auto and get(mapping, "parallel.enable_parallel_optimizer"),
-               not semi_auto or get(mapping, "parallel_config.vocab_emb_dp")),
-        Batching(get(mapping, "train_dataset.batching"), get(mapping, "runner_config.batch_size"),
-                 get(mapping, "runner_config.gradient_accumulation_steps"),
-                 get(mapping, "train_dataset.row_length") or model["seq_length"],
-                 get(mapping, "train_dataset.data_loader.shuffle"), get(mapping, "train_dataset.drop_remainder"),
-                 mapping["seed"]),
-        Start(mapping["load_checkpoint"] or None, mapping["resume_training"], mapping["auto_trans_ckpt"],
-              mapping["src_strategy_path_or_dir"] or None))
+        path=path, mapping=mapping, output=Path(os.path.expanduser(mapping["output_dir"])),
+        epochs=get(mapping, "runner_config.epochs"), sink_mode=get(mapping, "runner_config.sink_mode"),
+        checkpoints=next((callback for callback in mapping["callbacks"]
+                          if callback["type"] == "CheckpointMonitor"), None),
+        model=Model(
+            dimensions=Dimensions.from_yaml(model, "model.model_config"), parameter_type=model["param_init_type"],
+            compute_type=model["compute_dtype"], flash_attention=model["use_flash_attention"],
+            recompute=get(mapping, "recompute_config.recompute"), pad_token_id=model["pad_token_id"]),
+        layout=Layout(
+            device=get(mapping, "context.device_target"),
+            device_memory=_bytes_of(get(mapping, "context.max_device_memory")), parallel=mapping["use_parallel"],
+            semi_auto=semi_auto, started=started_processes(), planned=math.prod(layout[:len(_LAYOUT)]), data=data,
+            model=split, stages=stages, micro_batches=micro_batches,
+            optimizer_sharded=semi_auto and get(mapping, "parallel.enable_parallel_optimizer"),
+            embedding_copied=not semi_auto or get(mapping, "parallel_config.vocab_emb_dp")),
+        batching=Batching(
+            kind=get(mapping, "train_dataset.batching"), size=get(mapping, "runner_config.batch_size"),
+            accumulation=get(mapping, "runner_config.gradient_accumulation_steps"),
+            row_length=get(mapping, "train_dataset.row_length") or model["seq_length"],
+            shuffle=get(mapping, "train_dataset.data_loader.shuffle"),
+            drop_remainder=get(mapping, "train_dataset.drop_remainder"), seed=mapping["seed"]),
+        start=Start(
+            checkpoint=mapping["load_checkpoint"] or None, resume=mapping["resume_training"],
+            reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None))
 
 
 def _bytes_of(size: Optional[str]) -> Optional[int]:

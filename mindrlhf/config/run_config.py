@@ -45,6 +45,7 @@ class Layout:
         semi_auto:         operators are cut over the processes, so that each has its slice of a checkpoint; otherwise
                            each has the whole model
         started:           processes of the job that this one belongs to, as msrun says; None: not started by it
+        planned:           processes that the YAML's layout is for
         data, model, stages: copies of the model, parts of each weight, pipeline stages; 1 unless semi-auto
         micro_batches:     of a pipeline
         optimizer_sharded: the optimizer's state is spread over the data-parallel copies
@@ -56,6 +57,7 @@ class Layout:
     parallel: bool
     semi_auto: bool
     started: Optional[int]
+    planned: int
     data: int
     model: int
     stages: int
@@ -65,10 +67,10 @@ class Layout:
 
     @property
     def processes(self) -> int:
-        """Processes of the run: those that were started, or, before that, those that the layout needs."""
+        """Processes of the run: those that were started, or, before that, those that are planned."""
         if not self.parallel:
             return 1
-        return self.started or self.data * self.model * self.stages
+        return self.started or self.planned
 
     def __str__(self) -> str:
         return f"data x model x pipeline = {self.data} x {self.model} x {self.stages}"

@@ -12,6 +12,7 @@ import mindspore.dataset as ds
 import numpy as np
 from mindformers.dataset.base_dataset import BaseDataset
 from mindformers.tools.register import MindFormerConfig, MindFormerModuleType, MindFormerRegister
+from mindformers.tools.utils import get_real_rank
 
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
 from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs, unreadable
@@ -97,7 +98,7 @@ class RewardModelDataset(BaseDataset):
 
         records = config.records or RecordSet.open(config.data_loader.dataset_dir or config.data_loader.dataset_files
                                                    or [])
-        if rank == 0 or config.batching != "padded":  # of padded rows each process reads its own, and later
+        if get_real_rank() == 0 or config.batching != "padded":  # padded rows are read later, each when it is needed
             records.verify_rows()
         files = list(records.files)
         for file in files:

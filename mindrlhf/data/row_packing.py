@@ -71,7 +71,7 @@ def row_lengths(shortest: int, longest: int, step: int = ROW_STEP) -> List[int]:
     ([256, 512, 1024, 2048], [100], [208])
     """
     growth = max(longest / shortest, 1) ** (1 / (_MOST_LENGTHS - 1))
-    lengths = {whole_steps(round(shortest * growth ** number, 6), step) for number in range(_MOST_LENGTHS - 1)}
+    lengths = {whole_steps(shortest * growth ** number, step) for number in range(_MOST_LENGTHS - 1)}
     return sorted({length for length in lengths if length < longest} | {longest})
 
 

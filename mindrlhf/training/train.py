@@ -41,7 +41,7 @@ def train(plan: TrainingPlan) -> None:
     if ranks > 1 and not config.layout.semi_auto:
         run.callbacks = callbacks_of_process(run.callbacks, rank)
     known = {
-        "RewardMonitor": {"facts": _facts(plan, begin), "micro_batches": config.micro_batches},
+        "RewardMonitor": {"facts": _facts(plan, ranks, begin), "micro_batches": config.micro_batches},
         "SkippedStepMonitor": {"files": list(records.files)},
         "CheckpointMonitor": {"resumed_run": int(step_of(begin.resumed)[0]) if begin and begin.resumed else None,
                               "data_settings": plan.data_settings if rank == 0 else None},
@@ -51,10 +51,11 @@ def train(plan: TrainingPlan) -> None:
     RewardTrainer(plan.task, run.trainer.model_name).train(plan, run, begin)
 
 
-def _facts(plan: TrainingPlan, begin: Optional[StartingPoint]) -> Dict[str, str]:
+def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint]) -> Dict[str, str]:
     """What the first log block says, so that the model that trains can be seen to be the one that was asked for."""
     config, model, size = plan.config, plan.config.model, plan.config.model.dimensions
-    layout, processes, batch = config.layout, config.layout.processes, config.global_batch
+    layout = config.layout
+    batch = config.batching.size * (layout.data if layout.semi_auto else ranks) * config.micro_batches
     step = {"padded": f"{batch} pairs, {2 * batch * model.seq_length:,} tokens with padding",
             "buckets": f"about {batch} pairs in packed rows of a few lengths",
             "packing": f"{batch} packed rows of {config.batching.row_length} tokens"}
@@ -67,7 +68,7 @@ def _facts(plan: TrainingPlan, begin: Optional[StartingPoint]) -> Dict[str, str]
         "data": str(plan.records),
         "sequence length": f"{model.seq_length} tokens",
         "a step": step[config.batching.kind],
-        "device": f"{layout.device}, {processes} process{'es' if processes > 1 else ''}"
+        "device": f"{layout.device}, {ranks} process{'es' if ranks > 1 else ''}"
                   + (f", {layout}" if layout.semi_auto else ""),
         "precision": f"parameters {model.parameter_type}, computation {model.compute_type}, "
                      f"flash attention {'on' if model.flash_attention else 'off'}",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mindformers.tools.register import MindFormerConfig, MindFormerRegister
 
+from mindrlhf.data import dataset as dataset_module
 from mindrlhf.data.dataset import OUTPUT_COLUMNS, RewardModelDataset, batch_pairs
 from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.mindrecord_writer import RecordWriter
@@ -241,6 +242,19 @@ def test_fewer_pairs_than_a_batch_are_refused(records):
 def test_fewer_pairs_than_a_batch_are_a_batch_where_the_rest_is_kept(records):
     batch, = batches(str(records / "a.mindrecord"), batch_size=4, drop_remainder=False)
     assert batch["input_ids"].shape == (6, 4)
+
+
+@pytest.mark.parametrize(("batching", "rank", "verified"), [
+    ("padded", 0, 1), ("padded", 1, 0), ("buckets", 0, 1), ("buckets", 1, 1)])
+def test_rows_are_verified_by_the_first_process_alone_where_the_others_do_not_read_them_all(
+        records, monkeypatch, batching, rank, verified):
+    """Also in semi-auto parallel, where MindFormers says that no process has a shard of its own."""
+    done = []
+    monkeypatch.setattr(dataset_module, "get_real_rank", lambda: rank)
+    monkeypatch.setattr(RewardModelDataset, "_generate_shard_info", staticmethod(lambda: (None, None)))
+    monkeypatch.setattr(dataset_module.RecordSet, "verify_rows", lambda self: done.append(self))
+    build(str(records / "a.mindrecord"), batch_size=1, batching=batching, pad_token_id=PAD)
+    assert len(done) == verified
 
 
 @pytest.mark.parametrize(("content", "index"), [(bytes(range(256)) * 100, bytes(range(256))), (b"", b"")],

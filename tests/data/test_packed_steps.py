@@ -23,7 +23,7 @@ from mindrlhf.data.mindrecord_files import find_record_files
 from mindrlhf.data.mindrecord_reader import Pair, check_first_row, read_pairs
 from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedDataset, PackedSteps, choose_shapes
-from mindrlhf.data.row_packing import longest_row
+from mindrlhf.data.row_packing import longest_row, row_lengths
 from mindrlhf.errors import UserError
 
 pytestmark = pytest.mark.stack
@@ -139,6 +139,13 @@ def test_fields_that_do_not_fit_together_are_named(tmp_path, changes):
     path = write_record(tmp_path / "a.mindrecord", [([1], [2])], **changes)
     with pytest.raises(UserError, match=r"a\.mindrecord: the fields of its first row have the shapes {"):
         check_first_row(str(path), list(FIELDS), None, exact=False)
+
+
+@pytest.mark.parametrize(("shortest", "longest", "expected"), [
+    (1728, 8000, [1728, 2880, 4864, 8000]), (64, 64, [64]), (192, 1536, [192, 384, 768, 1536])])
+def test_row_lengths_stay_what_they_are_so_that_a_run_resumes_with_the_same_steps(shortest, longest, expected):
+    """The first: 1728 * (8000 / 1728) ** (2 / 3) is 4800.000000000001 in float64, and no less than 4864 holds it."""
+    assert row_lengths(shortest, longest, 64) == expected
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------

@@ -327,6 +327,18 @@ def test_the_dry_run_of_eight_npus_needs_none(arguments, monkeypatch):
     assert "of a device: 1 x 128 tokens" in text
 
 
+@pytest.mark.parametrize(("started", "processes", "note"), [
+    (None, 2, " (not started by msrun_launcher.sh, so taken from the YAML)"), ("4", 4, "")])
+def test_a_data_parallel_run_has_the_processes_of_its_yaml_until_it_is_started(arguments, monkeypatch, started,
+                                                                               processes, note):
+    monkeypatch.delenv("MS_WORKER_NUM", raising=False)
+    if started:
+        monkeypatch.setenv("MS_WORKER_NUM", started)
+    plan = plan_training(arguments({"parallel_config.data_parallel": 2}, use_parallel=True))
+    assert (plan.config.layout.processes, plan.config.global_batch) == (processes, 8 * processes)
+    assert f"CPU, {processes} processes, data-parallel{note}\n" in describe(plan)
+
+
 def test_space_for_checkpoints(configured):
     """GLM-4-9B has 8,779,108,352 values without LM head, with value head: 4 bytes, and 8 for the moments."""
     values = 151552 * 4096 + 40 * (4096 * 4608 + 4608 + 4096 * 4096 + 3 * 4096 * 13696 + 2 * 4096) + 4096 + 4096
