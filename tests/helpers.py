@@ -9,9 +9,26 @@ from pathlib import Path
 
 from conftest import EXAMPLE, ROOT, TINY_YAML
 
-__all__ = ["ENVIRONMENT", "free_port", "launch", "run", "run_script", "table_of", "wait_for", "write_tiny_yaml"]
+__all__ = ["COLLECTIVE", "ENVIRONMENT", "free_port", "launch", "run", "run_script", "table_of", "wait_for",
+           "write_tiny_yaml"]
 
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+# A job that works until it is ended. Signs of life count only once its processes have come together.
+COLLECTIVE = """
+import os, time
+import numpy as np
+import mindspore as ms
+from mindspore.communication import get_rank, init
+ms.set_context(device_target="CPU", mode=ms.PYNATIVE_MODE)
+init()
+add = ms.ops.AllReduce()
+for _ in range(10000):
+    add(ms.Tensor(np.ones(3, np.float32))).asnumpy()
+    with open(f"{get_rank()}.started", "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(0.2)
+"""
 
 
 def run(folder, command):

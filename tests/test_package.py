@@ -1,7 +1,7 @@
 """What holds for the package as a whole.
 
 | test                                   | proves                                                  | judged against |
-| test_all_lists_what_is_public          | `__all__` is every public class and function, no other  | the syntax     |
+| test_all_lists_what_is_public          | `__all__` has every public class and function, once     | the syntax     |
 | test_rooms_import_from_below_only      | no room imports one that stands above it on the map     | the syntax     |
 | test_plans_need_no_mindspore           | arguments are checked before MindSpore is imported      | sys.modules    |
 """

@@ -27,7 +27,7 @@ from mutations import DAMAGE, damaged, fuzz, outcomes_of
 from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.mindrecord_writer import RecordWriter
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 NAME, PAIRS, SEQ, PAD = "a.mindrecord", 20, 16, 996
 HEADER = 64 << 20  # where the rows begin; a hole but for its first kilobyte

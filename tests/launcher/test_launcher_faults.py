@@ -31,7 +31,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from helpers import free_port, wait_for
+from helpers import COLLECTIVE, free_port, wait_for
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
@@ -80,21 +80,6 @@ if os.environ["MS_ROLE"] == "MS_SCHED":
     with socket.create_server((os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"]))) as server:
         server.accept()
 """
-
-COLLECTIVE = """
-import os, time
-import numpy as np
-import mindspore as ms
-from mindspore.communication import get_rank, init
-ms.set_context(device_target="CPU", mode=ms.PYNATIVE_MODE)
-init()
-add = ms.ops.AllReduce()
-for i in range(10000):
-    add(ms.Tensor(np.ones(3, np.float32))).asnumpy()
-    open(f"{get_rank()}.started", "w").write(str(os.getpid()))
-    time.sleep(0.2)
-"""
-
 
 class Jobs:
     """Starts launchers in a folder; knows the processes of their jobs by a variable in their environment."""

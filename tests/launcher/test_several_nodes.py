@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE
-from helpers import table_of, write_tiny_yaml
+from helpers import COLLECTIVE, table_of, wait_for, write_tiny_yaml
 
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
@@ -29,23 +29,6 @@ from mindrlhf.data.tokenizer import open_tokenizer
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 PORT = "9123"  # nothing else is in these namespaces
-
-# Signs of life count only once the processes have come together.
-COLLECTIVE = """
-import os, time
-import numpy as np
-import mindspore as ms
-from mindspore.communication import get_rank, init
-ms.set_context(device_target="CPU", mode=ms.PYNATIVE_MODE)
-init()
-add = ms.ops.AllReduce()
-for _ in range(10000):
-    add(ms.Tensor(np.ones(3, np.float32))).asnumpy()
-    with open(f"{get_rank()}.started", "w") as file:
-        file.write(str(os.getpid()))
-    time.sleep(0.2)
-"""
-
 
 def ip(*args):
     subprocess.run(["ip", *args], check=True, capture_output=True, text=True, timeout=20)
@@ -128,13 +111,6 @@ def _namespaces():
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
 
 
-def wait_for(condition, seconds=180):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.1)
-
-
 def command_in(folder, processes, flags=""):
     """The training command, with the tutorial's edits for several processes."""
     write_tiny_yaml(folder / "run.yaml", processes)
@@ -172,7 +148,7 @@ def test_two_nodes_stopped_by_sigterm_on_the_first_and_resumed_train_as_one_does
         second = nodes.launch(1, folder, command_in(folder, 2))
         time.sleep(3)
         first = nodes.launch(0, folder, command_in(folder, 2))
-        wait_for(lambda: len(table_of(folder)) > 2)
+        wait_for(lambda: len(table_of(folder)) > 2, seconds=180)
         assert (first.poll(), second.poll()) == (None, None)
         for pid in nodes.processes(0):
             if "msrun_supervisor.py" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
@@ -230,7 +206,7 @@ def test_a_dead_worker_on_one_node_ends_the_job_on_the_other(tmp_path):
     with Nodes(2) as nodes:
         for node in (0, 1):
             nodes.launch(node, tmp_path, "collective.py", MS_NODE_TIMEOUT="8")
-        wait_for(lambda: all((tmp_path / f"{rank}.started").exists() for rank in (0, 1)))
+        wait_for(lambda: all((tmp_path / f"{rank}.started").exists() for rank in (0, 1)), seconds=180)
         os.kill(int((tmp_path / "1.started").read_text(encoding="utf-8")), signal.SIGKILL)
         (first, of_first), (second, of_second) = nodes.ended(120)
     assert second == 137

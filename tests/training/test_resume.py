@@ -6,7 +6,6 @@
 | test_losses_that_are_nan ...              | one line with step and rows, exit code 1                 |
 | ..._and_a_full_disk ...                   | one line, exit code 1, the earlier file as it was        |
 """
-import os
 import re
 import resource
 import signal
@@ -16,12 +15,12 @@ import sys
 import pytest
 import yaml
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
+from helpers import ENVIRONMENT
 
 from mindrlhf.checkpoints.find import list_checkpoints
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
-ENVIRONMENT = {**os.environ, "GLOG_v": "3"}
 ENDED = re.compile(r"step (\d+) of \d+, loss")
 
 

@@ -412,6 +412,7 @@ print("after", peak())
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("changes", [
     {},
     {"model.model_config.num_layers": 3, "model.model_config.hidden_size": 128, "model.model_config.kv_channels": 32},
