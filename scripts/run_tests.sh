@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Set up the environment of a pair of releases if need be, then the style check and all tests.
 #   [PAIR=...] [WORKERS=N] bash scripts/run_tests.sh [--quick | --long] [pytest's own options: a file, -k padding, ...]
-# --quick leaves out the tests that start processes, --long adds those that repeat others at greater length.
-# The files are divided among WORKERS processes (default: one for each core, at most 4; 0: none beside this one).
+# --quick leaves out the tests that start processes, and further cases; --long adds those that repeat others at length.
+# The files are divided among WORKERS processes (0: none beside this one). Many tests wait for a process that they have
+# started, so there is one worker more than cores, at most 4.
 # With PAIR=newest and no options: the pipeline from text to scores, and what depends on the releases most.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -13,4 +14,4 @@ if [ "${PAIR:-}" = newest ] && [ $# = 0 ]; then
     tests/training/test_start_from.py tests/parallel/test_layouts.py
 fi
 cores=$(nproc)
-exec python -m pytest -n "${WORKERS:-$((cores < 4 ? cores : 4))}" --dist loadfile "$@"
+exec python -m pytest -n "${WORKERS:-$((cores < 4 ? cores + 1 : 4))}" --dist loadfile --no-loadscope-reorder "$@"

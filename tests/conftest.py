@@ -18,6 +18,9 @@ CONFIGS = ROOT / "model_configs" / "glm_config"
 TINY_YAML, PRODUCTION_YAML = CONFIGS / "run_glm4_tiny_rm_cpu.yaml", CONFIGS / "run_glm4_9b_rm.yaml"
 REFERENCE = Path(__file__).parent / "reference"
 REFERENCE_CASES = tuple(sorted(path.stem for path in REFERENCE.glob("*.npz")))
+# The same for where each case compiles a graph of its own: one has several groups and rope_ratio 1, one neither.
+REFERENCE_GRAPHS = tuple(case if case in ("grouped", "ungrouped_rope500") else
+                         pytest.param(case, marks=pytest.mark.further) for case in REFERENCE_CASES)
 
 
 def reference_python():
@@ -29,17 +32,20 @@ def reference_python():
 
 def pytest_addoption(parser):
     group = parser.getgroup("mindrlhf")
-    group.addoption("--quick", action="store_true", help="leave out the tests that start processes")
+    group.addoption("--quick", action="store_true", help="leave out tests that start processes, and further cases")
     group.addoption("--long", action="store_true", help="run the long tests too")
 
 
 def pytest_collection_modifyitems(config, items):
-    left_out = [mark for mark, out in (("process", config.getoption("--quick")),
-                                       ("long", not config.getoption("--long"))) if out]
+    quick, long = config.getoption("--quick"), config.getoption("--long")
+    left_out = ["process", "further"] * quick + ["long"] * (not long)
     deselected = [item for item in items if any(map(item.get_closest_marker, left_out))]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
+    # The files that wait for processes begin first, so that no worker is left with one of them at the end.
+    waiting = {item.path for item in items if item.get_closest_marker("process")}
+    items.sort(key=lambda item: item.path not in waiting)
 
 
 def pytest_report_header():

@@ -1,5 +1,6 @@
 """What tests that start processes share: the environment, free ports, the launcher, and the tiny YAML with edits."""
 import csv
+import fcntl
 import os
 import socket
 import subprocess
@@ -7,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import EXAMPLE, ROOT, TINY_YAML
+import numpy as np
+from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["COLLECTIVE", "ENVIRONMENT", "free_port", "launch", "run", "run_script", "table_of", "wait_for",
-           "write_tiny_yaml"]
+__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "free_port", "launch", "run", "run_of_one_process",
+           "run_script", "table_of", "wait_for", "write_tiny_yaml"]
 
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -69,6 +71,38 @@ def write_tiny_yaml(path, processes=1, edits=()):
         text = text.replace(old, new)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def run_of_one_process(tmp_path_factory):
+    """The folder of a run on 100 pairs for five epochs, with its data `train.mindrecord`. Runs of several processes are
+    compared with it; whichever worker of pytest-xdist asks first trains it for all.
+    """
+    from mindrlhf.data.convert import convert_preferences
+    from mindrlhf.data.template import PROMPT_TEMPLATE
+    from mindrlhf.data.tokenizer import open_tokenizer
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "run_of_one_process"
+    with open(folder.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "whole").exists():
+            folder.mkdir()
+            rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:100]
+            (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
+            convert_preferences(folder / "train.jsonl", folder / "train.mindrecord",
+                                open_tokenizer(SAMPLE / "tokenizer.model"), 128, PROMPT_TEMPLATE)
+            write_tiny_yaml(folder / "run.yaml")
+            launch(folder, "reward_train.py", "--config run.yaml --train_dataset train.mindrecord")
+            (folder / "whole").touch()
+    return folder
+
+
+def assert_the_same_training(rows, expected):
+    """Whether two tables of metrics are those of the same training, as far as the order of sums allows."""
+    assert len(rows) == len(expected) > 20
+    for name, tolerance in (("loss", 1e-4), ("accuracy", 1e-4), ("margin", 1e-3), ("reward", 1e-3),
+                            ("learning_rate", 0), ("pairs", 0), ("text_tokens", 0)):
+        np.testing.assert_allclose([float(row[name]) for row in rows], [float(row[name]) for row in expected], rtol=0,
+                                   atol=tolerance, err_msg=name)
 
 
 def table_of(folder):

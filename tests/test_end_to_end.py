@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
-from helpers import free_port, launch, run, run_script
+from helpers import free_port, launch, run, run_script, write_tiny_yaml
 from safetensors.numpy import load_file, save_file
 
 from mindrlhf.checkpoints.load import read_checkpoint
@@ -167,18 +167,18 @@ def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(
 
 
 def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
-    """From step 200 on, with the same data order, the loss goes on where it was."""
-    checkpoint = job["folder"] / "output" / "checkpoint" / "rank_0" / "glm4_tiny_rank_0-4_35.ckpt"
+    """From step 250 on, with the same data order, the loss goes on where it was."""
+    checkpoint = job["folder"] / "output" / "checkpoint" / "rank_0" / "glm4_tiny_rank_0-5_30.ckpt"
     result = run_script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
                     job["folder"] / "train.mindrecord", "--load_checkpoint", checkpoint, "--resume", "True")
     log = result.stdout + result.stderr
     assert result.returncode == 0, log[-3000:]
-    assert "step 201 of " in log
+    assert "step 251 of " in log
     assert "step 275 of 275" in log
     with open(tmp_path / "output" / "metrics.csv", encoding="utf-8") as file:
         resumed = list(csv.DictReader(file))
     with open(job["folder"] / "output" / "metrics.csv", encoding="utf-8") as file:
-        whole = list(csv.DictReader(file))[200:]
+        whole = list(csv.DictReader(file))[250:]
     assert [row["step"] for row in resumed] == [row["step"] for row in whole]
     np.testing.assert_allclose([float(row["loss"]) for row in resumed], [float(row["loss"]) for row in whole],
                                rtol=1e-4)
@@ -234,7 +234,8 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
     text = converted(tmp_path, "hf_to_ms", "--input", "base", "--output", "ckpt", "--config", TINY_YAML)
     assert "no value head in it" in text
     assert "has the same dimensions" in text
-    result = run_script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
+    config = write_tiny_yaml(tmp_path / "run.yaml", edits={"epochs: 5": "epochs: 1"})
+    result = run_script(tmp_path, "reward_train.py", "--config", config, "--train_dataset",
                     job["folder"] / "test.mindrecord", "--load_checkpoint", "ckpt")
     log = result.stdout + result.stderr
     assert result.returncode == 0, log[-3000:]

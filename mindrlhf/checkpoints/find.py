@@ -2,14 +2,14 @@
 import os
 import re
 from pathlib import Path
-from typing import Callable, Iterable, List, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from mindrlhf.errors import UserError, raise_problems, some
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
 from mindrlhf.weights.shards import ShardName, missing_shards
 
-__all__ = ["TO_RESUME", "check_checkpoint_path", "checkpoint_files", "list_checkpoints", "newest_whole_checkpoint",
-           "step_of"]
+__all__ = ["TO_RESUME", "check_checkpoint_path", "checkpoint_files", "is_sliced", "list_checkpoints",
+           "newest_whole_checkpoint", "newest_whole_slices", "step_of", "steps_of_slices"]
 
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
 _RUN = re.compile(r"_rank_\d+_(\d+)-[^-]*\.ckpt$")
@@ -91,6 +91,15 @@ def checkpoint_files(checkpoint: Path) -> List[Path]:
     return sorted(checkpoint.glob("*.ckpt")) if checkpoint.is_dir() else [checkpoint]
 
 
+def is_sliced(path: Union[str, Path]) -> bool:
+    """Whether a checkpoint folder has several ranks' parts; data-parallel training writes rank_0 alone."""
+    return len(_ranks(path)) > 1
+
+
+def _ranks(source: Union[str, Path]) -> List[int]:
+    return sorted(int(path.name[5:]) for path in Path(source).glob("rank_*") if path.name[5:].isdigit())
+
+
 def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, skipped: Callable[[str], object],
                             gather: Callable[[Step], Iterable[Step]] = lambda step: [step],
                             check: Callable[[Path, Sequence[str]], object] = check_ckpt) -> Path:
@@ -109,23 +118,75 @@ def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, ski
     Raises:
         UserError: there is none, or none that is complete on all ranks.
     """
-    left, damage = list_checkpoints(path, rank, flag="load_checkpoint"), ""
+    left, damage = list_checkpoints(path, rank, flag="load_checkpoint"), None
     while True:
-        while left:
-            try:
-                for file in checkpoint_files(left[-1]):
-                    check(file, TO_RESUME if resume else ())
-                break
-            except UserError as error:
-                damage = str(error)
-                left.pop()
-                if left:
-                    skipped(f"{damage}; skipped, trying the checkpoint before it")
+        try:
+            _drop_damaged(left, checkpoint_files, lambda file: check(file, TO_RESUME if resume else ()), skipped)
+        except UserError as error:
+            damage = error
         found = list(gather(step_of(left[-1]) if left else (-1, -1, -1)))
         earliest = min(found)
         if earliest[0] < 0:
-            raise UserError(damage if not left else f"--load_checkpoint: {path}: no step whose checkpoint is complete "
-                                                    f"on all {len(found)} ranks")
+            raise damage or UserError(f"--load_checkpoint: {path}: no step whose checkpoint is complete on all "
+                                      f"{len(found)} ranks")
         if earliest == max(found):
             return left[-1]
         left = [checkpoint for checkpoint in left if step_of(checkpoint) <= earliest]
+
+
+def _drop_damaged(candidates: List[Any], files_of: Callable[[Any], Iterable[Path]], check: Callable[[Path], object],
+                  skipped: Optional[Callable[[str], object]]) -> None:
+    """Remove from the end of a list of checkpoints those that are damaged, and tell `skipped` of each.
+
+    Raises:
+        UserError: what is wrong with the last one, when none is left or, without `skipped`, with the first one.
+    """
+    while candidates:
+        try:
+            for file in files_of(candidates[-1]):
+                check(file)
+            return
+        except UserError as error:
+            candidates.pop()
+            if skipped is None or not candidates:
+                raise
+            skipped(f"{error}; skipped, trying the checkpoint before it")
+
+
+def steps_of_slices(source: Union[str, Path], flag: str) -> List[Dict[int, Path]]:
+    """{rank: file} of each step that all ranks of a folder have, in the order of steps; names alone are looked at.
+
+    Args:
+        source: folder with rank_0, rank_1, ... (of this node's ranks, where nodes share no disk)
+        flag:   that names it, for messages
+
+    Raises:
+        UserError: there is none.
+    """
+    files = {rank: {step_of(file): file for file in list_checkpoints(source, rank, flag)} for rank in _ranks(source)}
+    steps = sorted(set.intersection(*(set(of_rank) for of_rank in files.values())))
+    if not steps:
+        raise UserError(f"--{flag}: {source}: no step that all {len(files)} ranks have a checkpoint of")
+    return [{rank: of_rank[step] for rank, of_rank in files.items()} for step in steps]
+
+
+def newest_whole_slices(source: Union[str, Path], flag: str, skipped: Optional[Callable[[str], object]] = None,
+                        needed: Sequence[str] = ()) -> Dict[int, Path]:
+    """{rank: file} of the last step of which the slices of all ranks are there and undamaged.
+
+    Args:
+        source, flag: see `steps_of_slices`
+        skipped:      told of each damaged step that is skipped; None to pass over none
+        needed:       names that each slice must have, see `check_ckpt`
+
+    Raises:
+        UserError: a rank is missing, there is no such step, or a slice is damaged that is not skipped.
+    """
+    ranks = _ranks(source)
+    missing = sorted(set(range(ranks[-1] + 1)) - set(ranks))
+    if missing:
+        raise UserError(f"--{flag}: {source}: no folder {some(f'rank_{rank}' for rank in missing)}, but "
+                        f"rank_{ranks[-1]}; expected the slices of all ranks")
+    steps = steps_of_slices(source, flag)
+    _drop_damaged(steps, dict.values, lambda file: check_ckpt(file, needed), skipped)
+    return steps[-1]

@@ -1,32 +1,19 @@
-"""Checkpoints sharded over ranks: the newest complete step, merging, and what resharding needs.
+"""Checkpoints sharded over ranks: merging them, and what resharding needs.
 
 Cutting and merging itself is MindSpore's and MindFormers'.
 """
 import os
 import shutil
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Dict, Mapping
 
 import numpy as np
 
-from mindrlhf.checkpoints.find import list_checkpoints, step_of
 from mindrlhf.errors import UserError, some
-from mindrlhf.weights.ckpt_file import check_ckpt
 
-__all__ = ["check_cut", "is_sliced", "merge_slices", "merged_checkpoint", "newest_whole_slices", "stage_of_rank",
-           "stage_slices", "staged_strategy", "steps_of_slices"]
-
+__all__ = ["check_cut", "merge_slices", "merged_checkpoint", "stage_of_rank", "stage_slices", "staged_strategy"]
 
 _SAMPLES = 32  # along each dimension of a weight
-
-
-def is_sliced(path: Union[str, Path]) -> bool:
-    """Whether a checkpoint folder has several ranks' parts; data-parallel training writes rank_0 alone."""
-    return len(_ranks(path)) > 1
-
-
-def _ranks(source: Union[str, Path]) -> List[int]:
-    return sorted(int(path.name[5:]) for path in Path(source).glob("rank_*") if path.name[5:].isdigit())
 
 
 def check_cut(whole: Mapping[str, np.ndarray], cut: Mapping[str, np.ndarray]) -> None:
@@ -67,53 +54,6 @@ def stage_of_rank(rank: int, ranks: int, stages: int) -> int:
     [0, 0, 0, 0, 1, 1, 1, 1]
     """
     return rank // (ranks // stages)
-
-
-def steps_of_slices(source: Union[str, Path], flag: str) -> List[Dict[int, Path]]:
-    """{rank: file} of each step that all ranks of a folder have, in the order of steps; names alone are looked at.
-
-    Args:
-        source: folder with rank_0, rank_1, ... (of this node's ranks, where nodes share no disk)
-        flag:   that names it, for messages
-
-    Raises:
-        UserError: there is none.
-    """
-    files = {rank: {step_of(file): file for file in list_checkpoints(source, rank, flag)} for rank in _ranks(source)}
-    steps = sorted(set.intersection(*(set(of_rank) for of_rank in files.values())))
-    if not steps:
-        raise UserError(f"--{flag}: {source}: no step that all {len(files)} ranks have a checkpoint of")
-    return [{rank: of_rank[step] for rank, of_rank in files.items()} for step in steps]
-
-
-def newest_whole_slices(source: Union[str, Path], flag: str, skipped: Optional[Callable[[str], object]] = None,
-                        needed: Sequence[str] = ()) -> Dict[int, Path]:
-    """{rank: file} of the last step of which the slices of all ranks are there and undamaged.
-
-    Args:
-        source, flag: see `steps_of_slices`
-        skipped:      told of each damaged step that is skipped; None to pass over none
-        needed:       names that each slice must have, see `check_ckpt`
-
-    Raises:
-        UserError: a rank is missing, there is no such step, or a slice is damaged that is not skipped.
-    """
-    ranks = _ranks(source)
-    missing = sorted(set(range(ranks[-1] + 1)) - set(ranks))
-    if missing:
-        raise UserError(f"--{flag}: {source}: no folder {some(f'rank_{rank}' for rank in missing)}, but "
-                        f"rank_{ranks[-1]}; expected the slices of all ranks")
-    steps = steps_of_slices(source, flag)
-    while True:
-        step = steps.pop()
-        try:
-            for file in step.values():
-                check_ckpt(file, needed)
-            return step
-        except UserError as error:
-            if skipped is None or not steps:
-                raise
-            skipped(f"{error}; skipped, trying the checkpoint before it")
 
 
 def staged_strategy(folder: Path) -> Path:

@@ -5,50 +5,18 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Union
 
 import yaml
 
+from mindrlhf.config.defaults import DEFAULTS
 from mindrlhf.config.refused import without_idle_keys
 from mindrlhf.config.value_types import KINDS, PATHS, shown, wrong_value
 from mindrlhf.errors import UserError, raise_each
 
-__all__ = ["DEFAULTS", "get", "put", "read_config"]
+__all__ = ["get", "put", "read_config"]
 
 _SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "parallel", "parallel_config",
              "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
              "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
 _NO_WHOLE_NUMBERS = ("lr_schedule.warmup_ratio", "optimizer.eps", "optimizer.weight_decay")  # for MindFormers' classes
 _MOST_VALUES = 100_000  # of a YAML whose aliases are written out
-# Dotted key -> what holds where a YAML does not have it, or leaves it empty. MindFormers is given these values too.
-DEFAULTS: Dict[str, Any] = {
-    "seed": 0,
-    "output_dir": "./output",
-    "run_mode": "train",
-    "use_parallel": False,
-    "load_checkpoint": "",
-    "src_strategy_path_or_dir": "",
-    "auto_trans_ckpt": False,
-    "resume_training": False,
-    "only_save_strategy": False,
-    "micro_batch_interleave_num": 1,
-    "runner_config.sink_mode": False,
-    "runner_config.gradient_accumulation_steps": 1,
-    "parallel.gradients_mean": False,
-    "parallel.full_batch": False,
-    "parallel.enable_parallel_optimizer": False,
-    "parallel_config.data_parallel": 1,
-    "parallel_config.model_parallel": 1,
-    "parallel_config.pipeline_stage": 1,
-    "parallel_config.micro_batch_num": 1,
-    "parallel_config.vocab_emb_dp": True,
-    "recompute_config.recompute": False,
-    "context.mode": 0,
-    "model.model_config.use_flash_attention": False,
-    "model.model_config.use_past": False,
-    "model.model_config.apply_query_key_layer_scaling": True,
-    "model.model_config.offset": 0,
-    "train_dataset.batching": "padded",
-    "train_dataset.repeat": 1,
-    "train_dataset.drop_remainder": True,
-    "train_dataset.data_loader.shuffle": False,
-}
 
 
 class _Loader(yaml.SafeLoader):

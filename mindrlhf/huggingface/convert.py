@@ -14,9 +14,9 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 from tqdm import tqdm
 
 from mindrlhf.atomic import partial_folder
-from mindrlhf.checkpoints.find import checkpoint_files, list_checkpoints
+from mindrlhf.checkpoints.find import checkpoint_files, list_checkpoints, newest_whole_slices
 from mindrlhf.checkpoints.load import raise_left_over
-from mindrlhf.checkpoints.sharded import merge_slices, newest_whole_slices
+from mindrlhf.checkpoints.sharded import merge_slices
 from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.config.run_config import Model
 from mindrlhf.data.template import PROMPT_TEMPLATE

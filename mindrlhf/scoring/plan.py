@@ -7,8 +7,8 @@ from typing import Any, Mapping, Optional, Tuple
 from mindrlhf.checkpoints.find import check_checkpoint_path
 from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.config.check import check_config
+from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
-from mindrlhf.config.records import check_records, open_records
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE

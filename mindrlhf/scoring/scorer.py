@@ -10,9 +10,9 @@ from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tup
 
 import numpy as np
 
-from mindrlhf.checkpoints.find import list_checkpoints
+from mindrlhf.checkpoints.find import is_sliced, list_checkpoints, steps_of_slices
 from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
-from mindrlhf.checkpoints.sharded import check_cut, is_sliced, steps_of_slices
+from mindrlhf.checkpoints.sharded import check_cut
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.data.row_packing import Group, longest_row, pack_groups, plan_steps, row_lengths, text_group
 from mindrlhf.processes import sum_over_processes

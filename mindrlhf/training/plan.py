@@ -6,13 +6,18 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
-from mindrlhf.checkpoints.find import check_checkpoint_path, checkpoint_files, list_checkpoints, newest_whole_checkpoint
+from mindrlhf.checkpoints.find import (
+    check_checkpoint_path,
+    checkpoint_files,
+    is_sliced,
+    list_checkpoints,
+    newest_whole_checkpoint,
+)
 from mindrlhf.checkpoints.load import check_weights
-from mindrlhf.checkpoints.sharded import is_sliced
 from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.config.check import check_config
+from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
-from mindrlhf.config.records import check_records, open_records
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer

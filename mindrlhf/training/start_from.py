@@ -6,13 +6,11 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from mindrlhf.checkpoints.find import TO_RESUME, newest_whole_checkpoint
+from mindrlhf.checkpoints.find import TO_RESUME, is_sliced, newest_whole_checkpoint, newest_whole_slices
 from mindrlhf.checkpoints.load import LoadReport, load_state_strictly, load_strictly, read_checkpoint
 from mindrlhf.checkpoints.sharded import (
-    is_sliced,
     merge_slices,
     merged_checkpoint,
-    newest_whole_slices,
     stage_of_rank,
     stage_slices,
     staged_strategy,

@@ -13,8 +13,8 @@ import pytest
 from conftest import REFERENCE, TINY_YAML, dimensions_of
 from safetensors.numpy import load_file
 
-from mindrlhf.checkpoints.find import TO_RESUME
-from mindrlhf.checkpoints.sharded import check_cut, newest_whole_slices
+from mindrlhf.checkpoints.find import TO_RESUME, newest_whole_slices
+from mindrlhf.checkpoints.sharded import check_cut
 from mindrlhf.config.check import load_config, typed_config
 from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import Start

@@ -20,8 +20,9 @@ from conftest import PRODUCTION_YAML, TINY_YAML
 
 from mindrlhf.config import check as config_module
 from mindrlhf.config.check import config_problems, is_semi_auto, load_config
-from mindrlhf.config.read import DEFAULTS, get, put, read_config
-from mindrlhf.config.records import check_records, open_records
+from mindrlhf.config.check_data import check_records, open_records
+from mindrlhf.config.defaults import DEFAULTS
+from mindrlhf.config.read import get, put, read_config
 from mindrlhf.config.value_types import KINDS
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError

@@ -72,18 +72,19 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_conversion_killed_at_random_moments_leaves_the_earlier_output(folder):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_conversion_killed_at_random_moments_leaves_the_earlier_output(folder, kills):
     first = contents(folder)
     seconds = convert(folder, "second.jsonl")
     second = contents(folder)
     seed = random.randrange(10 ** 6)
     moments = random.Random(seed)
     seen = set()
-    for _ in range(6):
+    for _ in range(kills):
         for name, content in first.items():
             (folder / name).write_bytes(content)
         run = start(folder, "second.jsonl")
-        time.sleep(moments.uniform(0.1, 1) * seconds)
+        time.sleep(moments.uniform(0.3, 1) * seconds)
         run.kill()
         ended_well = run.wait() == 0
         left = contents(folder)
@@ -119,7 +120,7 @@ def processes_of(session):
     return found
 
 
-@pytest.mark.parametrize("moved", [1, 2])
+@pytest.mark.parametrize("moved", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_files_that_were_being_moved_to_their_names_are_refused(moved, folder):
     run = subprocess.run([sys.executable, "-c", KILLED_WHILE_MOVING, str(moved), str(SCRIPT), *flags("second.jsonl")],
                          cwd=folder, capture_output=True, timeout=120, check=False)

@@ -328,6 +328,7 @@ convert_preferences(folder / "pairs.jsonl", folder / "out.mindrecord", open_toke
 """
 
 
+@pytest.mark.process
 def test_process_that_ends_while_it_starts_is_an_error(tmp_path):
     """It runs the script again, which has no `if __name__ == "__main__"`. The tokenizer is larger than a pipe."""
     tokens = [bytes([value]) for value in range(256)] + [b"%06d" % value for value in range(20000)]
@@ -351,6 +352,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc, which tells the peak of memory")
 def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path):
     """4,500 pairs more are 110 MB as rows; MindRecord's index takes 2 kB of memory for each of the first 29,000."""
@@ -386,6 +388,7 @@ def live_processes(session):
     return found
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="needs /proc, which tells what runs")
 @pytest.mark.parametrize("flags", [["--num_workers", "2"], ["--seq_length", "auto"]], ids=["two processes", "auto"])
 def test_script_answers_ctrl_c_with_one_line_and_leaves_nothing(tmp_path, flags):
@@ -410,6 +413,7 @@ def test_script_answers_ctrl_c_with_one_line_and_leaves_nothing(tmp_path, flags)
     assert live_processes(process.pid) == []
 
 
+@pytest.mark.process
 def test_script_prints_the_table_and_ends_with_0(tmp_path):
     done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -419,6 +423,7 @@ def test_script_prints_the_table_and_ends_with_0(tmp_path):
     assert sidecar(tmp_path)["prompt_template"] == PROMPT_TEMPLATE
 
 
+@pytest.mark.process
 def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     """The progress bar ends with a line break of its own, after carriage returns."""
     done = run_script(tmp_path, rows=[pair("a", "b", "c"), b"", {"prompt": "q", "pos_resp": "a"}, b"[]"])
@@ -429,6 +434,7 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("flags", "message"), [
     (["--static", "True"], "unrecognized arguments: --static True"),
     (["--skip"], "unrecognized arguments: --skip"),
@@ -452,6 +458,7 @@ def test_script_refuses_a_bad_command_line_with_2(tmp_path, flags, message):
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("value", ["-1", "1010"])
 def test_script_refuses_a_pad_id_the_tokenizer_has_not(tmp_path, value):
     done = run_script(tmp_path, "--pad_token_id", value)

@@ -200,7 +200,7 @@ class Slow(subprocess.Popen):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if isinstance(args[0], list):  # not a command of the shell, by which msrun looks at the machine
-            time.sleep(3)
+            time.sleep(1)
             assert self.poll() is None
 subprocess.Popen = Slow
 runpy.run_path({str(MSRUN)!r}, run_name="__main__")
@@ -239,10 +239,10 @@ runpy.run_path({str(MSRUN)!r}, run_name="__main__")
 
 def test_an_msrun_that_does_not_end_is_an_error(jobs):
     msrun = jobs.msrun(f"#!/bin/bash\n{MSRUN} \"$@\"\nsleep 600\n")
-    launcher = jobs.start("worker.py none none", "1", free_port(), "logs", "True", "15", first_in_path=msrun)
+    launcher = jobs.start("worker.py none none", "1", free_port(), "logs", "True", "6", first_in_path=msrun)
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 1
-    assert errors.startswith("msrun_launcher.sh: error: msrun has not ended within 15 s, expected it to start the ")
+    assert errors.startswith("msrun_launcher.sh: error: msrun has not ended within 6 s, expected it to start the ")
     assert jobs.processes() == []
 
 

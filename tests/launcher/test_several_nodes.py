@@ -17,14 +17,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import EXAMPLE, ROOT, SAMPLE
-from helpers import COLLECTIVE, table_of, wait_for, write_tiny_yaml
-
-from mindrlhf.data.convert import convert_preferences
-from mindrlhf.data.template import PROMPT_TEMPLATE
-from mindrlhf.data.tokenizer import open_tokenizer
+from conftest import EXAMPLE, ROOT
+from helpers import (
+    COLLECTIVE,
+    assert_the_same_training,
+    run_of_one_process,
+    table_of,
+    wait_for,
+    write_tiny_yaml,
+)
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
@@ -111,43 +113,26 @@ def _namespaces():
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
 
 
-def command_in(folder, processes, flags=""):
+def command_in(folder, processes, data, flags=""):
     """The training command, with the tutorial's edits for several processes."""
     write_tiny_yaml(folder / "run.yaml", processes)
-    return f"{EXAMPLE / 'reward_train.py'} --config run.yaml --train_dataset ../one/train.mindrecord {flags}"
+    return f"{EXAMPLE / 'reward_train.py'} --config run.yaml --train_dataset {data} {flags}"
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The folder of a run of one process, and its data: 100 pairs, five epochs."""
-    folder = tmp_path_factory.mktemp("nodes") / "one"
-    folder.mkdir()
-    rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:100]
-    (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    convert_preferences(folder / "train.jsonl", folder / "train.mindrecord",
-                        open_tokenizer(SAMPLE / "tokenizer.model"), 128, PROMPT_TEMPLATE)
-    with Nodes(1) as nodes:
-        nodes.launch(0, folder, command_in(folder, 1))
-        assert nodes.ended(200) == [(0, "")]
-    return folder
+    return run_of_one_process(tmp_path_factory)
 
 
-def assert_the_same_training(rows, expected):
-    assert len(rows) == len(expected) > 20
-    for name, tolerance in (("loss", 1e-4), ("accuracy", 1e-4), ("margin", 1e-3), ("reward", 1e-3),
-                            ("learning_rate", 0), ("pairs", 0), ("text_tokens", 0)):
-        np.testing.assert_allclose([float(row[name]) for row in rows], [float(row[name]) for row in expected], rtol=0,
-                                   atol=tolerance, err_msg=name)
-
-
-def test_two_nodes_stopped_by_sigterm_on_the_first_and_resumed_train_as_one_does(one):
+@pytest.mark.long
+def test_two_nodes_stopped_by_sigterm_on_the_first_and_resumed_train_as_one_does(one, tmp_path):
     """First the second node is started earlier, then later than the first; their disk is shared."""
-    folder = one.parent / "two"
-    folder.mkdir()
+    folder = tmp_path
     with Nodes(2) as nodes:
-        second = nodes.launch(1, folder, command_in(folder, 2))
+        second = nodes.launch(1, folder, command_in(folder, 2, one / "train.mindrecord"))
         time.sleep(3)
-        first = nodes.launch(0, folder, command_in(folder, 2))
+        first = nodes.launch(0, folder, command_in(folder, 2, one / "train.mindrecord"))
         wait_for(lambda: len(table_of(folder)) > 2, seconds=180)
         assert (first.poll(), second.poll()) == (None, None)
         for pid in nodes.processes(0):
@@ -162,9 +147,9 @@ def test_two_nodes_stopped_by_sigterm_on_the_first_and_resumed_train_as_one_does
                    for rank in (0, 1))
         before = table_of(folder)
         assert 2 < len(before) < len(table_of(one))
-        command = command_in(folder, 2, "--load_checkpoint output/checkpoint --resume True")
+        command = command_in(folder, 2, one / "train.mindrecord", "--load_checkpoint output/checkpoint --resume True")
         nodes.launch(0, folder, command)
-        time.sleep(10)
+        time.sleep(5)
         nodes.launch(1, folder, command)
         assert nodes.ended(200) == [(0, "")] * 2
     assert len(table_of(folder)) > len(before)
@@ -172,12 +157,11 @@ def test_two_nodes_stopped_by_sigterm_on_the_first_and_resumed_train_as_one_does
 
 
 @pytest.mark.long
-def test_four_nodes_train_as_one_does(one):
-    folder = one.parent / "four"
-    folder.mkdir()
+def test_four_nodes_train_as_one_does(one, tmp_path):
+    folder = tmp_path
     with Nodes(4) as nodes:
         for node in (2, 0, 3, 1):
-            nodes.launch(node, folder, command_in(folder, 4))
+            nodes.launch(node, folder, command_in(folder, 4, one / "train.mindrecord"))
         assert nodes.ended(300) == [(0, "")] * 4
     assert_the_same_training(table_of(folder), table_of(one))
 

@@ -66,8 +66,8 @@ def test_pieces_are_of_one_length_and_not_too_short(seq_length, pieces):
     assert query_pieces(seq_length) == pieces
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("seq_length", [5, 128, 192])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.further), 2, 4])
+@pytest.mark.parametrize("seq_length", [5, 128, pytest.param(192, marks=pytest.mark.further)])
 def test_attention_is_that_of_mindformers(random, groups, seq_length):
     config = ChatGLM2Config(**{**SIZE, "multi_query_group_num": groups})
     rows, heads, width = 2, 4, 4
@@ -108,9 +108,14 @@ def test_attention_is_that_of_mindformers(random, groups, seq_length):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed"])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("seq_length", [5, 128])
+# Each value with each value of the others beside it; --quick takes two, --long all that are left.
+@pytest.mark.parametrize(("seq_length", "groups", "kind"), [
+    (5, 1, "packed"), (128, 2, "padded"),
+    *(pytest.param(*case, marks=pytest.mark.further)
+      for case in ((128, 1, "padded"), (128, 4, "packed"), (5, 2, "packed"), (5, 4, "padded"))),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        (5, 1, "padded"), (128, 1, "packed"), (128, 2, "packed"), (5, 2, "padded"), (128, 4, "padded"),
+        (5, 4, "packed")))])
 def test_self_attention_is_that_of_mindformers(random, groups, seq_length, kind):
     """Padded rows: tokens in front of the second row that are hidden; packed rows: two texts, whose positions restart.
 
@@ -200,7 +205,8 @@ def test_norm_is_that_of_mindformers(random):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(("first", "end"), [(0, 6), (0, 2), (2, 4), (4, 6)])
+@pytest.mark.parametrize(("first", "end"), [(0, 6), (2, 4), *(
+    pytest.param(*piece, marks=pytest.mark.further) for piece in ((0, 2), (4, 6)))])
 def test_masks_in_pieces_are_cut_from_the_whole_mask(first, end):
     config = ChatGLM2Config(**SIZE)
     for mask, argument in ((CausalMask(config), [[0], [3]]),

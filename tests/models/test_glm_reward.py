@@ -9,7 +9,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import REFERENCE_CASES, dimensions_of, weights_of_mindformers
+from conftest import REFERENCE_GRAPHS, dimensions_of, weights_of_mindformers
 from mindformers.models.glm2.glm2 import ChatGLM2Model
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
@@ -112,7 +112,7 @@ def test_evaluation_gives_a_float32_column(scoring_model, reference):
     assert output.dtype == ms.float32
 
 
-@pytest.mark.parametrize("case", REFERENCE_CASES)
+@pytest.mark.parametrize("case", REFERENCE_GRAPHS)
 def test_loss_and_gradients_equal_pytorch(build_model, load_reference_weights, load_reference, case):
     reference = load_reference(case)
     network = build_model(**dimensions_of(reference), track_step_metrics=True)

@@ -155,7 +155,8 @@ def has_factor(graph):
     return bool(re.search(r"= (PrimFunc_)?IsFinite\(", text) and re.search(r"= (PrimFunc_)?Select\(", text))
 
 
-@pytest.mark.parametrize("level", ["O0", "O1", "O2"])
+@pytest.mark.process
+@pytest.mark.parametrize("level", ["O0", pytest.param("O1", marks=pytest.mark.long), "O2"])
 def test_each_jit_level_keeps_the_gradient_of_a_loss_that_is_not_finite(pair_loss, level, tmp_path):
     code, lines = compile_loss(tmp_path, level)
     assert code == 0
@@ -170,6 +171,8 @@ def test_each_jit_level_keeps_the_gradient_of_a_loss_that_is_not_finite(pair_los
     assert all(map(has_factor, graphs))
 
 
+@pytest.mark.process
+@pytest.mark.long
 def test_graph_kernel_fusion_keeps_the_factor(tmp_path):
     """Of a CPU, where there is no compiler for the fused kernels: it ends after its passes, whose graphs are there."""
     compile_loss(tmp_path, "fusion")

@@ -12,7 +12,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import REFERENCE_CASES, dimensions_of
+from conftest import REFERENCE_GRAPHS, dimensions_of
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Tensor, ops
 
@@ -172,7 +172,7 @@ def scorer(build_model, load_reference_weights):
     return load_reference_weights(build_model(seq_length=SEQ)).set_train(False)
 
 
-@pytest.mark.parametrize("case", REFERENCE_CASES)
+@pytest.mark.parametrize("case", REFERENCE_GRAPHS)
 def test_packed_end_scores_equal_transformers(build_model, load_reference_weights, load_reference, case):
     """Both answers of both questions, whole and cut after every token; what is behind the cut takes no part."""
     arrays = load_reference(case)

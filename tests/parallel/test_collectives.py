@@ -50,7 +50,7 @@ STEPS = {
 }
 
 
-LONG = ("2 x 4", "1 x 8", "1 x 2", "8 x 1, kept")  # compiled for the long tests alone
+LONG = ("8 x 1", "2 x 4", "1 x 8", "1 x 2", "4 x 2, kept", "8 x 1, kept")  # compiled for the long tests alone
 
 
 def named(*names):
@@ -104,14 +104,15 @@ def collectives(graph):
     return found
 
 
-@pytest.mark.parametrize(("name", "data", "model"), [("4 x 2", 4, 2), ("8 x 1", 8, 1)])
-def test_a_layer_has_these_collectives(name, data, model, steps):
+@pytest.mark.parametrize("name", named("4 x 2", "8 x 1"))
+def test_a_layer_has_these_collectives(name, steps):
     """Weights: gathered once, after their cast; gradients: reduce-scattered after theirs. Activations: none without
     model parallelism. With it, MindFormers 1.3 gathers query, key and value, the attention's output, the projection's,
     and both halves of the feed-forward part, all but the first twice, and sums the feed-forward part's output. 1.9
     gathers query, key and value, then query and key again to turn them, and both halves, all twice; it sums the
     projection's output, once more where it is recomputed, and the feed-forward part's.
     """
+    data, model, _ = STEPS[name]
     dense = (HIDDEN, QUERY // model) if SINCE_1_6 else (HIDDEN // model, QUERY)
     weights = {"query_key_value.weight": (WIDTH // model, HIDDEN), "dense.weight": dense,
                "dense_h_to_4h.weight": (2 * INNER // model, HIDDEN), "dense_4h_to_h.weight": (HIDDEN, INNER // model)}
@@ -178,7 +179,7 @@ def moments(config):
     return memory_of_backward(typed_config("run.yaml", config), Size(1, TOKENS))
 
 
-@pytest.mark.parametrize("name", ["4 x 2", "8 x 1"])
+@pytest.mark.parametrize("name", named("4 x 2", "8 x 1"))
 def test_weights_and_gradients_of_the_estimate_are_those_of_the_graph(name, steps):
     config, graph = steps[name]
     begin, end = moments(config)
@@ -218,6 +219,7 @@ def test_keys_of_recomputation_without_an_effect_change_nothing(steps):
     assert [node.after for node in kept_for_backward(shipped)] == [node.after for node in kept_for_backward(other)]
 
 
+@pytest.mark.long
 def test_sequence_parallelism_scatters_what_model_parallelism_sums(steps):
     """`use_seq_parallel`: between the projections each process has a part of the rows, as in Korthikanti et al. (2022).
     Each sum becomes a ReduceScatter, and a gather in front of the next projection; also behind the last norm. GLM's

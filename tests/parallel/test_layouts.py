@@ -48,8 +48,8 @@ LAYOUTS = {
     "data 1 x model 4, no flash": (1, 4, 1, False, "packing"),
 }
 
-LONG = ("data 4 x model 2, padded", "data 2 x model 4, no flash", "data 1 x model 8, no flash",
-        "data 1 x model 4, no flash")
+LONG = ("data 4 x model 2, padded", "data 2 x model 4", "data 2 x model 4, no flash", "data 1 x model 8, no flash",
+        "data 1 x model 2, no flash", "data 1 x model 4, no flash")
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,8 @@ def stage_of(name):
     return int("layers.1." in name or "final_layernorm" in name or "v_head0" in name)
 
 
-@pytest.mark.parametrize("name", ["data 4 x model 2, packing", "data 1 x model 8, no flash",
-                                  "data 2 x model 2 x pipeline 2"])
+@pytest.mark.parametrize("name", ["data 4 x model 2, packing", "data 2 x model 2 x pipeline 2",
+                                  pytest.param("data 1 x model 8, no flash", marks=pytest.mark.long)])
 def test_slices_are_cut_and_merged_bit_by_bit(name, slices, strategies, whole, tmp_path):
     _, values = whole
     ms.transform_checkpoints(str(slices(name)), str(tmp_path / "back"), "whole", strategy_file(strategies(name)), None)
@@ -276,7 +276,7 @@ def test_evaluation_takes_the_slices_of_training_and_whole_checkpoints(sliced, s
 
 def test_the_strategy_of_another_layout_is_refused(strategies, left_behind, train, tmp_path):
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS["data 1 x model 2"])
-    strategy = strategies("data 2 x model 4, no flash")
+    strategy = strategies("data 8 x model 1")
     flags = ["--load_checkpoint", str(left_behind), "--auto_trans_ckpt", "--src_strategy", str(strategy)]
     code, output = train(config, 0, 2, *flags, "--weights", "found.npz")
     assert code != 0
@@ -333,6 +333,7 @@ def test_slices_of_1_3_are_cut_anew(slices_of_1_3, slices, train, tmp_path):
         assert same({name: found[name] for name in expected}, expected)
 
 
+@pytest.mark.long
 def test_slices_of_1_3_are_refused_by_a_release_that_cuts_otherwise(slices_of_1_3, train, tmp_path):
     config = write_yaml(tmp_path / "run.yaml", *LAYOUT_OF_1_3)
     code, output = train(config, 0, 4, "--load_checkpoint", str(slices_of_1_3), "--weights", "found.npz")

@@ -15,11 +15,10 @@ import re
 import numpy as np
 import pytest
 from conftest import SAMPLE, TINY_YAML, write_numbered_pairs
-from helpers import launch, table_of, write_tiny_yaml
+from helpers import assert_the_same_training, launch, run_of_one_process, table_of, write_tiny_yaml
 from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf.config.check import load_config
-from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.dataset import RewardModelDataset
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.template import PROMPT_TEMPLATE
@@ -115,25 +114,14 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(monkeypatc
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folders of a run of one process and of one of two with the tutorial's two edits; the logs of the latter."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:100]
-    (folders[0] / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    tokenizer = open_tokenizer(SAMPLE / "tokenizer.model")
-    convert_preferences(folders[0] / "train.jsonl", folders[0] / "train.mindrecord", tokenizer, 128, PROMPT_TEMPLATE)
-    for workers, folder in enumerate(folders, start=1):
-        write_tiny_yaml(folder / "run.yaml", workers)
-        logs = launch(folder, "reward_train.py", f"--config run.yaml --train_dataset {folders[0]}/train.mindrecord",
-                        workers)
-    return (*folders, logs)
+    one, two = run_of_one_process(tmp_path_factory), tmp_path_factory.mktemp("two")
+    write_tiny_yaml(two / "run.yaml", 2)
+    return one, two, launch(two, "reward_train.py", f"--config run.yaml --train_dataset {one}/train.mindrecord", 2)
 
 
 def test_two_processes_have_the_loss_curve_of_one(trained):
     one, two = map(table_of, trained[:2])
-    assert len(one) == len(two) > 30
-    for name, tolerance in (("loss", 1e-4), ("accuracy", 1e-4), ("margin", 1e-3), ("reward", 1e-3),
-                            ("learning_rate", 0), ("pairs", 0), ("text_tokens", 0)):
-        np.testing.assert_allclose([float(row[name]) for row in two], [float(row[name]) for row in one], rtol=0,
-                                   atol=tolerance, err_msg=name)
+    assert_the_same_training(two, one)
     assert sum(int(row["pairs"]) for row in two) == 500  # 100 pairs, five epochs
     assert np.mean([float(row["loss"]) for row in two[-5:]]) < 0.9 * float(two[0]["loss"])
 

@@ -29,7 +29,8 @@ def losses_of_50_steps(name):
             for ids, mask, loss_mask, lengths in adam_curve.batches(name)]
 
 
-@pytest.mark.parametrize("name", adam_curve.CURVES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) if name != "sample" else name
+                                  for name in adam_curve.CURVES])
 def test_the_losses_of_50_adam_steps_equal_pytorchs(reference_folder, name):
     pairs, _ = adam_curve.CURVES[name]
     if not pairs.is_file():
