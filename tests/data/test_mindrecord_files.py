@@ -4,6 +4,7 @@
 | test_files_appear_when_finished_only        | nothing has its name before finish()        | the folder        |
 | test_failed_run_leaves_earlier_output_alone | record, index and sidecar keep every byte   | bytes before      |
 | test_folder_of_a_dead_process_is_removed    | what killed runs leave behind goes          | the folder        |
+| test_second_conversion_is_refused ...       | one living writer of an output              | message, rows     |
 | test_find_...                               | file, folder, shards, list; what is no data | names, messages   |
 | test_shards_...                             | names, every row once, none of other runs   | the folder, rows  |
 | test_pages_are_small_...                    | what bounds the memory that the index takes | the file's header |
@@ -12,10 +13,7 @@
 | test_length_statistics_by_hand              | maxima and averages                         | literal numbers   |
 """
 import json
-import os
 import re
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -83,9 +81,7 @@ def test_files_appear_when_finished_only(tmp_path):
         hidden = names(tmp_path)
         writer.finish({"seq_length": 4})
         assert [name for name in names(tmp_path) if not name.startswith(".")] == NAMES
-    assert len(hidden) == 1
-    assert hidden[0].startswith(f".out.mindrecord.{os.getpid()}.")
-    assert hidden[0].endswith(".partial")
+    assert hidden == [".out.mindrecord.partial"]
     assert names(tmp_path) == NAMES
 
 
@@ -285,28 +281,18 @@ def test_output_folder_is_made(tmp_path):
 
 @pytest.mark.parametrize("name", ["out.mindrecord", "set[1].mindrecord"])
 def test_folder_of_a_dead_process_is_removed(tmp_path, name):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    left_behind = tmp_path / f".{name}.{process.pid}.abcd.partial"
-    touch(left_behind, name)
+    touch(tmp_path / f".{name}.partial", name, "mindrlhf.lock")
     write_record(tmp_path / name)
-    assert not left_behind.exists()
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
-def test_folder_of_a_running_process_is_kept(tmp_path):
-    running = tmp_path / f".out.mindrecord.{os.getppid()}.abcd.partial"
-    touch(running, "out.mindrecord")
-    write_record(tmp_path / "out.mindrecord")
-    assert names(tmp_path) == sorted([running.name, *NAMES])
-
-
-def test_folder_of_another_output_is_kept(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    other = tmp_path / f".other.mindrecord.{process.pid}.abcd.partial"
-    touch(other, "other.mindrecord")
-    write_record(tmp_path / "out.mindrecord")
-    assert other.is_dir()
+def test_second_conversion_is_refused_while_the_first_one_lives(tmp_path):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        writer.write(sample())
+        assert message_of(write_record, tmp_path / "out.mindrecord").startswith(
+            f"{tmp_path / 'out.mindrecord'}: another process is writing it now and holds ")
+        writer.finish({})
+    assert len(read_record(tmp_path / "out.mindrecord")) == 1
 
 
 @pytest.mark.parametrize("name", ["out", "out.jsonl", "out.mindrecord.json", "out_mindrecord", "out.mindrecord0"])
@@ -341,7 +327,7 @@ def test_find_takes_a_file_a_folder_and_a_list(tmp_path):
 
 
 def test_find_passes_hidden_folders_by(tmp_path):
-    touch(tmp_path, ".out.mindrecord.12.x.partial/out.mindrecord", "out.mindrecord", "out.mindrecord.db")
+    touch(tmp_path, ".out.mindrecord.partial/out.mindrecord", "out.mindrecord", "out.mindrecord.db")
     assert find_record_files(tmp_path) == [str(tmp_path / "out.mindrecord")]
 
 
