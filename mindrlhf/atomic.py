@@ -87,11 +87,13 @@ def partial_file(target: Path, wait: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming_a_full_disk(target: Path) -> Iterator[None]:
-    """Give the `OSError` of a full disk, which Python raises without a file name, the name of what was written."""
+    """Give the `OSError` of a full disk, which Python raises without a file name (or with that of the hidden file), the
+    name of what was written.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL and (error.filename is None or ".partial" in str(error.filename)):
             raise OSError(error.errno, error.strerror, str(target)) from None
         raise
 
