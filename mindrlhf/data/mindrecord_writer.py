@@ -26,6 +26,7 @@ from mindrlhf.errors import UserError
 __all__ = ["LengthStatistics", "RecordWriter"]
 
 _BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
+_BATCH_BYTES = 256 << 20
 _MAX_SHARDS = 1000  # MindRecord's own limit
 # MindRecord makes the index of a page in 1.9 kB of memory for each of its up to 58,000 entries a MB: with its own pages
 # of 32 MB memory grows with the data. A header must hold 195 bytes a page.
@@ -102,6 +103,7 @@ class RecordWriter:
             self._folder = self._stack.enter_context(partial_folder(self.path))
         except OSError as error:
             raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
+        self._check_header_fits()
         from mindspore.mindrecord import FileWriter
         self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
         self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
@@ -111,10 +113,21 @@ class RecordWriter:
         spare_writer(self._writer)
         return self
 
+    def _check_header_fits(self) -> None:
+        """Raise `OSError` where a file may not be as large as its header (a limit of the shell, say), which would end
+        MindRecord with SIGSEGV. The header is a hole: this takes no space.
+        """
+        probe = self._folder / "probe"
+        with naming_a_full_disk(self.path), open(probe, "wb") as file:
+            file.truncate(HEADER_BYTES + 1)
+        probe.unlink()
+
     def write(self, sample: Dict[str, np.ndarray]) -> None:
         """Add a sample with the fields of `FIELDS`."""
         if not self._count:
-            wanted = _PAGE_ROWS * sum(value.nbytes for value in sample.values())
+            size = sum(value.nbytes for value in sample.values())
+            self._batch = max(min(self._batch, _BATCH_BYTES // size), len(self._records))
+            wanted = _PAGE_ROWS * size
             self._writer.set_page_size(min(max(wanted // 4096 * 4096 + 4096, _PAGE_BYTES), _MAX_PAGE_BYTES))
         self._rows.append({**sample, "end_ind": int(sample["end_ind"])})
         self._count += 1
@@ -167,8 +180,10 @@ class RecordWriter:
             function(*args)
         except RuntimeError as error:  # MindRecord's C++ side has one exception for everything
             free = shutil.disk_usage(self._folder).free
+            lines = str(error).splitlines()
+            reason = next((line for line in lines if line.startswith("[ERROR]")), lines[0]).replace("[ERROR] ", "")
             raise UserError(f"{self.path}: MindRecord could not be written ({free >> 20} MB free on the disk): "
-                            f"{str(error).splitlines()[0]}") from None
+                            f"{reason}") from None
 
     def __exit__(self, *_) -> None:
         self._writer = None

@@ -305,8 +305,8 @@ def test_pairs_of_which_one_answer_begins_the_other_are_counted_and_said(tmp_pat
     rows = [pair("a", "b", "bc"), pair("a", "bc", "b"), pair("a", "", "c"), pair("a", "c", "bc")]
     report = convert(tmp_path, [*rows, pair("a", "b" * 90, "b" * 80)], tokenizer, padding_side=side)
     assert (report.prefixes, report.identical, sidecar(tmp_path)["prefixes"]) == (count, 1, count)
-    assert (f"\none answer is the beginning of the other: {count} of 4 pairs; their loss compares the rest of the longer "
-            "answer with padding alone, so that it says little of which of the two scores higher\n"
+    assert (f"\none answer is the beginning of the other: {count} of 4 pairs; their loss compares the rest of the "
+            "longer answer with padding alone, so that it says little of which of the two scores higher\n"
             in report.as_text()) == (count > 0)
 
 
@@ -379,8 +379,8 @@ def test_a_tokenizer_that_is_an_output_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"seq_length": 2 ** 21 + 1}, "--seq_length: found 2097153, expected at most 2097152, of which MindRecord can hold a "
-                                  "sample"),
+    ({"seq_length": 2 ** 21 + 1},
+     "--seq_length: found 2097153, expected at most 2097152, of which MindRecord can hold a sample"),
     ({"num_workers": 257}, "--num_workers: found 257, expected at most 256")])
 def test_numbers_that_no_machine_has_room_for_are_refused(tmp_path, tokenizer, options, message):
     assert message_of(convert, tmp_path, [pair("a", "b", "c")], tokenizer, **options) == message
@@ -396,17 +396,17 @@ def test_a_users_own_file_in_the_place_of_invalid_lines_is_kept_when_there_are_n
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("megabytes", "named"), [
-    (0, "out.mindrecord: MindRecord could not be written"), (65, "out.mindrecord: MindRecord could not be written"),
-    (1, "out.mindrecord: MindRecord could not be written")])
-def test_a_full_disk_names_the_output_and_leaves_the_earlier_one(tmp_path, megabytes, named):
+@pytest.mark.parametrize(("kilobytes", "message"), [
+    (0, "File too large"), (1 << 10, "File too large"), (65 << 10, "MindRecord could not be written (")],
+    ids=["nothing", "less than a header", "less than the rows"])
+def test_a_full_disk_names_the_output_and_leaves_the_earlier_one(tmp_path, kilobytes, message):
     """As large as a file may be, which is what Python and MindRecord see of a full disk."""
     done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
     before = contents(tmp_path)
-    done = run_script(tmp_path, rows=[pair("a", "b" * 40, "c")] * 20000, file_size=megabytes << 20)
+    done = run_script(tmp_path, rows=[pair("a", "b" * 40, "c")] * 2000, file_size=kilobytes << 10)
     assert done.returncode == 1
-    assert f"cvalues_comparison.py: error: {tmp_path / named}" in done.stderr
+    assert f"cvalues_comparison.py: error: {tmp_path / 'out.mindrecord'}: {message}" in done.stderr
     assert contents(tmp_path) == before
 
 
@@ -567,7 +567,8 @@ def test_script_answers_ctrl_c_with_one_line_and_leaves_nothing(tmp_path, flags)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 130
     lines = [line for line in (tmp_path / "stderr").read_bytes().decode().replace("\r", "\n").split("\n") if line]
-    assert [line for line in lines if not re.search(r"(pairs/s|s/ pairs)\]", line)] == ["cvalues_comparison.py: error: interrupted"]
+    assert [line for line in lines if not re.search(r"(pairs/s|s/ pairs)\]", line)] == [
+        "cvalues_comparison.py: error: interrupted"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "stderr"]
     for _ in range(100):  # the resource tracker of `multiprocessing` follows a moment later
         if not live_processes(process.pid):
@@ -617,7 +618,8 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     (["--prompt_template", "{prompt}"],
      "argument --prompt_template: {response} occurs 0 times, expected once: '{prompt}'"),
 ], ids=["unknown", "abbreviated switch", "abbreviated flag", "no length", "half a token", "negative length",
-        "auto with a capital", "beyond int32", "share without effect", "no share", "no process", "number in words", "side", "pad id is no number", "template"])
+        "auto with a capital", "beyond int32", "share without effect", "no share", "no process",
+        "number in words", "side", "pad id is no number", "template"])
 def test_script_refuses_a_bad_command_line_with_2(tmp_path, flags, message):
     done = run_script(tmp_path, *flags)
     assert done.returncode == 2
