@@ -1,54 +1,277 @@
-"""Output that is whole or absent: it grows under a hidden name beside its place and is moved there when it is done."""
+"""Output that is whole or absent: it grows under a hidden name beside its place and is moved there when it is done.
+
+There is one hidden folder for each target, `.NAME.partial`. Whoever writes holds a lock (flock) on a file in it, which
+the kernel takes back when the process ends, however it ends and in whatever container it runs: so a second writer
+knows that the first one lives, and what a dead one left is cleared and used again. On a file system without locks
+each writer has a hidden folder of its own, `.NAME.RANDOM.partial`, and what dead ones left stays, as do those of
+earlier releases, `.NAME.PROCESS.RANDOM.partial`: nothing says whether their process lives.
+"""
 import contextlib
-import glob
+import errno
+import fcntl
 import os
+import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator, Mapping, Optional, Tuple, Union
 
-__all__ = ["partial_file", "partial_folder"]
+from mindrlhf.errors import UserError
+
+__all__ = ["check_outputs", "follow_link", "is_stream", "locked", "naming_a_full_disk", "partial_file",
+           "partial_folder"]
+
+_LOCK = "mindrlhf.lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # what a file system says
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of the disk, of the user's part of it, of what a file may have
+_READ_FROM_FOLDERS = re.compile(r"\.(ckpt|safetensors|json|model|db|mindrecord\d*)$")
 
 
 @contextlib.contextmanager
-def partial_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target`, removed at the end with what is still in it.
+def partial_folder(target: Path, wait: bool = False) -> Iterator[Path]:
+    """A hidden folder beside `target` (beside what it leads to, if it is a link), removed at the end with what is still
+    in it. Files are moved out of it to `follow_link(target)`.
 
-    Folders that killed runs left for the same target are removed first.
+    Args:
+        wait: for another living writer of the same target, instead of refusing
 
     Raises:
+        UserError: another process is writing the target; the target is a device or a FIFO; the hidden folder's name is
+                   taken by something else.
         OSError: it cannot be made.
     """
+    target = follow_link(target)
+    if _exists_as_special(target):
+        raise UserError(f"{target}: a device or a FIFO, expected a name for files that are moved to their places")
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left_behind in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        of_this_target = left_behind.name.count(".") == target.name.count(".") + 4  # .NAME.PROCESS.RANDOM.partial
-        if of_this_target and not _process_runs(left_behind):
-            shutil.rmtree(left_behind, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".partial", dir=target.parent))
+    folder, lock = _take_over(target.with_name(f".{target.name}.partial"), target, wait)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
+        with contextlib.suppress(OSError):
+            (folder / _LOCK).unlink()
+        if lock is not None:
+            os.close(lock)
+        with contextlib.suppress(OSError):  # the next writer may have come in between: then it is in use again
+            folder.rmdir()
 
 
 @contextlib.contextmanager
-def partial_file(target: Path) -> Iterator[Path]:
+def partial_file(target: Path, wait: bool = False) -> Iterator[Path]:
     """A path to write to, which becomes `target` when the block ends without an exception.
 
+    A link stays, and what it leads to is replaced. A FIFO or a device like /dev/null is the path itself: it can only be
+    written to.
+
+    Args:
+        wait: see `partial_folder`
+
     Raises:
-        OSError: the folder cannot be made, or the file cannot be moved to its place.
+        UserError: see `partial_folder`; or `target` is a folder or a disk.
+        OSError: the folder cannot be made, or the file cannot be moved to its place. A full disk's has the target's
+                 name.
     """
-    with partial_folder(target) as folder:
-        yield folder / target.name
-        os.replace(folder / target.name, target)
+    if is_stream(target):
+        with naming_a_full_disk(target):
+            yield target
+        return
+    place = follow_link(target)
+    if place.is_dir():
+        raise UserError(f"{target}: a folder, expected a file name")
+    with partial_folder(place, wait) as folder, naming_a_full_disk(target):
+        yield folder / place.name
+        os.replace(folder / place.name, place)
 
 
-def _process_runs(folder: Path) -> bool:
-    """Whether the process that made a hidden folder, named in it, is still there."""
+@contextlib.contextmanager
+def naming_a_full_disk(target: Path) -> Iterator[None]:
+    """Give the `OSError` of a full disk, which Python raises without a file name (or with that of the hidden file), the
+    name of what was written.
+    """
     try:
-        os.kill(int(folder.name.split(".")[-3]), 0)
-    except (ValueError, IndexError, OverflowError, ProcessLookupError):
-        return False
+        yield
+    except OSError as error:
+        if error.errno in _FULL and (error.filename is None or ".partial" in str(error.filename)):
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block lasts; it is made if need be, and removed at the end.
+
+    The kernel releases it when this process ends, however it ends. On a file system without locks nothing is held.
+
+    Raises:
+        UserError: `busy`, if a living process holds it.
+        OSError: the file cannot be made.
+    """
+    try:
+        lock = _lock(path, wait=False)
+    except BlockingIOError:
+        raise UserError(busy) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        if lock is not None:
+            os.close(lock)
+
+
+def follow_link(target: Path) -> Path:
+    """`target`, or where it leads to if it is a link, which need not be there yet.
+
+    Raises:
+        UserError: it leads in a circle.
+    """
+    place = Path(os.path.realpath(target)) if target.is_symlink() else target
+    if place.is_symlink():
+        raise UserError(f"{target}: a link that leads in a circle, expected a name to write to")
+    return place
+
+
+def is_stream(target: Path) -> bool:
+    """Whether `target` is a FIFO, a terminal, or another device that is written to and never replaced.
+
+    Raises:
+        UserError: it is a disk; or it is this process's standard output, say, and that is a file: writing would cut off
+                   what is in it.
+    """
+    try:
+        mode = target.stat().st_mode
     except OSError:
+        return False
+    if stat.S_ISBLK(mode):
+        raise UserError(f"{target}: a disk, expected a file name")
+    text = os.path.abspath(target)
+    if stat.S_ISREG(mode) and (os.path.dirname(text) in ("/dev", "/dev/fd") or text.startswith("/proc/")):
+        raise UserError(f"{target}: leads to the file {os.path.realpath(target)}, expected that file's own name")
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def check_outputs(outputs: Mapping[str, Union[str, Path, Iterable[Path]]],
+                  inputs: Mapping[str, Union[str, Path, Iterable[Path], None]]) -> None:
+    """Raise `UserError` if an output would replace something that the run reads, directly or through links.
+
+    Args:
+        outputs: flag -> path, or paths, of what the run writes
+        inputs:  flag -> path, or paths; of a folder, the files in it that a run may read count too. None: not given
+    """
+    for flag, written in outputs.items():
+        for output in _paths(written):
+            for other, read in inputs.items():
+                for path in _paths(read):
+                    taken = _same_in(output, path)
+                    if taken is not None:
+                        raise UserError(f"{flag}: {output} is {taken}, which this run reads ({other}), expected "
+                                        "another name")
+
+
+def _paths(value: Union[str, Path, Iterable[Path], None]) -> Iterable[Path]:
+    if value is None:
+        return []
+    return [Path(value)] if isinstance(value, (str, Path)) else value
+
+
+def _same_in(output: Path, path: Path) -> Optional[Path]:
+    """What of an input, a file or a folder, is the file or folder that `output` is; None if nothing is."""
+    if _same(output, path):
+        return path
+    if path.is_dir() and output.is_file() and _READ_FROM_FOLDERS.search(os.path.realpath(output)):
+        return next((file for file in path.rglob("*") if _READ_FROM_FOLDERS.search(file.name) and _same(output, file)),
+                    None)
+    return None
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, folder or FIFO (terminals are read and written at the same time)."""
+    try:
+        found = os.stat(one)
+        return os.path.samestat(found, os.stat(other)) and not stat.S_ISCHR(found.st_mode)
+    except (OSError, ValueError):
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+# --- hidden folders and their locks -----------------------------------------------------------------------------------
+
+def _exists_as_special(target: Path) -> bool:
+    return target.exists() and not target.is_file() and not target.is_dir()
+
+
+def _take_over(folder: Path, target: Path, wait: bool) -> Tuple[Path, Optional[int]]:
+    """Make the hidden folder, or clear what a dead process left; returns it and its lock file's descriptor, or, where
+    there are no locks, another folder and None.
+
+    Raises:
+        UserError: see `partial_folder`.
+    """
+    while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if not _is_ours(folder):
+            raise UserError(f"{folder}: not made by this program, in the place where {target.name} is prepared: move "
+                            "it away, or choose another name")
+        try:
+            lock = _lock(folder / _LOCK, wait)
+        except BlockingIOError:
+            raise UserError(f"{target}: another process is writing it now and holds {folder / _LOCK}: wait until it "
+                            "has ended, or choose another name") from None
+        except FileNotFoundError:  # the one before has just removed it
+            continue
+        if lock is None:
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+            return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)), None
+        _clear(folder)
+        return folder, lock
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a hidden folder has our lock file, or nothing (its process was killed before it made one)."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
         return True
-    return True
+    except NotADirectoryError:
+        return False
+    return not folder.is_symlink() and (not names or _LOCK in names)
+
+
+def _lock(path: Path, wait: bool) -> Optional[int]:
+    """The descriptor of a file that was locked; None where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another one holds it.
+        OSError: the file cannot be made.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(file), os.stat(path)):  # otherwise the one before has just removed it
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            os.close(file)
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        except BaseException:  # Ctrl-C while it waits
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what is in a hidden folder, except its lock."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            with contextlib.suppress(OSError):
+                path.unlink()

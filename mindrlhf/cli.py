@@ -5,7 +5,9 @@ from typing import Callable
 from mindrlhf.data.template import check_template
 from mindrlhf.errors import UserError
 
-__all__ = ["boolean", "new_parser", "not_used", "positive_int", "template"]
+__all__ = ["boolean", "new_parser", "not_used", "positive_int", "share", "template"]
+
+_INT32 = 2 ** 31 - 1
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -33,13 +35,26 @@ def not_used(instead: str) -> Callable[[str], str]:
 
 
 def positive_int(text: str) -> int:
-    """A whole number above 0."""
+    """A whole number above 0 that MindSpore can take, an int32."""
     try:
         value = int(text)
     except ValueError:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    if value > _INT32:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number up to {_INT32}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
     return value
 
 

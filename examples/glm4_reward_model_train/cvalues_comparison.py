@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from mindrlhf.cli import new_parser, positive_int, template
+from mindrlhf.cli import new_parser, positive_int, share, template
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.errors import UserError, run_main
 
@@ -21,7 +21,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--tokenizer", required=True, type=Path,
                         help="GLM-4's tokenizer.model (rank file), or a SentencePiece model (ChatGLM2, ChatGLM3)")
-    parser.add_argument("--src_file", required=True, type=Path, help="preference pairs, .jsonl (or a .json array)")
+    parser.add_argument("--src_file", required=True, type=Path,
+                        help="preference pairs, .jsonl (or a .json array, or a pipe)")
     parser.add_argument("--dst_file", required=True, type=Path, help="the MindRecord file, NAME.mindrecord")
     parser.add_argument("--seq_length", required=True, type=_seq_length,
                         help="tokens a sample, the model's seq_length; longer texts are cut. auto: the smallest "
@@ -32,11 +33,17 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="text with {prompt} and {response}, \\n for line breaks; the same in reward_infer.py")
     parser.add_argument("--skip_invalid", action="store_true",
                         help="leave out invalid lines and write them, with the reason, to DST_FILE.rejected.jsonl")
+    parser.add_argument("--max_invalid", type=share, metavar="SHARE",
+                        help="of --skip_invalid: if a larger share of the lines is invalid, write nothing; default: "
+                             "0.01")
     parser.add_argument("--num_workers", type=positive_int, default=1,
                         help="processes that encode, beside the one that writes; default: 1")
     parser.add_argument("--shard_num", type=positive_int, default=1,
                         help="more than 1: pairs are spread over so many files DST_FILE0, DST_FILE1, ...; default: 1")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max_invalid is not None and not args.skip_invalid:
+        parser.error("argument --max_invalid: has an effect with --skip_invalid only")
+    return args
 
 
 def _seq_length(text: str) -> Optional[int]:
@@ -50,14 +57,14 @@ def _seq_length(text: str) -> Optional[int]:
 def main() -> int:
     """Open the tokenizer, convert, print what became of the rows."""
     args = parse_args()
-    from mindrlhf.data.convert import convert_preferences
+    from mindrlhf.data.convert import MAX_INVALID, convert_preferences
     from mindrlhf.data.tokenizer import open_tokenizer
     tokenizer = open_tokenizer(args.tokenizer)
     if args.pad_token_id is not None and not 0 <= args.pad_token_id < tokenizer.vocab_size:
         raise UserError(f"--pad_token_id: found {args.pad_token_id}, expected 0 to {tokenizer.vocab_size - 1}")
     report = convert_preferences(args.src_file, args.dst_file, tokenizer, args.seq_length, args.prompt_template,
                                  args.padding_side, args.pad_token_id, args.skip_invalid, args.num_workers,
-                                 args.shard_num)
+                                 args.shard_num, MAX_INVALID if args.max_invalid is None else args.max_invalid)
     sys.stdout.write(report.as_text() + "\n")
     return 0
 

@@ -2,25 +2,28 @@
 
 MindRecord's writer does not let go of Python's lock, so what reads and encodes the source are processes of their own.
 Each reads the whole file and encodes every N-th chunk of it; the chunks are taken in turn, so that what is written
-does not depend on their number, and a full socket holds a process back that is ahead of the writer.
+does not depend on their number, and a full socket holds a process back that is ahead of the writer. What can be read
+only once, a pipe, is copied to a file first.
 """
 import contextlib
 import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
+from typing import ContextManager, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
 
 import numpy as np
 from tqdm import tqdm
 
 from mindrlhf import __version__
-from mindrlhf.atomic import partial_folder
+from mindrlhf.atomic import check_outputs, follow_link, naming_a_full_disk, partial_folder
 from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
 from mindrlhf.data.preference import InvalidRow, read_preferences
 from mindrlhf.data.template import render
@@ -28,10 +31,15 @@ from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.tables import format_table
 
-__all__ = ["ConversionReport", "convert_preferences"]
+__all__ = ["MAX_INVALID", "ConversionReport", "convert_preferences"]
 
+MAX_INVALID = 0.01  # share of invalid lines that `skip_invalid` leaves out unless told otherwise
 _CHUNK = 128  # rows that a process encodes and sends at once: at most two chunks a process are held in memory
+_ID_BYTES = 4
 _STEP = 64  # what --seq_length auto rounds up to
+_LONGEST = 2 ** 21  # tokens of a sample of which a page of MindRecord (256 MB) holds five
+_MOST_WORKERS = 256
+_SHOWN = 3  # invalid lines in a message
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class ConversionReport:
     cut: int
     empty_answers: int
     identical: int
+    prefixes: int
     invalid: int
     rejected_file: Optional[Path]
     output: Path
@@ -53,6 +62,10 @@ class ConversionReport:
         lines = [format_table([list(row), [str(value) for value in row.values()]]),
                  f"cut at the sequence length: {self.cut}; with an empty answer: {self.empty_answers}; "
                  f"skipped because both answers are the same: {self.identical}"]
+        if self.prefixes:
+            lines.append(f"one answer is the beginning of the other: {self.prefixes} of {self.lengths.count} pairs; "
+                         "their loss compares the rest of the longer answer with padding alone, so that it says "
+                         "little of which of the two scores higher")
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""
@@ -62,12 +75,13 @@ class ConversionReport:
 
 def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_length: Optional[int], template: str,
                         padding_side: str = "right", pad_token_id: Optional[int] = None, skip_invalid: bool = False,
-                        num_workers: int = 1, shard_num: int = 1) -> ConversionReport:
+                        num_workers: int = 1, shard_num: int = 1,
+                        max_invalid: float = MAX_INVALID) -> ConversionReport:
     """Convert a file of preference pairs to `output`, its index and its sidecar.
 
     Args:
-        source:       .jsonl (or .json array) with prompt, pos_resp, neg_resp
-        output:       OUT.mindrecord
+        source:       .jsonl (or .json array) with prompt, pos_resp, neg_resp; a pipe is read once and whole
+        output:       OUT.mindrecord; if it is a link, what it leads to
         tokenizer:    text to ids; the processes that encode open its file again
         seq_length:   N, tokens a sample; longer texts are cut. None: the smallest multiple of 64 that cuts nothing,
                       found by encoding the source twice and printed
@@ -77,57 +91,105 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
         skip_invalid: leave out lines that cannot be used and write them to OUT.mindrecord.rejected.jsonl
         num_workers:  processes that encode, beside this one that writes; pairs and (of one file) order are the same
         shard_num:    1, or the number of files OUT.mindrecord0, OUT.mindrecord1, ... over which pairs are spread
+        max_invalid:  share of the lines, 0 to 1, that `skip_invalid` leaves out; more are an error
 
     Raises:
-        UserError: the source cannot be read, a line is invalid (unless `skip_invalid`), no pair is left or fewer than
-                   `shard_num`, or an encoding process was ended from outside.
+        UserError: the source cannot be read, a line is invalid (unless `skip_invalid`) or too many are, no pair is left
+                   or fewer than `shard_num`, an output is one of the inputs or cannot be written, or an encoding
+                   process was ended from outside.
     """
     pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
-    lengths, counts = LengthStatistics(), dict.fromkeys(("cut", "empty_answers", "identical", "invalid"), 0)
     writer = RecordWriter(output, shard_num)
-    if seq_length is None:
-        seq_length = _fitting_length(source, tokenizer, template, num_workers, skip_invalid)
-    with _encoded(source, tokenizer, template, num_workers) as rows, writer, \
-            _InvalidRows(output, skip_invalid) as rejected, _progress("convert", source) as bar:
-        for row in rows:
-            bar.update()
-            if isinstance(row, InvalidRow):
-                rejected.add(row)
-                counts["invalid"] += 1
-                continue
-            chosen_ids, reject_ids = row.ids()
-            sample = encode_pair(chosen_ids, reject_ids, seq_length, pad_token_id, padding_side)
-            if sample is None:
-                counts["identical"] += 1
-                continue
-            counts["cut"] += max(len(chosen_ids), len(reject_ids)) > seq_length
-            counts["empty_answers"] += row.empty_answer
-            lengths.add(row.prompt_length, min(len(chosen_ids), seq_length), min(len(reject_ids), seq_length))
-            writer.write(sample)
+    rejected = _InvalidRows(writer.path, skip_invalid)
+    check_outputs({"--dst_file": [*writer.files, rejected.path]}, {"--src_file": source, "--tokenizer": tokenizer.path})
+    _check_arguments(tokenizer, seq_length, num_workers)
+    lengths, counts = LengthStatistics(), dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
+    with writer, rejected, _file_of(source, rejected.folder) as place:
+        read = _Source(source, place, tokenizer, template, num_workers)
+        if seq_length is None:
+            seq_length = _fitting_length(read, skip_invalid)
+        with read.encoded() as rows, _progress("convert", read) as bar:
+            for row in rows:
+                bar.update()
+                if isinstance(row, InvalidRow):
+                    rejected.add(row)
+                    counts["invalid"] += 1
+                    continue
+                chosen_ids, reject_ids = (ids[:seq_length] for ids in row.ids())
+                sample = encode_pair(chosen_ids, reject_ids, seq_length, pad_token_id, padding_side)
+                if sample is None:
+                    counts["identical"] += 1
+                    continue
+                counts["cut"] += max(row.lengths()) > seq_length
+                counts["empty_answers"] += row.empty_answer
+                shorter = min(len(chosen_ids), len(reject_ids))
+                counts["prefixes"] += padding_side == "right" and np.array_equal(chosen_ids[:shorter],
+                                                                                 reject_ids[:shorter])
+                lengths.add(row.prompt_length, len(chosen_ids), len(reject_ids))
+                writer.write(sample)
         if not lengths.count:
             raise UserError(f"{source}: no usable pair ({counts['invalid']} invalid lines, {counts['identical']} with "
                             "two equal answers), expected at least one")
+        rejected.check_share(source, lengths.count + counts["identical"], max_invalid)
+        earlier_rejected = rejected.of_earlier_run()
         writer.finish({
             "made_by": f"mindrlhf {__version__}", "source": source.name, "seq_length": seq_length,
             "pad_token_id": pad_token_id, "padding_side": padding_side, "prompt_template": template,
             "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size},
             **lengths.as_dict(), **counts})
-        rejected_file = rejected.finish()
-    return ConversionReport(lengths, output=output, rejected_file=rejected_file, shard_num=shard_num, **counts)
+        rejected_file = rejected.finish(earlier_rejected)
+    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num, **counts)
 
 
-def _fitting_length(source: Path, tokenizer: Tokenizer, template: str, num_workers: int, skip_invalid: bool) -> int:
+def _check_arguments(tokenizer: Tokenizer, seq_length: Optional[int], num_workers: int) -> None:
+    if not _rereadable(tokenizer.path):
+        raise UserError(f"--tokenizer: {tokenizer.path}: a pipe or a device, expected a file: each process that "
+                        "encodes reads it")
+    if seq_length is not None and seq_length > _LONGEST:
+        raise UserError(f"--seq_length: found {seq_length}, expected at most {_LONGEST}, of which MindRecord can hold "
+                        "a sample")
+    if num_workers > _MOST_WORKERS:
+        raise UserError(f"--num_workers: found {num_workers}, expected at most {_MOST_WORKERS}")
+
+
+def _rereadable(path: Path) -> Optional[Path]:
+    """Where other processes find what `path` leads to (their /dev/stdin is another one); None if it is no file."""
+    place = Path(os.path.realpath(path))
+    return place if place.is_file() else None
+
+
+@contextlib.contextmanager
+def _file_of(source: Path, folder: Path) -> Iterator[Path]:
+    """A file with the content of `source`: where it leads to, or for a pipe a copy in `folder`."""
+    place = _rereadable(source)
+    if place or source.is_dir() or not source.exists():
+        yield place or source
+        return
+    place = folder / "source"
+    try:
+        pipe = open(source, "rb")  # noqa: SIM115 (its errors are not those of the copy)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+    with pipe, naming_a_full_disk(place), open(place, "wb") as file:
+        shutil.copyfileobj(pipe, file, 1 << 20)
+    yield place
+
+
+def _fitting_length(source: "_Source", skip_invalid: bool) -> int:
     """The smallest multiple of 64 tokens that cuts no pair of the source; it is printed with the longest text's."""
     longest = 0
-    with _encoded(source, tokenizer, template, num_workers) as rows, _progress("count tokens of", source) as bar:
+    with source.encoded() as rows, _progress("count tokens of", source) as bar:
         for row in rows:
             bar.update()
             if isinstance(row, InvalidRow):
                 if not skip_invalid:
                     raise row.as_error()
             elif row.chosen != row.reject:
-                longest = max(longest, *map(len, row.ids()))
+                longest = max(longest, *row.lengths())
     length = max(-(-longest // _STEP), 1) * _STEP
+    if length > _LONGEST:
+        raise UserError(f"{source.name}: the longest text has {longest} tokens, expected at most {_LONGEST} for "
+                        "--seq_length auto; give the length at which longer ones are to be cut")
     if longest:
         tqdm.write(f"--seq_length auto: {length} (the longest text has {longest} tokens)")
     return length
@@ -145,11 +207,33 @@ class _Encoded(NamedTuple):
         """Ids of the chosen and the rejected text, template and prompt included, not cut."""
         return np.frombuffer(self.chosen, np.int32), np.frombuffer(self.reject, np.int32)
 
+    def lengths(self) -> Tuple[int, int]:
+        """Tokens of both texts."""
+        return len(self.chosen) // _ID_BYTES, len(self.reject) // _ID_BYTES
+
+
+class _Source(NamedTuple):
+    """A file of pairs, and how its rows are encoded.
+
+    Attributes:
+        name: of the file, for messages
+        path: where it can be read again and again
+    """
+
+    name: Path
+    path: Path
+    tokenizer: Tokenizer
+    template: str
+    num_workers: int
+
+    def encoded(self) -> ContextManager[Iterator[Union[_Encoded, InvalidRow]]]:
+        """The rows, in their order, encoded by processes that are gone when the context is left."""
+        return _encoded(*self)
+
 
 @contextlib.contextmanager
-def _encoded(source: Path, tokenizer: Tokenizer, template: str,
+def _encoded(source: Path, path: Path, tokenizer: Tokenizer, template: str,
              num_workers: int) -> Iterator[Iterator[Union[_Encoded, InvalidRow]]]:
-    """The rows of `source`, in its order, encoded by processes that are gone when the context is left."""
     context = multiprocessing.get_context("spawn")  # a fork would copy MindSpore's threads' locks
     processes, receivers = [], []
     try:
@@ -157,7 +241,8 @@ def _encoded(source: Path, tokenizer: Tokenizer, template: str,
             receiver, sender = context.Pipe()  # both ways means a socket, which holds three times what a pipe does
             receivers.append(receiver)
             process = context.Process(target=_encode_chunks, daemon=True,
-                                      args=(sender, source, tokenizer.path, template, index, num_workers))
+                                      args=(sender, source, path, _rereadable(tokenizer.path), template, index,
+                                            num_workers))
             with sender, _no_interrupt():  # only the process keeps its end: its death is the end of what it sends
                 process.start()
             processes.append(process)
@@ -199,7 +284,8 @@ def _in_turn(source: Path, processes: Sequence, receivers: Sequence) -> Iterator
         yield from chunk
 
 
-def _encode_chunks(sender, source: Path, tokenizer_path: Path, template: str, index: int, step: int) -> None:
+def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, template: str, index: int,
+                   step: int) -> None:
     """An encoding process: send chunks `index`, `index + step`, ... of the source, then an empty one.
 
     A `UserError` is sent too, in the place of a chunk. The tokenizer's file is opened again: the first process would
@@ -207,7 +293,7 @@ def _encode_chunks(sender, source: Path, tokenizer_path: Path, template: str, in
     """
     try:
         tokenizer = open_tokenizer(tokenizer_path)
-        rows = read_preferences(source)
+        rows = read_preferences(path, source)
         chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
         for chunk in itertools.islice(chunks, index, None, step):
             sender.send(_encode_chunk(chunk, tokenizer, template))
@@ -235,42 +321,70 @@ class _InvalidRows:
 
     def __init__(self, output: Path, keep: bool):
         self.keep = keep
+        self.output = output
         self.path = output.with_name(f"{output.name}.rejected.jsonl")
+        if self.path.is_dir():
+            raise UserError(f"--dst_file: {self.path} is a folder, in the place of the file of invalid lines")
+        self.folder = Path()
+        self._count = 0
+        self._first: List[str] = []
         self._file: Optional[TextIO] = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "_InvalidRows":
-        self._hidden = self._stack.enter_context(partial_folder(self.path)) / self.path.name
+        self.folder = self._stack.enter_context(partial_folder(self.path))
         return self
 
     def add(self, row: InvalidRow) -> None:
         if not self.keep:
             raise row.as_error()
-        if self._file is None:  # half of a surrogate pair becomes the JSON escape that it came from
-            self._file = self._stack.enter_context(self._hidden.open("w", encoding="utf-8", errors="backslashreplace"))
-        json.dump({"line": row.number, "reason": row.reason, "text": row.text}, self._file, ensure_ascii=False)
-        self._file.write("\n")
+        self._count += 1
+        if len(self._first) < _SHOWN:
+            self._first.append(f"{row.place}: {row.reason}")
+        with naming_a_full_disk(self.path):
+            if self._file is None:  # half of a surrogate pair becomes the JSON escape that it came from
+                self._file = (self.folder / self.path.name).open("w", encoding="utf-8", errors="backslashreplace")
+            json.dump({"line": row.number, "reason": row.reason, "text": row.text}, self._file, ensure_ascii=False)
+            self._file.write("\n")
 
-    def finish(self) -> Optional[Path]:
-        """Move the file to its name; an older one goes when there is nothing to say."""
+    def check_share(self, source: Path, usable: int, most: float) -> None:
+        """Raise `UserError` if more than a share `most` of the lines is invalid."""
+        if self._count > most * (self._count + usable):
+            raise UserError(f"{source}: {self._count} of {self._count + usable} lines are invalid, expected at most "
+                            f"{most:.4g} of them (--max_invalid); nothing was written; {'; '.join(self._first)}")
+
+    def of_earlier_run(self) -> bool:
+        """Whether an earlier conversion to the same output wrote the file of invalid lines that is there."""
+        try:
+            return bool((read_sidecar(self.output) or {}).get("invalid"))
+        except UserError:
+            return False
+
+    def finish(self, earlier: bool) -> Optional[Path]:
+        """Move the file to its name; that of an earlier run goes when there is nothing to say."""
         if self._file is None:
-            self.path.unlink(missing_ok=True)
+            if earlier:
+                self.path.unlink(missing_ok=True)
             return None
-        self._file.close()
-        os.replace(self._hidden, self.path)
+        with naming_a_full_disk(self.path):
+            self._file.close()
+        os.replace(self.folder / self.path.name, follow_link(self.path))
         return self.path
 
     def __exit__(self, *_) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of the disk that was full before
+                self._file.close()
         self._stack.close()
 
 
-def _progress(what: str, source: Path) -> tqdm:
+def _progress(what: str, source: _Source) -> tqdm:
     """A bar with rate and time left; the number of rows of a .jsonl file is that of its line breaks."""
     total = None
     try:
-        with open(source, "rb") as file:
-            if source.suffix != ".json":
+        with open(source.path, "rb") as file:
+            if source.name.suffix != ".json":
                 total = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     except (OSError, ValueError):
         pass  # reading says so, in a moment
-    return tqdm(desc=f"{what} {source.name}", total=total, unit=" pairs", mininterval=0.5)
+    return tqdm(desc=f"{what} {source.name.name}", total=total, unit=" pairs", mininterval=0.5)

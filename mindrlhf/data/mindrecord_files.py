@@ -2,20 +2,25 @@
 
 `OUT.mindrecord.json`, the sidecar, is what training, evaluation and inference read to notice that the data, the YAML
 and the tokenizer do not belong together, or that a file is no longer what was written: MindRecord's reader has no
-checksums, and crashes on some damaged files. Data of the original MindRLHF converter has none, which is fine.
+checksums, and crashes on some damaged files. Data of the original MindRLHF converter has none, which is fine. The
+sidecar has a checksum of its own, over its content: a damaged template would score other texts.
 """
+import glob
 import json
 import os
 import re
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from mindrlhf.errors import UserError, some
+from mindrlhf.file_kinds import HEAD_BYTES, known_kind
 from mindrlhf.json_file import read_json_object
 
-__all__ = ["HEADER_BYTES", "check_files", "check_head", "find_record_files", "fingerprint", "read_settings",
-           "read_sidecar", "read_sidecars", "sidecar_path"]
+__all__ = ["CHECKSUM", "HEADER_BYTES", "check_files", "check_head", "find_record_files", "fingerprint",
+           "read_settings", "read_sidecar", "read_sidecars", "sidecar_checksum", "sidecar_path"]
+
+CHECKSUM = "checksum"  # a sidecar's key
 
 _RECORD_NAME = re.compile(r"\.mindrecord\d*$")
 HEADER_BYTES = 64 << 20  # of a file, of which most is a hole on the disk
@@ -55,18 +60,22 @@ def fingerprint(path: Path, whole: bool) -> Dict[str, int]:
     return found
 
 
-def check_files(records: Iterable[Union[str, Path]], whole: bool = False) -> None:
+def check_files(records: Iterable[Union[str, Path]], whole: bool = False,
+                sidecars: Optional[Mapping[Path, Mapping[str, Any]]] = None) -> None:
     """Whether MindRecord files and their indices are those that were written, as far as their sidecar says it.
 
     Args:
-        records: MindRecord files
-        whole:   read all of them; otherwise their size, their description of themselves and their index
+        records:  MindRecord files
+        whole:    read all of them; otherwise their size, their description of themselves and their index
+        sidecars: what `read_sidecars` has read of them, if it has
 
     Raises:
         UserError: a file has changed, or is none of those that the sidecar beside it knows.
     """
-    for record in map(Path, records):
-        written = (read_sidecar(record) or {}).get("files")
+    records = [Path(record) for record in records]
+    sidecars = read_sidecars(records) if sidecars is None else sidecars
+    for record in records:
+        written = sidecars.get(sidecar_path(record), {}).get("files")
         for path in (record, Path(f"{record}.db")) if written is not None else ():
             if path.name not in written:
                 raise UserError(f"{path}: not one of the files that {sidecar_path(record).name} was written with: "
@@ -105,27 +114,72 @@ def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> Li
     """The MindRecord files that a file, a folder (searched to its bottom) or a list of both stands for, sorted.
 
     Raises:
-        UserError: a path does not exist, is no MindRecord file by its name, lacks its index, or a folder has none.
+        UserError: a path does not exist, is no MindRecord file by its name, or lacks its index; a folder has none, or
+                   those of several data sets; a file is there twice.
     """
     files: List[str] = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(path)
         if path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if _is_record(path, file))
-            if not found:
-                raise UserError(f"{path}: no MindRecord file in this folder, expected names that end in .mindrecord")
-            files += found
+            files += _files_of_folder(path)
         elif not path.is_file():
+            shards = sorted(file for file in path.parent.glob(f"{glob.escape(path.name)}[0-9]*")
+                            if _RECORD_NAME.search(file.name))
+            if shards:
+                raise UserError(f"{path}: no such file, but its shards are there: name them: {some(shards, ' ')}")
             raise UserError(f"{path}: no such file or folder, expected a MindRecord file or a folder of them")
         elif not _RECORD_NAME.search(path.name):
             raise UserError(f"{path}: not a MindRecord file, expected a name that ends in .mindrecord (convert with "
                             "cvalues_comparison.py)")
         else:
             files.append(str(path))
+    files = [_with_index(file) for file in files]
+    _check_each_once(files)
     for file in files:
-        if not Path(f"{file}.db").is_file():
-            raise UserError(f"{file}: its index {Path(file).name}.db is missing; copy it along or convert again")
+        with open(file, "rb") as record:
+            head = record.read(HEAD_BYTES)
+        kind = None if b"\0" in head[:8] else known_kind(head)  # where a MindRecord file has the length of its header
+        if kind:
+            raise UserError(f"{file}: not a MindRecord file but {kind}")
     return files
+
+
+def _files_of_folder(folder: Path) -> List[str]:
+    """The files of the one data set in a folder: training and test data must not be taken for one."""
+    found = sorted(file for file in folder.rglob("*") if _is_record(folder, file))
+    if not found:
+        raise UserError(f"{folder}: no MindRecord file in this folder, expected names that end in .mindrecord")
+    sets: Dict[Tuple[Path, int], List[Path]] = {}
+    for file in found:  # all shards of a conversion have one sidecar, and numbers of as many digits
+        sets.setdefault((sidecar_path(file), len(_digits(file))), []).append(file.relative_to(folder))
+    if len(sets) > 1:
+        names = [f"{files[0]} ... ({len(files)} shards)" if len(files) > 1 else files[0] for files in sets.values()]
+        raise UserError(f"{folder}: {len(sets)} data sets in this folder, expected one: {some(names)}; name the files "
+                        "to use, one by one if they are several")
+    return list(map(str, found))
+
+
+def _digits(record: Path) -> str:
+    return record.name.rpartition(".mindrecord")[2]
+
+
+def _with_index(file: str) -> str:
+    """A MindRecord file whose index lies beside it: the file itself, or where it leads to if it is a link."""
+    for place in (file, os.path.realpath(file)):
+        if Path(f"{place}.db").is_file():
+            return place
+    raise UserError(f"{file}: its index {Path(file).name}.db is missing; copy it along or convert again")
+
+
+def _check_each_once(files: Sequence[str]) -> None:
+    known: Dict[Tuple[int, int], str] = {}
+    for file in files:
+        found = os.stat(file)
+        inode = found.st_dev, found.st_ino
+        if inode in known:
+            raise UserError(f"{file}: named twice, or the same file as {known[inode]}, expected each file once: its "
+                            "pairs would count twice")
+        known[inode] = file
 
 
 def _is_record(folder: Path, file: Path) -> bool:
@@ -139,14 +193,27 @@ def sidecar_path(record: Union[str, Path]) -> Path:
     return Path(re.sub(r"\.mindrecord\d*$", ".mindrecord.json", str(record)))
 
 
+def sidecar_checksum(content: Mapping[str, Any]) -> int:
+    """CRC-32 of a sidecar's content but for the checksum itself: of its JSON in ASCII, with sorted keys."""
+    rest = {key: value for key, value in content.items() if key != CHECKSUM}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode("ascii"))
+
+
 def read_sidecar(record: Union[str, Path]) -> Optional[Dict[str, Any]]:
     """The sidecar of a MindRecord file, or None if it has none.
 
     Raises:
-        UserError: see `read_settings`.
+        UserError: see `read_settings`; or its content is not the one that its checksum was made of.
     """
     path = sidecar_path(record)
-    return read_settings(path) if path.exists() else None
+    if not path.exists():
+        return None
+    content = read_json_object(path)
+    if CHECKSUM in content and content[CHECKSUM] != sidecar_checksum(content):
+        raise UserError(f"{path}: damaged or edited: the checksum of its content is {sidecar_checksum(content)}, in "
+                        f"the file it is {content[CHECKSUM]!r}; copy it again, or convert again")
+    _check_settings(path, content)
+    return content
 
 
 # What the values of a sidecar must be, if they are there.
@@ -169,15 +236,22 @@ def read_settings(path: Path) -> Dict[str, Any]:
         UserError: it cannot be read, is no JSON object, or has values of another kind.
     """
     settings = read_json_object(path)
-    for key, (expected, fits) in _SETTINGS.items():
-        if settings.get(key) is not None and not fits(settings[key]):
-            raise UserError(f"{path}: {key} is {settings[key]!r}, expected {expected}")
+    _check_settings(path, settings)
     return settings
 
 
-def read_sidecars(records: Iterable[Union[str, Path]]) -> Iterator[tuple]:
-    """(path, content) of each sidecar of `records`, once."""
-    for path in sorted({sidecar_path(record) for record in records}):
-        sidecar = read_sidecar(path)
-        if sidecar is not None:
-            yield path, sidecar
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    for key, (expected, fits) in _SETTINGS.items():
+        if settings.get(key) is not None and not fits(settings[key]):
+            raise UserError(f"{path}: {key} is {settings[key]!r}, expected {expected}")
+
+
+def read_sidecars(records: Iterable[Union[str, Path]]) -> Dict[Path, Dict[str, Any]]:
+    """Path -> content of each sidecar of `records`, read once.
+
+    Raises:
+        UserError: see `read_sidecar`.
+    """
+    paths: Set[Path] = {sidecar_path(record) for record in records}
+    found = ((path, read_sidecar(path)) for path in sorted(paths))
+    return {path: content for path, content in found if content is not None}

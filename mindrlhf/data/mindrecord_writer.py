@@ -6,19 +6,27 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Set, Union
 
 import numpy as np
 
-from mindrlhf.atomic import partial_folder
+from mindrlhf.atomic import follow_link, naming_a_full_disk, partial_folder
 from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import FIELDS
-from mindrlhf.data.mindrecord_files import HEADER_BYTES, fingerprint
+from mindrlhf.data.mindrecord_files import (
+    CHECKSUM,
+    HEADER_BYTES,
+    fingerprint,
+    read_sidecar,
+    sidecar_checksum,
+    sidecar_path,
+)
 from mindrlhf.errors import UserError
 
 __all__ = ["LengthStatistics", "RecordWriter"]
 
 _BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
+_BATCH_BYTES = 256 << 20
 _MAX_SHARDS = 1000  # MindRecord's own limit
 # MindRecord makes the index of a page in 1.9 kB of memory for each of its up to 58,000 entries a MB: with its own pages
 # of 32 MB memory grows with the data. A header must hold 195 bytes a page.
@@ -56,7 +64,8 @@ class LengthStatistics:
 
 class RecordWriter:
     """Writes `OUT.mindrecord`, its index `OUT.mindrecord.db` and the sidecar, which appear under their names only
-    when `finish` has been called; leaving the context without it leaves everything as it was.
+    when `finish` has been called; leaving the context without it leaves everything as it was. If `OUT.mindrecord` is a
+    link, all of them are written where it leads to.
 
     With more than one shard the rows are spread evenly over `OUT.mindrecord0`, `OUT.mindrecord1` and so on (as many
     digits as the last one needs), each with its index, and one sidecar. Files grow in a hidden folder beside the
@@ -64,7 +73,7 @@ class RecordWriter:
     """
 
     def __init__(self, path: Union[str, Path], shard_num: int = 1):
-        self.path = Path(path)
+        self.path = follow_link(Path(path))
         if not self.path.name.endswith(".mindrecord"):
             raise UserError(f"--dst_file: found {self.path.name!r}, expected a name that ends in .mindrecord")
         if self.path.is_dir():
@@ -74,17 +83,27 @@ class RecordWriter:
         digits = len(str(shard_num - 1))
         self._records = [self.path] if shard_num == 1 else [
             self.path.with_name(f"{self.path.name}{shard:0{digits}}") for shard in range(shard_num)]
+        for place in self.files:
+            if place.is_symlink() or (place.exists() and not place.is_file()):
+                raise UserError(f"--dst_file: {place}: a link, a folder or a device in the place of an output; the "
+                                "files of a conversion lie beside each other: remove it, or choose another name")
         self._batch = max(_BATCH, shard_num)  # a batch with fewer rows leaves shards out
         self._count = 0
         self._rows: List[Dict[str, Any]] = []
         self._folder: Optional[Path] = None
         self._stack = contextlib.ExitStack()
 
+    @property
+    def files(self) -> List[Path]:
+        """All that `finish` puts in place: indices, records, sidecar."""
+        return [*(Path(f"{record}.db") for record in self._records), *self._records, sidecar_path(self.path)]
+
     def __enter__(self) -> "RecordWriter":
         try:
             self._folder = self._stack.enter_context(partial_folder(self.path))
         except OSError as error:
             raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
+        self._check_header_fits()
         from mindspore.mindrecord import FileWriter
         self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
         self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
@@ -94,10 +113,21 @@ class RecordWriter:
         spare_writer(self._writer)
         return self
 
+    def _check_header_fits(self) -> None:
+        """Raise `OSError` where a file may not be as large as its header (a limit of the shell, say), which would end
+        MindRecord with SIGSEGV. The header is a hole: this takes no space.
+        """
+        probe = self._folder / "probe"
+        with naming_a_full_disk(self.path), open(probe, "wb") as file:
+            file.truncate(HEADER_BYTES + 1)
+        probe.unlink()
+
     def write(self, sample: Dict[str, np.ndarray]) -> None:
         """Add a sample with the fields of `FIELDS`."""
         if not self._count:
-            wanted = _PAGE_ROWS * sum(value.nbytes for value in sample.values())
+            size = sum(value.nbytes for value in sample.values())
+            self._batch = max(min(self._batch, _BATCH_BYTES // size), len(self._records))
+            wanted = _PAGE_ROWS * size
             self._writer.set_page_size(min(max(wanted // 4096 * 4096 + 4096, _PAGE_BYTES), _MAX_PAGE_BYTES))
         self._rows.append({**sample, "end_ind": int(sample["end_ind"])})
         self._count += 1
@@ -110,7 +140,8 @@ class RecordWriter:
             self._rows = []
 
     def finish(self, sidecar: Dict[str, Any]) -> None:
-        """Close the files and move them to their names; what an earlier run with other shards left there goes.
+        """Close the files and move them to their names; then files of an earlier conversion to the same output that
+        have other names (of another number of shards) go, as far as its sidecar knows them.
 
         Raises:
             UserError: there are fewer rows than shards, or MindRecord cannot write.
@@ -120,25 +151,39 @@ class RecordWriter:
                             "pairs")
         self._flush()
         self._call(self._writer.commit)
-        name = self.path.name
-        files = [f"{record.name}{suffix}" for suffix in (".db", "") for record in self._records]
+        earlier = self._files_of_earlier_run()
+        files = [file.name for file in self.files[:-1]]
         sidecar = {**sidecar, "files": {file: fingerprint(self._folder / file, whole=True) for file in sorted(files)}}
-        with open(self._folder / f"{name}.json", "w", encoding="utf-8") as file:
+        sidecar[CHECKSUM] = sidecar_checksum(sidecar)
+        # A name that is not UTF-8, in which Python has halves of surrogate pairs, becomes JSON's escapes.
+        with naming_a_full_disk(self.files[-1]), open(self._folder / self.files[-1].name, "w", encoding="utf-8",
+                                                      errors="backslashreplace") as file:
             json.dump(sidecar, file, ensure_ascii=False, indent=2)
             file.write("\n")
-        for file in (*files, f"{name}.json"):
-            os.replace(self._folder / file, self.path.with_name(file))
-        for file in self.path.parent.iterdir():
-            if re.fullmatch(re.escape(name) + r"\d*(\.db)?", file.name) and file.name not in files and file.is_file():
-                file.unlink()
+        for place in self.files:
+            os.replace(self._folder / place.name, place)
+        for name in earlier.difference(files):
+            place = self.path.with_name(name)
+            if place.is_file() and not place.is_symlink():
+                place.unlink()
+
+    def _files_of_earlier_run(self) -> Set[str]:
+        """Names of MindRecord files and indices that the sidecar of an earlier conversion to this output knows."""
+        try:
+            known = (read_sidecar(self.path) or {}).get("files") or {}
+        except UserError:
+            return set()  # damaged: what is not known stays
+        return {name for name in known if re.fullmatch(re.escape(self.path.name) + r"\d*(\.db)?", name)}
 
     def _call(self, function, *args) -> None:
         try:
             function(*args)
         except RuntimeError as error:  # MindRecord's C++ side has one exception for everything
             free = shutil.disk_usage(self._folder).free
+            lines = str(error).splitlines()
+            reason = next((line for line in lines if line.startswith("[ERROR]")), lines[0]).replace("[ERROR] ", "")
             raise UserError(f"{self.path}: MindRecord could not be written ({free >> 20} MB free on the disk): "
-                            f"{str(error).splitlines()[0]}") from None
+                            f"{reason}") from None
 
     def __exit__(self, *_) -> None:
         self._writer = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mindrlhf.errors import UserError
+from mindrlhf.file_kinds import HEAD_BYTES, known_kind
 
 __all__ = ["InvalidRow", "Preference", "Row", "check_text_fields", "read_preferences", "read_rows"]
 
@@ -68,23 +69,44 @@ class _NotJson(Exception):
     """Why bytes are no JSON."""
 
 
-def read_rows(path: Union[str, Path]) -> Iterator[Union[Row, InvalidRow]]:
+def read_rows(path: Union[str, Path], name: Optional[Path] = None) -> Iterator[Union[Row, InvalidRow]]:
     """Rows of a .jsonl file (an object a line; blank lines do not count) or of a .json file (an array of objects).
 
     A .jsonl file is read as a stream, a .json file as a whole.
 
+    Args:
+        name: of the file, for messages and the kind of file, where `path` is a copy of it
+
     Raises:
-        UserError: the file is missing, unreadable or a directory, or a .json file is not an array.
+        UserError: the file is missing, unreadable or a directory, is something else (compressed, CSV, ...), or a .json
+                   file is not an array.
     """
-    path = Path(path)
+    path, name = Path(path), Path(name or path)
     try:
         with open(path, "rb") as file:
-            if path.suffix == ".json":
-                yield from _array_rows(path, _without_mark(file.read()))
+            _check_kind(name, file.peek(HEAD_BYTES)[:HEAD_BYTES])
+            if name.suffix == ".json":
+                yield from _array_rows(name, _without_mark(file.read()))
             else:
-                yield from _line_rows(path, file)
+                yield from _line_rows(name, file)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_kind(path: Path, head: bytes) -> None:
+    """Raise `UserError` if a file's first bytes show that it is something else; a look at its first line says less."""
+    expected = "expected a .json file with an array of objects" if path.suffix == ".json" else \
+        "expected JSON lines, an object a line"
+    kind = known_kind(head)
+    if kind is None:
+        first = _without_mark(head).split(b"\n", 1)[0].strip()
+        columns = {column.strip(b" \"'").lower() for column in re.split(rb"[,;\t]", first)}
+        if first[:1] != b"{" and b"prompt" in columns and len(columns) > 1:
+            kind = "a table (CSV): write its rows as JSON lines first"
+        elif path.suffix != ".json" and first == b"[":
+            kind = "a JSON array: name it .json"
+    if kind:
+        raise UserError(f"{path}: {expected}, found {kind}")
 
 
 def _line_rows(path: Path, file) -> Iterator[Union[Row, InvalidRow]]:
@@ -114,6 +136,10 @@ def _array_rows(path: Path, raw: bytes) -> Iterator[Union[Row, InvalidRow]]:
     try:
         values = _parse_json(raw)
     except _NotJson as error:
+        lines = [line for line in raw.splitlines() if line.strip()]
+        if len(lines) > 1 and all(isinstance(_line_row("", 1, line), Row) for line in lines[:2]):
+            raise UserError(f"{path}: found JSON lines, an object a line, expected an array of objects: name it "
+                            ".jsonl") from None
         raise UserError(f"{path}: {error}") from None
     if not isinstance(values, list):
         raise UserError(f"{path}: found {_name(values)}, expected an array of objects (or a .jsonl file)")
@@ -149,7 +175,8 @@ def _each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
 def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, InvalidRow]:
     """`row` if each of `fields` is there and is text that can be encoded, and the prompt is not blank; or why not."""
     reason = _problem_of_fields(row.values, fields)
-    return row if reason is None else InvalidRow(row.place, row.number, reason, json.dumps(row.values))
+    return row if reason is None else InvalidRow(row.place, row.number, reason,
+                                                      json.dumps(row.values, ensure_ascii=False))
 
 
 def _problem_of_fields(values: Dict[str, Any], fields: Sequence[str]) -> Optional[str]:
@@ -172,9 +199,10 @@ def _problem_of_fields(values: Dict[str, Any], fields: Sequence[str]) -> Optiona
     return None
 
 
-def read_preferences(path: Union[str, Path]) -> Iterator[Union[Preference, InvalidRow]]:
-    """Each row of a CValues-Comparison file, or why a line is none."""
-    for row in read_rows(path):
+def read_preferences(path: Union[str, Path],
+                     name: Optional[Path] = None) -> Iterator[Union[Preference, InvalidRow]]:
+    """Each row of a CValues-Comparison file, or why a line is none; see `read_rows`."""
+    for row in read_rows(path, name):
         if isinstance(row, Row):
             row = check_text_fields(row, PAIR_FIELDS)
         if isinstance(row, Row):

@@ -4,8 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
-from mindrlhf.data.mindrecord_files import check_files, check_head, find_record_files, read_sidecar, read_sidecars
-from mindrlhf.errors import UserError
+from mindrlhf.data.mindrecord_files import (
+    CHECKSUM,
+    check_files,
+    check_head,
+    find_record_files,
+    read_sidecars,
+    sidecar_path,
+)
+from mindrlhf.errors import UserError, some
 
 __all__ = ["RecordSet"]
 
@@ -24,6 +31,7 @@ class RecordSet:
         sidecar:      the file that says so; None without one
         row_checksums: CRC-32 of the rows of each file; None where a sidecar does not know it
         unverifiable: files without checksums, as another converter writes them
+        unsealed:     sidecars without a checksum of their own, as earlier releases write them
     """
 
     files: Tuple[str, ...]
@@ -32,26 +40,43 @@ class RecordSet:
     sidecar: Optional[Path]
     row_checksums: Optional[Tuple[int, ...]]
     unverifiable: Tuple[str, ...]
+    unsealed: Tuple[Path, ...] = ()
 
     @classmethod
     def open(cls, paths: Union[str, Sequence[str]]) -> "RecordSet":
         """The data set that a file, a folder (searched to its bottom) or a list of both stands for. Reads no rows.
 
         Raises:
-            UserError: there is no such file, one is not what was written, or they were made differently.
+            UserError: there is no such file, one is not what was written or is there twice, or they were made
+                       differently.
         """
         files = find_record_files(paths)
         if not files:
             raise UserError("data_loader.dataset_dir: empty, expected a MindRecord file, a folder of them or a list")
-        settings, sidecar = _common_settings(files)
-        check_files(files)
+        sidecars = read_sidecars(files)
+        settings, sidecar = _common_settings(sidecars)
+        check_files(files, sidecars=sidecars)
+        _check_no_copies(sidecars)
         for file in files:
             check_head(file)
-        written = [(read_sidecar(file) or {}).get("files") for file in files]
+        written = [sidecars.get(sidecar_path(file), {}).get("files") for file in files]
         checksums = [(known or {}).get(Path(file).name, {}).get("rows") for file, known in zip(files, written)]
         return cls(tuple(files), sum(map(_count_pairs, files)), settings, sidecar,
                    None if None in checksums else tuple(checksums),
-                   tuple(file for file, known in zip(files, written) if known is None))
+                   tuple(file for file, known in zip(files, written) if known is None),
+                   tuple(path for path, content in sidecars.items() if CHECKSUM not in content))
+
+    @property
+    def doubts(self) -> Tuple[str, ...]:
+        """Where damage may go unnoticed, a text for the log each."""
+        texts = []
+        if self.unverifiable:
+            texts.append(f"{some(self.unverifiable)}: no checksums of it, damage may go unnoticed; this project's "
+                         "cvalues_comparison.py writes them")
+        if self.unsealed:
+            texts.append(f"{some(self.unsealed)}: written by an earlier release without a checksum of its own: a "
+                         "damaged template, tokenizer or padding side may go unnoticed; convert again")
+        return tuple(texts)
 
     def verify_rows(self) -> None:
         """Read all rows (1.5 GB a second) and compare them with their checksums.
@@ -65,10 +90,10 @@ class RecordSet:
         return ", ".join(self.files)
 
 
-def _common_settings(files: Sequence[str]) -> Tuple[Dict[str, Any], Optional[Path]]:
+def _common_settings(sidecars: Mapping[Path, Mapping[str, Any]]) -> Tuple[Dict[str, Any], Optional[Path]]:
     settings: Dict[str, Any] = {}
     origin: Optional[Path] = None
-    for path, sidecar in read_sidecars(files):
+    for path, sidecar in sidecars.items():
         found = {key: sidecar.get(key) for key in _SETTINGS}
         for key, value in found.items():
             if settings and value != settings[key]:
@@ -76,6 +101,18 @@ def _common_settings(files: Sequence[str]) -> Tuple[Dict[str, Any], Optional[Pat
                                 "set must be made with the same settings")
         settings, origin = found, path
     return settings, origin
+
+
+def _check_no_copies(sidecars: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raise `UserError` if two conversions have the same rows: copies, whose pairs would count twice."""
+    known: Dict[Any, Path] = {}
+    for path, sidecar in sidecars.items():
+        rows = tuple(sorted((str(entry.get("bytes")), str(entry["rows"]))
+                            for entry in (sidecar.get("files") or {}).values() if "rows" in entry))
+        other = known.setdefault(rows, path) if rows else path
+        if other != path:
+            raise UserError(f"{path}: the same rows as those of {other}, expected each data set once: its pairs would "
+                            "count twice")
 
 
 def _count_pairs(file: str) -> int:

@@ -61,6 +61,8 @@ def evaluate(plan: EvaluationPlan) -> List[EvalResult]:
     for file in records.files:
         check_first_row(file, list(FIELDS), config.model.seq_length, exact=False)
     scorer = Scorer(config, run)
+    for doubt in records.doubts if scorer.rank == 0 else ():
+        logger.warning(doubt)
     checkpoints = scorer.checkpoints(plan.checkpoint)
     warn_of_template(records.settings.get("prompt_template"), plan.trained.get("prompt_template"), records.files[0])
     results = []

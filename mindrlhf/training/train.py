@@ -2,7 +2,6 @@
 from typing import Dict, Optional
 
 from mindrlhf.checkpoints.find import step_of
-from mindrlhf.errors import some
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.training.plan import TrainingPlan
 from mindrlhf.training.start_from import StartingPoint, choose_starting_point
@@ -31,9 +30,8 @@ def train(plan: TrainingPlan) -> None:
     from mindrlhf.training.trainer import RewardTrainer
 
     rank, ranks = get_real_rank(), get_real_group_size()
-    if rank == 0 and records.unverifiable:
-        logger.warning("%s: no checksums of it, damage may go unnoticed; this project's cvalues_comparison.py "
-                       "writes them", some(records.unverifiable))
+    for doubt in records.doubts if rank == 0 else ():
+        logger.warning(doubt)
     begin = choose_starting_point(config, rank, ranks, logger.warning)
     run.train_dataset.update(records=records, seq_length=config.model.seq_length, seed=config.batching.seed,
                              micro_batches=config.micro_batches)

@@ -146,8 +146,9 @@ def test_what_cannot_be_written_leaves_the_earlier_file_as_it_was(tmp_path, monk
 
 
 def test_what_a_killed_run_left_goes_with_the_next_file(tmp_path):
-    left = tmp_path / ".checkpoint.99999999.abc.partial"
+    left = tmp_path / ".checkpoint.partial"
     left.mkdir()
+    (left / "mindrlhf.lock").touch()
     (left / "a-1_1.tmp").write_bytes(b"half")
     save_whole(nn.Dense(2, 1), str(tmp_path / "a-1_7.ckpt"))
     assert [file.name for file in tmp_path.iterdir()] == ["a-1_7.ckpt"]

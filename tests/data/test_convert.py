@@ -12,6 +12,11 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_auto_...                          | the length that cuts nothing, printed and noted     | literal numbers   |
 | test_memory_does_not_grow_...          | rows are not collected                              | VmHWM, 32 MB      |
 | test_invalid_lines_go_to_a_file_of_... | --skip_invalid keeps line, reason and text          | literal rows      |
+| test_more_invalid_lines_than_...       | nothing is written; what counts as invalid          | folder, messages  |
+| test_pairs_of_which_one_answer_...     | counted and said, where padding is compared         | literal numbers   |
+| test_a_pipe_is_read_once_and_whole     | every file is the same, byte by byte                | the same as file  |
+| test_an_output_that_is_the_source_...  | directly, through links, in the place of a sidecar  | folder, messages  |
+| test_a_full_disk_...                   | the file is named, earlier output kept              | RLIMIT_FSIZE      |
 | test_script_...                        | exit codes, one line on stderr, nothing half done   | a process         |
 """
 import base64
@@ -21,9 +26,11 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,8 +70,9 @@ def write_rows(folder, rows, name="pairs.jsonl"):
 
 
 def convert(folder, rows, tokenizer, seq_length=8, template=TEMPLATE, **options):
+    """Any share of the lines may be invalid unless told otherwise."""
     return convert_preferences(write_rows(folder, rows), folder / "out.mindrecord", tokenizer, seq_length, template,
-                               **options)
+                               **{"max_invalid": 1, **options})
 
 
 def read_record(path):
@@ -77,7 +85,7 @@ def read_record(path):
 def sidecar(folder):
     """Without the checksums of the files, which are those of test_record.py."""
     content = json.loads((folder / "out.mindrecord.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in content.items() if key != "files"}
+    return {key: value for key, value in content.items() if key not in ("files", "checksum")}
 
 
 def contents(folder, but=("pairs.jsonl",)):
@@ -154,7 +162,7 @@ def test_sidecar_says_how_the_data_was_made(tmp_path, tokenizer):
         "tokenizer": {"file": "tokenizer.model", "sha256": hashlib.sha256(TOKENIZER.read_bytes()).hexdigest(),
                       "vocab_size": 1010},
         "count": 1, "prompt_max": 1, "prompt_avg": 1.0, "chosen_max": 3, "chosen_avg": 3.0, "reject_max": 4,
-        "reject_avg": 4.0, "cut": 0, "empty_answers": 0, "identical": 1, "invalid": 1}
+        "reject_avg": 4.0, "cut": 0, "empty_answers": 0, "identical": 1, "prefixes": 0, "invalid": 1}
 
 
 MANY = [row for index in range(100) for row in (
@@ -246,7 +254,7 @@ def test_invalid_lines_go_to_a_file_of_their_own(tmp_path, tokenizer):
     assert rejected == [
         {"line": 1, "reason": "not JSON: Expecting value at column 1", "text": "nonsense"},
         {"line": 4, "reason": "key 'pos_resp', 'neg_resp' missing; found prompt; expected prompt, pos_resp, neg_resp",
-         "text": '{"prompt": "\\u95ee"}'},
+         "text": '{"prompt": "问"}'},
         {"line": 5, "reason": "not UTF-8: byte 0xff at position 1", "text": "\\xff"}]
 
 
@@ -258,9 +266,159 @@ def test_invalid_lines_go_to_a_file_of_their_own(tmp_path, tokenizer):
 def test_half_of_a_surrogate_pair_is_written_to_the_file_of_invalid_lines(tmp_path, tokenizer, name, content):
     source = tmp_path / name
     source.write_text(json.dumps(content) + ("" if name.endswith(".json") else "\n" + json.dumps(pair("a", "b", "c"))))
-    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, skip_invalid=True)
+    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, skip_invalid=True,
+                                 max_invalid=1)
     assert (report.invalid, report.lengths.count) == (1, 1)
     assert len(report.rejected_file.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def message_of(function, *args, **options):
+    with pytest.raises(UserError) as caught:
+        function(*args, **options)
+    return str(caught.value)
+
+
+def test_invalid_lines_stay_readable(tmp_path, tokenizer):
+    report = convert(tmp_path, [{"prompt": "问题", "pos_resp": 1}, pair("a", "b", "c")], tokenizer, skip_invalid=True)
+    assert '"text": "{\\"prompt\\": \\"问题\\", \\"pos_resp\\": 1}"' in report.rejected_file.read_text(encoding="utf-8")
+
+
+def test_more_invalid_lines_than_max_invalid_are_an_error_and_nothing_is_written(tmp_path, tokenizer):
+    """1 of 80 is more than a hundredth; pairs that are cut, equal or left out otherwise are not invalid."""
+    rows = [pair("a", "b" * 20, "c"), pair("a", "b", "b"), *[pair("a", "b", "c")] * 77, b"[]"]
+    source = tmp_path / "pairs.jsonl"
+    assert message_of(convert, tmp_path, rows, tokenizer, skip_invalid=True, max_invalid=0.01) == (
+        f"{source}: 1 of 80 lines are invalid, expected at most 0.01 of them (--max_invalid); nothing was written; "
+        f"{source}:80: found an array, expected an object")
+    assert contents(tmp_path) == {}
+    assert convert(tmp_path, rows, tokenizer, skip_invalid=True, max_invalid=0.0125).invalid == 1
+    assert message_of(convert_preferences, source, tmp_path / "two.mindrecord", tokenizer, 8, TEMPLATE,
+                      skip_invalid=True).endswith("expected an object")
+    rows[1] = pair("a", "b", "b")
+    assert convert(tmp_path, [*[pair("a", "b", "b")] * 99, pair("a", "b", "c")], tokenizer, skip_invalid=True,
+                   max_invalid=0).identical == 99
+
+
+@pytest.mark.parametrize(("side", "count"), [("right", 3), ("left", 0)])
+def test_pairs_of_which_one_answer_begins_the_other_are_counted_and_said(tmp_path, tokenizer, side, count):
+    """Also an empty answer, and answers that are alike up to the cut. With padding in front their ends are compared."""
+    rows = [pair("a", "b", "bc"), pair("a", "bc", "b"), pair("a", "", "c"), pair("a", "c", "bc")]
+    report = convert(tmp_path, [*rows, pair("a", "b" * 90, "b" * 80)], tokenizer, padding_side=side)
+    assert (report.prefixes, report.identical, sidecar(tmp_path)["prefixes"]) == (count, 1, count)
+    assert (f"\none answer is the beginning of the other: {count} of 4 pairs; their loss compares the rest of the "
+            "longer answer with padding alone, so that it says little of which of the two scores higher\n"
+            in report.as_text()) == (count > 0)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("flags", [["--num_workers", "2"], ["--seq_length", "auto"]], ids=["two processes", "auto"])
+@pytest.mark.parametrize("kind", ["pipe", "FIFO", "file as standard input"])
+def test_a_pipe_is_read_once_and_whole(tmp_path, flags, kind):
+    """3,000 pairs: more than a pipe holds, and than one process is sent at once."""
+    rows = [pair("a", "b" * (number % 50), f"{number}") for number in range(3000)]
+    done = run_script(tmp_path, *flags, rows=rows)
+    assert done.returncode == 0, done.stderr
+    expected = contents(tmp_path)
+    source, folder = tmp_path / "pairs.jsonl", tmp_path / "again"
+    folder.mkdir()
+    name = "/dev/stdin"
+    if kind == "FIFO":
+        name = str(tmp_path / "fifo")
+        os.mkfifo(name)
+    command = (f"{sys.executable} {EXAMPLE / 'cvalues_comparison.py'} --tokenizer {TOKENIZER} --src_file {name} "
+               f"--dst_file {folder / 'out.mindrecord'} --seq_length 48 {' '.join(flags)}")
+    command = {"pipe": f"cat {source} | {command}", "FIFO": f"cat {source} > {name} & {command}",
+               "file as standard input": f"{command} < {source}"}[kind]
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = contents(folder)
+    assert {name for name in expected if found[name] != expected[name]} == {"out.mindrecord.json"}
+    assert sidecar(folder) == {**sidecar(tmp_path), "source": Path(name).name}
+
+
+def test_an_invalid_line_of_a_pipe_has_the_pipes_name(tmp_path, tokenizer):
+    fifo = tmp_path / "fifo.jsonl"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_text, args=['{"prompt": 1}\n'])
+    writer.start()
+    assert message_of(convert_preferences, fifo, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE).startswith(
+        f"{fifo}:1: key 'pos_resp', 'neg_resp' missing; ")
+    writer.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo.jsonl"]
+
+
+def test_a_tokenizer_in_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    writer = threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(TOKENIZER.read_bytes()))
+    writer.start()
+    tokenizer = open_tokenizer(tmp_path / "fifo")
+    writer.join()
+    assert message_of(convert, tmp_path, [pair("a", "b", "c")], tokenizer) == (
+        f"--tokenizer: {tmp_path / 'fifo'}: a pipe or a device, expected a file: each process that encodes reads it")
+
+
+@pytest.mark.parametrize(("source", "output"), [
+    ("out.mindrecord.rejected.jsonl", "out.mindrecord"), ("out.mindrecord.json", "out.mindrecord"),
+    ("out.mindrecord", "out.mindrecord"), ("pairs.jsonl", "link.mindrecord")])
+def test_an_output_that_is_the_source_is_refused_and_the_source_kept(tmp_path, tokenizer, source, output):
+    write_rows(tmp_path, [pair("a", "b", "c")], source)
+    (tmp_path / "link.mindrecord").symlink_to("real.mindrecord")
+    os.link(tmp_path / source, tmp_path / "real.mindrecord")
+    before = contents(tmp_path)
+    assert re.fullmatch(rf"--dst_file: {tmp_path}/.* is {tmp_path / source}, which this run reads \(--src_file\), "
+                        "expected another name", message_of(convert_preferences, tmp_path / source, tmp_path / output,
+                                                            tokenizer, 8, TEMPLATE))
+    assert contents(tmp_path) == before
+
+
+def test_a_tokenizer_that_is_an_output_is_refused(tmp_path):
+    (tmp_path / "out.mindrecord").write_bytes(TOKENIZER.read_bytes())
+    assert message_of(convert, tmp_path, [pair("a", "b", "c")], open_tokenizer(tmp_path / "out.mindrecord")) == (
+        f"--dst_file: {tmp_path / 'out.mindrecord'} is {tmp_path / 'out.mindrecord'}, which this run reads "
+        "(--tokenizer), expected another name")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"seq_length": 2 ** 21 + 1},
+     "--seq_length: found 2097153, expected at most 2097152, of which MindRecord can hold a sample"),
+    ({"num_workers": 257}, "--num_workers: found 257, expected at most 256")])
+def test_numbers_that_no_machine_has_room_for_are_refused(tmp_path, tokenizer, options, message):
+    assert message_of(convert, tmp_path, [pair("a", "b", "c")], tokenizer, **options) == message
+    assert contents(tmp_path) == {}
+
+
+def test_a_users_own_file_in_the_place_of_invalid_lines_is_kept_when_there_are_none(tmp_path, tokenizer):
+    mine = tmp_path / "out.mindrecord.rejected.jsonl"
+    mine.write_text("mine")
+    for _ in range(2):
+        assert convert(tmp_path, [pair("a", "b", "c")], tokenizer).rejected_file is None
+        assert mine.read_text() == "mine"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("kilobytes", "message"), [
+    (0, "File too large"), (1 << 10, "File too large"), (65 << 10, "MindRecord could not be written (")],
+    ids=["nothing", "less than a header", "less than the rows"])
+def test_a_full_disk_names_the_output_and_leaves_the_earlier_one(tmp_path, kilobytes, message):
+    """As large as a file may be, which is what Python and MindRecord see of a full disk."""
+    done = run_script(tmp_path)
+    assert done.returncode == 0, done.stderr
+    before = contents(tmp_path)
+    done = run_script(tmp_path, rows=[pair("a", "b" * 40, "c")] * 2000, file_size=kilobytes << 10)
+    assert done.returncode == 1
+    assert f"cvalues_comparison.py: error: {tmp_path / 'out.mindrecord'}: {message}" in done.stderr
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.process
+def test_a_full_disk_names_the_file_of_invalid_lines(tmp_path):
+    rows = [b"[" + b"x" * 2000] * 36000
+    done = run_script(tmp_path, "--skip_invalid", "--max_invalid", "1", rows=[pair("a", "b", "c"), *rows],
+                      file_size=66 << 20)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.split("\n") if line and not line.startswith("\rconvert ")]
+    assert lines == [f"cvalues_comparison.py: error: {tmp_path / 'out.mindrecord.rejected.jsonl'}: File too large"]
+    assert contents(tmp_path) == {}
 
 
 def test_file_of_invalid_lines_of_an_earlier_run_goes(tmp_path, tokenizer):
@@ -367,12 +525,17 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path):
     assert peaks[1] - peaks[0] < 32 << 10
 
 
-def run_script(folder, *flags, rows=None):
-    """cvalues_comparison.py in a process of its own, on good rows unless told otherwise; a later flag wins."""
+def run_script(folder, *flags, rows=None, file_size=None):
+    """cvalues_comparison.py in a process of its own, on good rows unless told otherwise; a later flag wins. No file may
+    have more than `file_size` bytes.
+    """
     source = write_rows(folder, [pair("a", "b", "c")] if rows is None else rows)
     command = [sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer", str(TOKENIZER), "--src_file",
                str(source), "--dst_file", str(folder / "out.mindrecord"), "--seq_length", "48", *flags]
-    done = subprocess.run(command, capture_output=True, check=False)  # text=True would turn \r into a line break
+    limit = None if file_size is None else (
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size)))
+    done = subprocess.run(command, capture_output=True, check=False,  # text=True would turn \r into a line break
+                          preexec_fn=limit)
     done.stdout, done.stderr = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
     return done
 
@@ -404,7 +567,8 @@ def test_script_answers_ctrl_c_with_one_line_and_leaves_nothing(tmp_path, flags)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 130
     lines = [line for line in (tmp_path / "stderr").read_bytes().decode().replace("\r", "\n").split("\n") if line]
-    assert [line for line in lines if "pairs/s]" not in line] == ["cvalues_comparison.py: error: interrupted"]
+    assert [line for line in lines if not re.search(r"(pairs/s|s/ pairs)\]", line)] == [
+        "cvalues_comparison.py: error: interrupted"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "stderr"]
     for _ in range(100):  # the resource tracker of `multiprocessing` follows a moment later
         if not live_processes(process.pid):
@@ -443,6 +607,10 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     (["--seq_length", "8.5"], "argument --seq_length: found '8.5', expected a whole number above 0, or auto"),
     (["--seq_length", "-8"], "argument --seq_length: found '-8', expected a whole number above 0, or auto"),
     (["--seq_length", "Auto"], "argument --seq_length: found 'Auto', expected a whole number above 0, or auto"),
+    (["--num_workers", "2147483648"],
+     "argument --num_workers: found '2147483648', expected a whole number up to 2147483647"),
+    (["--max_invalid", "0.1"], "argument --max_invalid: has an effect with --skip_invalid only"),
+    (["--skip_invalid", "--max_invalid", "nan"], "argument --max_invalid: found 'nan', expected a number from 0 to 1"),
     (["--num_workers", "0"], "argument --num_workers: found '0', expected a whole number above 0"),
     (["--shard_num", "two"], "argument --shard_num: found 'two', expected a whole number above 0"),
     (["--padding_side", "middle"], "argument --padding_side: invalid choice: 'middle' (choose from"),
@@ -450,7 +618,8 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     (["--prompt_template", "{prompt}"],
      "argument --prompt_template: {response} occurs 0 times, expected once: '{prompt}'"),
 ], ids=["unknown", "abbreviated switch", "abbreviated flag", "no length", "half a token", "negative length",
-        "auto with a capital", "no process", "number in words", "side", "pad id is no number", "template"])
+        "auto with a capital", "beyond int32", "share without effect", "no share", "no process",
+        "number in words", "side", "pad id is no number", "template"])
 def test_script_refuses_a_bad_command_line_with_2(tmp_path, flags, message):
     done = run_script(tmp_path, *flags)
     assert done.returncode == 2

@@ -38,11 +38,16 @@ def write_record(path, pairs, side="right", seq_length=4):
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """A folder with two files: the three pairs of PAIRS, and one of [4] and [6]."""
+    """A folder with two files: the three pairs of PAIRS, and one of [4] and [6], which also has its own folder."""
     folder = tmp_path_factory.mktemp("records")
     write_record(folder / "a.mindrecord", PAIRS)
     write_record(folder / "b.mindrecord", [([4], [6])])
+    write_record(folder / "alone" / "b.mindrecord", [([4], [6])])
     return folder
+
+
+def both(folder):
+    return [str(folder / "a.mindrecord"), str(folder / "b.mindrecord")]
 
 
 def build(paths, batch_size=2, shuffle=False, **keys):
@@ -117,13 +122,13 @@ def test_last_batch_is_kept_or_dropped(records, drop, sizes):
 
 
 def test_dataset_knows_its_number_of_batches(records):
-    assert build(str(records), batch_size=1).get_dataset_size() == 4
-    assert build(str(records), batch_size=3, drop_remainder=False).get_dataset_size() == 2
+    assert build(both(records), batch_size=1).get_dataset_size() == 4
+    assert build(both(records), batch_size=3, drop_remainder=False).get_dataset_size() == 2
 
 
 @pytest.mark.parametrize(("paths", "tokens"), [
     (lambda folder: str(folder / "a.mindrecord"), [1, 2, 5]),
-    (str, [1, 2, 4, 5]),
+    (lambda folder: str(folder / "alone"), [4]),
     (lambda folder: [str(folder / "b.mindrecord")], [4]),
     (lambda folder: [str(folder / "b.mindrecord"), str(folder / "a.mindrecord")], [1, 2, 4, 5]),
 ], ids=["a file", "a folder", "a list of one", "a list"])
@@ -159,7 +164,7 @@ def test_keys_may_be_given_one_by_one(records):
 
 
 def test_configuration_stays_as_it_is(records):
-    config = MindFormerConfig(data_loader={"type": "MindDataset", "dataset_dir": str(records)}, batch_size=1,
+    config = MindFormerConfig(data_loader={"type": "MindDataset", "dataset_dir": both(records)}, batch_size=1,
                               num_parallel_workers=1)
     before = repr(config.to_dict())
     RewardModelDataset(config)
@@ -171,7 +176,7 @@ def test_data_is_repeated(records):
 
 
 def test_output_columns_are_those_of_the_configuration(records):
-    batch = batches(str(records), output_columns=["end_ind", "input_ids"])[0]
+    batch = batches(both(records), output_columns=["end_ind", "input_ids"])[0]
     assert list(batch) == ["end_ind", "input_ids"]
 
 
@@ -215,7 +220,7 @@ def test_dataset_arranges_micro_batches(records):
 
 
 def test_batch_that_cannot_be_cut_into_micro_batches_is_refused(records):
-    assert message_of(str(records), batch_size=3, micro_batches=2) == (
+    assert message_of(both(records), batch_size=3, micro_batches=2) == (
         "batch_size is 3, expected a multiple of 2 (micro-batches)")
 
 
@@ -229,7 +234,7 @@ def test_data_of_another_sequence_length_is_refused(records):
 def test_second_file_of_another_sequence_length_is_refused(tmp_path):
     write_record(tmp_path / "a.mindrecord", PAIRS)
     write_record(tmp_path / "b.mindrecord", PAIRS, seq_length=6)
-    message = message_of(str(tmp_path), seq_length=4)
+    message = message_of(both(tmp_path), seq_length=4)
     assert str(tmp_path / "b.mindrecord") in message
     assert "its sequence length is 6, expected 4" in message
 

@@ -4,23 +4,25 @@
 | test_files_appear_when_finished_only        | nothing has its name before finish()        | the folder        |
 | test_failed_run_leaves_earlier_output_alone | record, index and sidecar keep every byte   | bytes before      |
 | test_folder_of_a_dead_process_is_removed    | what killed runs leave behind goes          | the folder        |
+| test_second_conversion_is_refused ...       | one living writer of an output              | message, rows     |
 | test_find_...                               | file, folder, shards, list; what is no data | names, messages   |
 | test_shards_...                             | names, every row once, none of other runs   | the folder, rows  |
 | test_pages_are_small_...                    | what bounds the memory that the index takes | the file's header |
 | test_sidecar_...                            | read, absent, broken, one for all shards    | content, messages |
 | test_a_file_that_has_changed_is_named ...   | one bit, one byte, another conversion       | messages          |
+| test_a_sidecar_that_...                     | its own checksum; none; names that stay     | messages, folder  |
+| test_a_copy_..., test_a_link_...            | no pair twice; links followed or refused    | messages, folder  |
 | test_length_statistics_by_hand              | maxima and averages                         | literal numbers   |
 """
 import json
 import os
 import re
-import subprocess
-import sys
 import zlib
 
 import numpy as np
 import pytest
 
+from mindrlhf.data import mindrecord_files
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_files import (
     check_files,
@@ -83,9 +85,7 @@ def test_files_appear_when_finished_only(tmp_path):
         hidden = names(tmp_path)
         writer.finish({"seq_length": 4})
         assert [name for name in names(tmp_path) if not name.startswith(".")] == NAMES
-    assert len(hidden) == 1
-    assert hidden[0].startswith(f".out.mindrecord.{os.getpid()}.")
-    assert hidden[0].endswith(".partial")
+    assert hidden == [".out.mindrecord.partial"]
     assert names(tmp_path) == NAMES
 
 
@@ -201,7 +201,7 @@ def test_shards_hold_every_row_once(tmp_path):
     shards = find_record_files(tmp_path)
     assert sorted(row["chosen_input_ids"][0] for row in read_record(shards)) == list(range(300))
     assert [90 < len(read_record([shard])) < 110 for shard in shards] == [True] * 3
-    assert {path.name for path, _ in read_sidecars(shards)} == {"out.mindrecord.json"}
+    assert {path.name for path in read_sidecars(shards)} == {"out.mindrecord.json"}
 
 
 def test_shards_are_numbered_with_as_many_digits_as_the_last_one(tmp_path):
@@ -218,7 +218,9 @@ def test_shards_are_never_empty(tmp_path):
 
 
 def test_shards_of_another_number_do_not_stay(tmp_path):
-    others = ["a_out.mindrecord0", "out.mindrecord0.jsonl", "out.mindrecordX", "outXmindrecord0"]
+    """But for those that no sidecar knows: a user's own."""
+    others = ["a_out.mindrecord0", "out.mindrecord0.jsonl", "out.mindrecordX", "outXmindrecord0", "out.mindrecord7",
+              "out.mindrecord20240101", "out.mindrecord99.db"]
     touch(tmp_path, *others)
     (tmp_path / "out.mindrecord77").mkdir()
     for shard_num, shards in [(11, [f"{shard:02d}" for shard in range(11)]), (3, "012"), (2, "01"), (1, [""]),
@@ -226,6 +228,16 @@ def test_shards_of_another_number_do_not_stay(tmp_path):
         write_record(tmp_path / "out.mindrecord", count=11, shard_num=shard_num)
         assert set(names(tmp_path)) - {*others, "out.mindrecord77"} == set(shard_names(*shards))
     assert {*others, "out.mindrecord77"} < set(names(tmp_path))
+
+
+@pytest.mark.parametrize("sidecar", ["", "{}", '{"files": {"../victim": {}, "other.mindrecord": {}, "out.txt": {}}}'])
+def test_a_sidecar_that_is_damaged_or_names_others_removes_nothing(tmp_path, sidecar):
+    (tmp_path / "in").mkdir()
+    touch(tmp_path, "victim", "in/other.mindrecord", "in/out.txt", "in/out.mindrecord3")
+    (tmp_path / "in" / "out.mindrecord.json").write_text(sidecar)
+    write_record(tmp_path / "in" / "out.mindrecord")
+    assert names(tmp_path / "in") == sorted([*NAMES, "other.mindrecord", "out.mindrecord3", "out.txt"])
+    assert names(tmp_path) == ["in", "victim"]
 
 
 def test_shards_of_an_earlier_run_stay_when_a_run_fails(tmp_path):
@@ -285,28 +297,18 @@ def test_output_folder_is_made(tmp_path):
 
 @pytest.mark.parametrize("name", ["out.mindrecord", "set[1].mindrecord"])
 def test_folder_of_a_dead_process_is_removed(tmp_path, name):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    left_behind = tmp_path / f".{name}.{process.pid}.abcd.partial"
-    touch(left_behind, name)
+    touch(tmp_path / f".{name}.partial", name, "mindrlhf.lock")
     write_record(tmp_path / name)
-    assert not left_behind.exists()
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
-def test_folder_of_a_running_process_is_kept(tmp_path):
-    running = tmp_path / f".out.mindrecord.{os.getppid()}.abcd.partial"
-    touch(running, "out.mindrecord")
-    write_record(tmp_path / "out.mindrecord")
-    assert names(tmp_path) == sorted([running.name, *NAMES])
-
-
-def test_folder_of_another_output_is_kept(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    other = tmp_path / f".other.mindrecord.{process.pid}.abcd.partial"
-    touch(other, "other.mindrecord")
-    write_record(tmp_path / "out.mindrecord")
-    assert other.is_dir()
+def test_second_conversion_is_refused_while_the_first_one_lives(tmp_path):
+    with RecordWriter(tmp_path / "out.mindrecord") as writer:
+        writer.write(sample())
+        assert message_of(write_record, tmp_path / "out.mindrecord").startswith(
+            f"{tmp_path / 'out.mindrecord'}: another process is writing it now and holds ")
+        writer.finish({})
+    assert len(read_record(tmp_path / "out.mindrecord")) == 1
 
 
 @pytest.mark.parametrize("name", ["out", "out.jsonl", "out.mindrecord.json", "out_mindrecord", "out.mindrecord0"])
@@ -330,18 +332,61 @@ def test_output_below_a_file_is_refused(tmp_path):
 
 
 def test_find_takes_a_file_a_folder_and_a_list(tmp_path):
-    files = ["one.mindrecord", "shards/set.mindrecord0", "shards/set.mindrecord1", "shards/deep/two.mindrecord"]
+    files = ["one.mindrecord", "shards/deep/set.mindrecord0", "shards/deep/set.mindrecord1"]
     touch(tmp_path, *files, *(f"{name}.db" for name in files), "one.mindrecord.json", "shards/notes.txt")
-    one, first, second, two = (str(tmp_path / name) for name in files)
+    one, first, second = (str(tmp_path / name) for name in files)
     assert find_record_files(one) == [one]
     assert find_record_files(tmp_path / "one.mindrecord") == [one]
-    assert find_record_files(tmp_path / "shards") == [two, first, second]
-    assert find_record_files([tmp_path / "shards", one]) == [two, first, second, one]
+    assert find_record_files(tmp_path / "shards") == [first, second]
+    assert find_record_files([tmp_path / "shards", one]) == [first, second, one]
     assert find_record_files([]) == []
 
 
+@pytest.mark.parametrize(("files", "found"), [
+    (["train.mindrecord", "test.mindrecord"], "test.mindrecord, train.mindrecord"),
+    (["train/a.mindrecord", "test/a.mindrecord"], "test/a.mindrecord, train/a.mindrecord"),
+    (["a.mindrecord0", "a.mindrecord1", "b.mindrecord"], "a.mindrecord0 ... (2 shards), b.mindrecord"),
+    (["a.mindrecord", "a.mindrecord0"], "a.mindrecord, a.mindrecord0"),
+], ids=["two roles", "two folders", "shards and a file", "two conversions to one name"])
+def test_find_refuses_a_folder_of_several_data_sets(tmp_path, files, found):
+    touch(tmp_path, *files, *(f"{name}.db" for name in files))
+    assert message_of(find_record_files, tmp_path) == (
+        f"{tmp_path}: 2 data sets in this folder, expected one: {found}; name the files to use, one by one if they are "
+        "several")
+    assert find_record_files([tmp_path / name for name in files]) == [str(tmp_path / name) for name in files]
+
+
+@pytest.mark.parametrize("paths", [["d/a.mindrecord", "d/a.mindrecord"], ["d", "d/a.mindrecord"],
+                                   ["d/a.mindrecord", "link/a.mindrecord"], ["d/a.mindrecord", "alone.mindrecord"],
+                                   ["d/a.mindrecord", "hard.mindrecord"]])
+def test_find_refuses_a_file_that_is_there_twice(tmp_path, paths):
+    touch(tmp_path, "d/a.mindrecord", "d/a.mindrecord.db", "hard.mindrecord.db")
+    (tmp_path / "link").symlink_to("d")
+    (tmp_path / "alone.mindrecord").symlink_to("d/a.mindrecord")
+    os.link(tmp_path / "d" / "a.mindrecord", tmp_path / "hard.mindrecord")
+    assert re.fullmatch(f"{tmp_path}/.*: named twice, or the same file as {tmp_path}/d/a.mindrecord, expected each "
+                        "file once: its pairs would count twice",
+                        message_of(find_record_files, [tmp_path / path for path in paths]))
+
+
+def test_a_copy_of_a_data_set_beside_it_is_refused(tmp_path):
+    for folder in ("one", "two"):
+        write_record(tmp_path / folder / "out.mindrecord", count=3)
+    write_record(tmp_path / "other" / "out.mindrecord", count=2)
+    one, two, other = (str(tmp_path / name / "out.mindrecord") for name in ("one", "two", "other"))
+    assert RecordSet.open([one, other]).pairs == 5
+    assert message_of(RecordSet.open, [one, two]) == (
+        f"{two}.json: the same rows as those of {one}.json, expected each data set once: its pairs would count twice")
+
+
+def test_find_follows_a_link_to_where_the_index_is(tmp_path):
+    touch(tmp_path, "far/a.mindrecord", "far/a.mindrecord.db")
+    (tmp_path / "link.mindrecord").symlink_to("far/a.mindrecord")
+    assert find_record_files(tmp_path / "link.mindrecord") == [str(tmp_path / "far" / "a.mindrecord")]
+
+
 def test_find_passes_hidden_folders_by(tmp_path):
-    touch(tmp_path, ".out.mindrecord.12.x.partial/out.mindrecord", "out.mindrecord", "out.mindrecord.db")
+    touch(tmp_path, ".out.mindrecord.partial/out.mindrecord", "out.mindrecord", "out.mindrecord.db")
     assert find_record_files(tmp_path) == [str(tmp_path / "out.mindrecord")]
 
 
@@ -358,11 +403,22 @@ def test_find_searches_a_folder_below_a_hidden_one(tmp_path):
     (["a.jsonl"], "a.jsonl",
      "not a MindRecord file, expected a name that ends in .mindrecord (convert with cvalues_comparison.py)"),
     (["a.mindrecord"], "a.mindrecord", "its index a.mindrecord.db is missing; copy it along or convert again"),
-], ids=["missing", "folder without data", "another kind of file", "index missing"])
+    (["a.mindrecord0", "a.mindrecord0.db", "a.mindrecord1"], "a.mindrecord",
+     "no such file, but its shards are there: name them: {0}/a.mindrecord0 {0}/a.mindrecord1"),
+], ids=["missing", "folder without data", "another kind of file", "index missing", "shards"])
 def test_find_refuses_what_is_no_data(tmp_path, present, path, message):
     touch(tmp_path, *present)
-    assert message_of(find_record_files, tmp_path / path) == f"{tmp_path / path}: {message}"
-    assert message_of(find_record_files, [str(tmp_path / path)]) == f"{tmp_path / path}: {message}"
+    message = f"{tmp_path / path}: {message.format(tmp_path)}"
+    assert message_of(find_record_files, tmp_path / path) == message
+    assert message_of(find_record_files, [str(tmp_path / path)]) == message
+
+
+def test_find_names_a_git_lfs_pointer(tmp_path):
+    touch(tmp_path, "a.mindrecord", "a.mindrecord.db")
+    (tmp_path / "a.mindrecord").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert message_of(find_record_files, tmp_path) == (
+        f"{tmp_path / 'a.mindrecord'}: not a MindRecord file but a Git LFS pointer in the file's place: git lfs pull "
+        "fetches the file")
 
 
 def test_find_names_the_shard_whose_index_is_missing(tmp_path):
@@ -380,8 +436,8 @@ def test_sidecar_is_read_once_for_all_shards(tmp_path):
     (tmp_path / "b.mindrecord.json").write_text('{"seq_length": 4}')
     (tmp_path / "a.mindrecord.json").write_text('{"seq_length": 8}')
     records = [tmp_path / name for name in ("b.mindrecord0", "b.mindrecord1", "a.mindrecord", "none.mindrecord")]
-    assert list(read_sidecars(records)) == [(tmp_path / "a.mindrecord.json", {"seq_length": 8}),
-                                            (tmp_path / "b.mindrecord.json", {"seq_length": 4})]
+    assert read_sidecars(records) == {tmp_path / "a.mindrecord.json": {"seq_length": 8},
+                                      tmp_path / "b.mindrecord.json": {"seq_length": 4}}
 
 
 def test_sidecar_may_be_absent(tmp_path):
@@ -400,6 +456,85 @@ def test_sidecar_may_be_absent(tmp_path):
 def test_sidecar_that_is_broken_is_named(tmp_path, content, message):
     (tmp_path / "out.mindrecord.json").write_bytes(content)
     assert message_of(read_sidecar, tmp_path / "out.mindrecord") == f"{tmp_path / 'out.mindrecord.json'}: {message}"
+
+
+def written_sidecar(folder, **values):
+    write_record(folder / "out.mindrecord", sidecar={"prompt_template": "{prompt}:{response}", "seq_length": 4,
+                                                     "padding_side": "right", **values})
+    path = folder / "out.mindrecord.json"
+    return path, json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("prompt_template", "{prompt};{response}"), ("padding_side", "left"),
+                                            ("tokenizer", {"sha256": "0"}), ("seq_length", 5), ("note", "new"),
+                                            ("checksum", None)])
+def test_a_sidecar_that_was_changed_is_named(tmp_path, key, value):
+    path, content = written_sidecar(tmp_path)
+    content[key] = value
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert re.fullmatch(re.escape(f"{path}: damaged or edited: the checksum of its content is ") +
+                        r"\d+, in the file it is (\d+|None); copy it again, or convert again",
+                        message_of(RecordSet.open, str(tmp_path / "out.mindrecord")))
+
+
+def test_a_sidecar_that_was_only_written_otherwise_is_the_same(tmp_path):
+    """The checksum is over the content: of JSON with sorted keys, in ASCII."""
+    path, content = written_sidecar(tmp_path, prompt_template="问：{prompt}{response}")
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    assert content["checksum"] == zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+    path.write_text(json.dumps(dict(sorted(content.items(), reverse=True))), encoding="utf-8")
+    assert RecordSet.open(str(tmp_path / "out.mindrecord")).doubts == ()
+
+
+def test_a_sidecar_of_an_earlier_release_is_taken_with_a_warning(tmp_path):
+    path, content = written_sidecar(tmp_path)
+    del content["checksum"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    records = RecordSet.open(str(tmp_path / "out.mindrecord"))
+    assert records.settings["padding_side"] == "right"
+    assert records.doubts == (f"{path}: written by an earlier release without a checksum of its own: a damaged "
+                              "template, tokenizer or padding side may go unnoticed; convert again",)
+    path.unlink()
+    assert RecordSet.open(str(tmp_path / "out.mindrecord")).doubts == (
+        f"{tmp_path / 'out.mindrecord'}: no checksums of it, damage may go unnoticed; this project's "
+        "cvalues_comparison.py writes them",)
+
+
+def test_a_data_set_reads_its_sidecar_once(tmp_path, monkeypatch):
+    write_record(tmp_path / "out.mindrecord", count=4, shard_num=4)
+    read = []
+
+    def count(path):
+        read.append(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(mindrecord_files, "read_json_object", count)
+    RecordSet.open(str(tmp_path))
+    assert read == [tmp_path / "out.mindrecord.json"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_followed_for_all_files(tmp_path, exists):
+    (tmp_path / "far").mkdir()
+    if exists:
+        write_record(tmp_path / "far" / "real.mindrecord", count=2)
+    (tmp_path / "out.mindrecord").symlink_to("far/real.mindrecord")
+    write_record(tmp_path / "out.mindrecord")
+    assert names(tmp_path) == ["far", "out.mindrecord"]
+    assert (tmp_path / "out.mindrecord").is_symlink()
+    assert names(tmp_path / "far") == [name.replace("out", "real") for name in NAMES]
+    assert RecordSet.open(str(tmp_path / "out.mindrecord")).pairs == 1
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_link_or_a_folder_in_the_place_of_another_file_is_refused(tmp_path, name):
+    touch(tmp_path, "mine")
+    for make in (lambda path: path.symlink_to("mine"), lambda path: path.mkdir(), os.mkfifo):
+        make(tmp_path / name)
+        assert message_of(RecordWriter, tmp_path / "out.mindrecord") == (
+            f"--dst_file: {tmp_path / name}: a link, a folder or a device in the place of an output; the files of a "
+            "conversion lie beside each other: remove it, or choose another name")
+        (tmp_path / name).rename(tmp_path / f"{len(names(tmp_path))}")
 
 
 def test_length_statistics_by_hand():

@@ -62,7 +62,7 @@ def test_what_was_converted_is_read(tmp_path, side):
     written = list(texts(200))
     for name, part in (("a", written[:3]), ("b", written[3:150]), ("c", written[150:])):
         write_record(tmp_path / f"{name}.mindrecord", part, side)
-    pairs = read(str(tmp_path))
+    pairs = read([str(tmp_path / f"{name}.mindrecord") for name in "abc"])
     assert [(pair.chosen.tolist(), pair.rejected.tolist()) for pair in pairs] == written
     for pair, both in zip(pairs, written):
         compared = np.flatnonzero(encode_pair(*both, SEQ, PAD, side)["loss_mask"])
