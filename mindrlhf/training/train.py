@@ -38,8 +38,7 @@ def train(plan: TrainingPlan) -> None:
     run.train_dataset.update(records=records, seq_length=config.model.seq_length, seed=config.batching.seed,
                              micro_batches=config.micro_batches)
     run.model.model_config.track_step_metrics = True
-    if ranks > 1 and not config.layout.semi_auto:
-        run.callbacks = callbacks_of_process(run.callbacks, rank)
+    run.callbacks = callbacks_of_process(run.callbacks, saves=rank == 0 or config.layout.semi_auto)
     known = {
         "RewardMonitor": {"facts": _facts(plan, ranks, begin), "micro_batches": config.micro_batches},
         "SkippedStepMonitor": {"files": list(records.files)},

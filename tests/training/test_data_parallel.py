@@ -94,11 +94,11 @@ def test_a_loss_that_is_not_finite_stays_a_float32_which_mindformers_lets_pass()
     assert not isinstance(loss, float)
 
 
-def test_one_process_saves_and_the_loss_is_averaged_before_it_is_printed():
+def test_one_process_saves_before_all_else_and_the_loss_is_averaged_before_it_is_printed():
     callbacks = load_config(TINY_YAML).mapping["callbacks"]
-    assert [callback["type"] for callback in callbacks_of_process(callbacks, 0)] == [
-        "RewardMonitor", "MFLossMonitor", "CheckpointMonitor", "SkippedStepMonitor"]
-    assert [callback["type"] for callback in callbacks_of_process(callbacks, 1)] == [
+    assert [callback["type"] for callback in callbacks_of_process(callbacks)] == [
+        "CheckpointMonitor", "RewardMonitor", "MFLossMonitor", "SkippedStepMonitor"]
+    assert [callback["type"] for callback in callbacks_of_process(callbacks, saves=False)] == [
         "RewardMonitor", "MFLossMonitor", "SkippedStepMonitor"]
 
 
