@@ -133,6 +133,8 @@ class WholeCheckpointMonitor(Callback):
         step = self._first_step + run.cur_step_num
         if step > self._saved_step:
             self._save(run, step)
+        logger.info("what the run is resumed from is in %s%s", self._folders["checkpoint"],
+                    f", the weights alone are in {self._folders['checkpoint_network']}" * self._with_network)
 
     def _save(self, run, step: int) -> None:
         for folder in self._folders.values():

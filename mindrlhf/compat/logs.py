@@ -46,8 +46,9 @@ def quiet_terminal(verbose: bool = False) -> None:
             logger.removeHandler(handler)  # processes whose lines nobody is to see have none
             logger.addHandler(_Terminal())
             _Terminal.in_use = True
-    if not verbose:  # since 1.9 MindFormers does the same
-        warnings.showwarning = lambda message, category, *_, **__: logger.warning("%s: %s", category.__name__, message)
+    if not verbose:  # since 1.9 MindFormers does the same, and does not say where they come from
+        warnings.showwarning = lambda message, category, filename, *_, **__: logger.warning(
+            "%s: %s", category.__name__, message, extra={"origin": filename})
 
 
 class _Terminal(logging.StreamHandler):
@@ -58,7 +59,7 @@ class _Terminal(logging.StreamHandler):
     def __init__(self):
         super().__init__(sys.stdout)
         packages = (sys.modules[name].__file__ for name in ("mindformers", "mindspore"))
-        self._not_shown = (*(f"{os.path.dirname(file)}{os.sep}" for file in packages), warnings.__file__)
+        self._not_shown = tuple(f"{os.path.dirname(file)}{os.sep}" for file in packages)
         self.setLevel(logging.INFO)
         self.setFormatter(logging.Formatter(_FORMAT))
         self.addFilter(self._is_shown)
@@ -71,7 +72,7 @@ class _Terminal(logging.StreamHandler):
             return "MS_ROLE" in os.environ
         if kind == "step":
             return not shows_bar()
-        return not record.pathname.startswith(self._not_shown)
+        return not getattr(record, "origin", record.pathname).startswith(self._not_shown)
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(sys.stdout):

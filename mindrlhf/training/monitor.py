@@ -1,6 +1,7 @@
 """What a reward-model training run tells its user, step by step: an extension of MindFormers' callbacks."""
 import contextlib
 import datetime
+import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
@@ -11,7 +12,9 @@ from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
 from mindspore.train.callback import Callback
+from tqdm import tqdm
 
+from mindrlhf.compat.logs import STEP, shows_bar
 from mindrlhf.compat.step_outputs import StepOutputs, rounded, steps_of_run
 from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import sum_over_processes
@@ -56,12 +59,13 @@ def of_whole_batch(loss: float, sums: np.ndarray, processes: int,
 class RewardMonitor(Callback):
     """Logs and tabulates the reward figures of each step, and draws the curves at the end.
 
-    At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step (in sink mode, a row every
-    sink_size steps, with the last one's loss, rate and norm and the other figures of all of them): step, loss (mean
-    over pairs), learning_rate, global_norm (of the gradients, before clipping),
-    accuracy (share of pairs whose chosen end score is the larger one), margin (mean of chosen minus rejected), reward
-    (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of both texts of all pairs, without padding),
-    computed_tokens (of the rows; fewer than text_tokens where the texts of a pair share their prompt).
+    A terminal has a progress bar in place of the lines, see `quiet_terminal`. At the start it logs which model trains,
+    on what. `OUTPUT/metrics.csv` gets a row a step (in sink mode, a row every sink_size steps, with the last one's
+    loss, rate and norm and the other figures of all of them): step, loss (mean over pairs), learning_rate, global_norm
+    (of the gradients, before clipping), accuracy (share of pairs whose chosen end score is the larger one), margin
+    (mean of chosen minus rejected), reward (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of
+    both texts of all pairs, without padding), computed_tokens (of the rows; fewer than text_tokens where the texts of a
+    pair share their prompt).
     `OUTPUT/curves.png` shows the curves. Where several processes train data-parallel, and where a step is several
     micro-batches, all figures are of the whole batch. In a pipeline the last stage has them, and writes. Where table or
     picture cannot be written, a warning says so once, and training goes on.
@@ -91,6 +95,11 @@ class RewardMonitor(Callback):
         self._total = 0
         self._step_begin = 0.0
         self._recent: List[float] = []
+        self._bar: Optional[tqdm] = None
+
+    def __exit__(self, *error):
+        if self._bar is not None:
+            self._bar.close()
 
     def on_train_begin(self, run_context):
         network = run_context.original_args().train_network
@@ -148,6 +157,8 @@ class RewardMonitor(Callback):
         self._recent = (self._recent + [step_ms])[-20:] if run.cur_step_num > steps else []
         if run.cur_step_num % self.per_print_times == 0:
             self._log(row, steps)
+        if self.writes and shows_bar():
+            self._advance(row, steps)
 
     def _read_metrics(self) -> Optional[np.ndarray]:
         """The sums of `StepMetrics` since the last call, (6,) float32; None where the network has none."""
@@ -165,7 +176,17 @@ class RewardMonitor(Callback):
         figures = ", ".join(f"{name}: {row[name]:.4f}" for name in ("accuracy", "margin", "reward") if name in row)
         logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, %stime left: %s",
                     row["step"], self._total, row["loss"], figures, row["learning_rate"] or 0,
-                    row["global_norm"], row["step_ms"], _rates(row, steps), left)
+                    row["global_norm"], row["step_ms"], _rates(row, steps), left, extra=STEP)
+
+    def _advance(self, row, steps):
+        """The progress bar, which begins behind the first step, since that one's time says nothing about the others."""
+        figures = {name: f"{row[name]:.4f}" for name in ("loss", "accuracy") if name in row}
+        if self._bar is None:
+            self._bar = tqdm(desc="train", total=self._total, initial=row["step"], unit=" steps", postfix=figures,
+                             dynamic_ncols=True, file=sys.stdout)
+        else:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(steps)
 
     def on_train_end(self, run_context):
         del run_context

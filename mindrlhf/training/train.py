@@ -10,14 +10,18 @@ from mindrlhf.training.start_from import StartingPoint, choose_starting_point
 __all__ = ["train"]
 
 
-def train(plan: TrainingPlan) -> None:
+def train(plan: TrainingPlan, verbose: bool = False) -> None:
     """Train a reward model. Checkpoints, metrics.csv and curves.png go to the plan's output folder.
+
+    Args:
+        plan:    what is trained
+        verbose: show MindFormers' log on the terminal too
 
     Raises:
         UserError: the data or the checkpoint is damaged, or what happens while training.
     """
     config, records = plan.config, plan.records
-    run = set_up_mindspore(config)
+    run = set_up_mindspore(config, verbose)
 
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank

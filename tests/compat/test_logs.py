@@ -5,7 +5,7 @@
 | test_lines_of_which_there_are_many_...   | details: for a worker, a pipe and a terminal           | lines            |
 | test_a_terminal_has_a_bar_...            | a step is a line or a part of the bar                  | lines            |
 | test_verbose_leaves_...                  | the terminal is as MindFormers has it                  | its handlers     |
-| test_a_warning_of_python_...             | Python's warnings go to the file                       | lines            |
+| test_a_warning_of_python_...             | all are in the file, those of MindFormers there alone  | lines            |
 | test_a_log_that_cannot_be_written_...    | one line for a full disk, not a traceback a line       | a device: full   |
 | test_importing_mindformers_...           | nothing is printed by it, and the file has what it says | a process       |
 """
@@ -101,14 +101,14 @@ def test_verbose_leaves_the_terminal_as_mindformers_has_it(start, monkeypatch):
     assert not shows_bar()
 
 
-def test_a_warning_of_python_goes_to_the_file(start, tmp_path, capsys):
-    log, _ = start()
+def test_a_warning_of_python_is_shown_unless_mindformers_gives_it(start, tmp_path, capsys):
+    _, shown = start()
     quiet_terminal()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning("old", DeprecationWarning, "a.py", 1)
-    assert (tmp_path / "info.log").read_text() == "DeprecationWarning: old\n"
-    assert "old" not in capsys.readouterr().err
+    warnings.showwarning("no font", UserWarning, "plots.py", 1)
+    warnings.showwarning("old", DeprecationWarning, MINDFORMERS, 1)
+    assert (tmp_path / "info.log").read_text() == "UserWarning: no font\nDeprecationWarning: old\n"
+    assert shown.getvalue().endswith(" - WARNING - UserWarning: no font\n")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
