@@ -1,6 +1,7 @@
 """What a reward-model training run tells its user, step by step: an extension of MindFormers' callbacks."""
 import contextlib
 import datetime
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -181,12 +182,13 @@ class RewardMonitor(Callback):
     def _advance(self, row, steps):
         """The progress bar, which begins behind the first step, since that one's time says nothing about the others."""
         figures = {name: f"{row[name]:.4f}" for name in ("loss", "accuracy") if name in row}
-        if self._bar is None:
-            self._bar = tqdm(desc="train", total=self._total, initial=row["step"], unit=" steps", postfix=figures,
-                             dynamic_ncols=True, file=sys.stdout)
-        else:
-            self._bar.set_postfix(figures, refresh=False)
-            self._bar.update(steps)
+        begins = self._bar is None
+        if begins:
+            size = shutil.get_terminal_size()  # tqdm draws nothing where a terminal says 0, as in some containers
+            self._bar = tqdm(desc="train", total=self._total, initial=row["step"], unit=" steps",
+                             ncols=size.columns, nrows=size.lines, file=sys.stdout)
+        self._bar.set_postfix(figures, refresh=begins)
+        self._bar.update(0 if begins else steps)
 
     def on_train_end(self, run_context):
         del run_context

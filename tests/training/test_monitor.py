@@ -7,9 +7,12 @@
 | test_a_step_s_outputs_... | NaN of any type is read, missing outputs are None | values |
 | test_the_last_stage_writes_... | which process of a pipeline has the figures | layouts by hand |
 | test_what_cannot_be_written_... | one warning a file, and the run goes on | warnings |
+| test_a_terminal_sees_a_bar_... | steps, figures and time left | what is written |
 | test_a_table_that_was_edited_... | a resumed run says so, and begins a new one | warnings, the table |
 """
 import csv
+import io
+import re
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -110,6 +113,18 @@ def test_what_cannot_be_written_is_one_warning_and_the_run_goes_on(monitor, warn
         f"{tmp_path / 'metrics.csv'} cannot be written: it is there, but is not a regular file; training, which does "
         "not depend on it, goes on",
         f"{tmp_path / 'curves.png'} cannot be written: {reason}; training, which does not depend on it, goes on"]
+
+
+def test_a_terminal_sees_a_bar_with_figures_and_time_left(monitor, monkeypatch):
+    monkeypatch.setattr(module, "shows_bar", lambda: True)
+    monkeypatch.setattr(module.sys, "stdout", io.StringIO())
+    monkeypatch.setattr(Run, "batch_num", 3)
+    reward = monitor()
+    steps_of(reward, [1, 2, 3])
+    reward.__exit__(None, None, None)
+    first, *_, last = [line for line in module.sys.stdout.getvalue().split("\r") if "loss" in line]
+    assert re.match(r"train:  33%\|.*\| 1/3 \[.*, loss=0\.5000\]", first)
+    assert re.match(r"train: 100%\|.*\| 3/3 \[\d\d:\d\d<\d\d:\d\d, .* steps/s, loss=0\.5000\]\n", last)
 
 
 def test_a_table_that_was_edited_does_not_keep_a_run_from_being_resumed(monitor, warnings, tmp_path):
