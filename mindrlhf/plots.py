@@ -8,6 +8,8 @@ from typing import Dict, Sequence, Tuple
 
 import numpy as np
 
+from mindrlhf.atomic import partial_file
+
 __all__ = ["plot_score_histogram", "plot_training_curves", "read_metrics"]
 
 _POINTS = 400  # of a line, about as many as its part of a picture has columns
@@ -30,9 +32,11 @@ def _axes(columns: int, titles: Sequence[str], width: float = 4.2):
 
 def _save(figure, path: Path) -> Path:
     from matplotlib import pyplot
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    try:
+        with partial_file(path) as file:
+            figure.savefig(file, dpi=120, format="png")
+    finally:
+        pyplot.close(figure)
     return path
 
 

@@ -10,6 +10,7 @@
 | test_a_line_of_many_steps_ ...  | few points, whatever the steps; all peaks     | values by hand       |
 | test_the_dark_line_says_ ...    | what is smoothed, in steps                    | labels               |
 | test_a_backend_that_ ...        | MPLBACKEND does not matter                    | a PNG of that size   |
+| test_a_picture_that_cannot_ ... | the earlier one stays                         | bytes                |
 | test_a_table_whose_lines_ ...   | the line is named                             | message              |
 """
 import collections
@@ -118,6 +119,21 @@ def test_picture_of_an_earlier_step_is_replaced(tmp_path):
     target.write_bytes(b"old")
     plot_training_curves(write_table(tmp_path, "1,0.5,1,0.1,0.001,2"), target)
     assert png_size(target) == (2040, 408)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    def full(figure, file, **style):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    table = write_table(tmp_path, "1,0.5,1,0.1,0.001,2")
+    plot_training_curves(table, tmp_path / "curves.png")
+    before = (tmp_path / "curves.png").read_bytes()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        plot_training_curves(table, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]
 
 
 def test_no_figure_stays_open(tmp_path):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mindrlhf.compat.logs import STEP, shows_bar
 from mindrlhf.compat.step_outputs import StepOutputs, rounded, steps_of_run
+from mindrlhf.errors import UserError
 from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import sum_over_processes
 from mindrlhf.training.metrics_table import MetricsTable
@@ -120,7 +121,8 @@ class RewardMonitor(Callback):
         try:
             yield
         except Exception as error:
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            reason = getattr(error, "strerror", None) or (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             self._warn(f"{path} cannot be written: {' '.join(reason.split())}; training, which does not depend on it, "
                        "goes on")
 

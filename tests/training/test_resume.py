@@ -70,7 +70,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_full_disk_leaves_it_whole(fo
     assert run.wait(timeout=60) == 0, log[-3000:]
     assert "Traceback" not in log
     assert "SIGTERM: training ends here, with a checkpoint" in log
-    assert re.search(r"WARNING - \S+curves\.png cannot be written: Is a directory; training, ", log), log[-3000:]
+    assert re.search(r"WARNING - \S+curves\.png cannot be written: .*; training, ", log), log[-3000:]
     last = int(ENDED.findall(log)[-1])
     saved = list_checkpoints(folder / "output" / "checkpoint", 0)
     assert [file.name for file in saved] == [f"glm4_tiny_rank_0-1_{last}.ckpt"]
