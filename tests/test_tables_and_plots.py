@@ -7,13 +7,23 @@
 | test_the_learning_rate_is ...   | a schedule is not smoothed                    | the lines drawn      |
 | test_histogram_is_drawn         | one pair, equal scores, NaN                   | a PNG of that size   |
 | test_running_mean_by_hand       | the thick line of the curves                  | literal numbers      |
+| test_a_line_of_many_steps_ ...  | few points, whatever the steps; all peaks     | values by hand       |
+| test_the_dark_line_says_ ...    | what is smoothed, in steps                    | labels               |
+| test_a_backend_that_ ...        | MPLBACKEND does not matter                    | a PNG of that size   |
+| test_a_picture_that_cannot_ ... | the earlier one stays                         | bytes                |
+| test_a_table_whose_lines_ ...   | the line is named                             | message              |
 """
+import collections
 import math
+import os
 import struct
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
-from mindrlhf.plots import _running_mean, plot_score_histogram, plot_training_curves, read_metrics
+from mindrlhf.plots import _mean_before, plot_score_histogram, plot_training_curves, read_metrics
 from mindrlhf.tables import format_table
 
 HEADING = "step,loss,accuracy,margin,learning_rate,global_norm"
@@ -45,14 +55,16 @@ def test_table_by_hand(rows, expected):
 def test_metrics_are_read_by_column(tmp_path):
     columns = read_metrics(write_table(tmp_path, "1,0.5,1,0.25,1e-3,", "2,nan,,inf,0,3"))
     assert list(columns) == HEADING.split(",")
-    assert (columns["step"], columns["margin"], columns["learning_rate"]) == ([1, 2], [0.25, math.inf], [0.001, 0])
+    assert [columns[name].tolist() for name in ("step", "margin", "learning_rate")] == [
+        [1, 2], [0.25, math.inf], [0.001, 0]]
     assert columns["loss"][0] == 0.5
     assert [math.isnan(columns[name][row]) for name, row in (("loss", 1), ("accuracy", 1), ("global_norm", 0))] == [
         True, True, True]
 
 
 def test_metrics_of_a_table_without_rows_are_empty(tmp_path):
-    assert read_metrics(write_table(tmp_path)) == {}
+    assert {name: len(column) for name, column in read_metrics(write_table(tmp_path)).items()} == dict.fromkeys(
+        HEADING.split(","), 0)
 
 
 @pytest.mark.parametrize("lines", [
@@ -85,15 +97,21 @@ def test_histogram_is_drawn(tmp_path, chosen, rejected):
     assert png_size(target) == (1200, 408)
 
 
+def lines_drawn(monkeypatch):
+    """{title of a picture: the values of its lines}, filled while they are drawn."""
+    drawn = collections.defaultdict(list)
+    monkeypatch.setattr("matplotlib.axes.Axes.plot",
+                        lambda axis, steps, values, **style: drawn[axis.get_title()].append(list(values)))
+    return drawn
+
+
 def test_the_learning_rate_is_drawn_as_it_is_and_the_rest_with_a_mean(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axis, steps, values, **style: drawn.append(
-        (axis.get_title(), list(values))))
+    drawn = lines_drawn(monkeypatch)
     table = write_table(tmp_path, *[f"{step},{step},0,0,{step},0" for step in range(1, 41)])  # a window of 2
     plot_training_curves(table, tmp_path / "curves.png")
     steps, halves = list(range(1, 41)), [1, *(step - 0.5 for step in range(2, 41))]
-    assert [values for title, values in drawn if title == "learning rate"] == [steps, steps]
-    assert [values for title, values in drawn if title == "loss"] == [steps, halves]
+    assert drawn["learning rate"] == [steps, steps]
+    assert drawn["loss"] == [steps, halves]
 
 
 def test_picture_of_an_earlier_step_is_replaced(tmp_path):
@@ -101,6 +119,21 @@ def test_picture_of_an_earlier_step_is_replaced(tmp_path):
     target.write_bytes(b"old")
     plot_training_curves(write_table(tmp_path, "1,0.5,1,0.1,0.001,2"), target)
     assert png_size(target) == (2040, 408)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    def full(figure, file, **style):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    table = write_table(tmp_path, "1,0.5,1,0.1,0.001,2")
+    plot_training_curves(table, tmp_path / "curves.png")
+    before = (tmp_path / "curves.png").read_bytes()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        plot_training_curves(table, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]
 
 
 def test_no_figure_stays_open(tmp_path):
@@ -114,4 +147,44 @@ def test_no_figure_stays_open(tmp_path):
 @pytest.mark.parametrize(("window", "expected"), [(1, [4, 2, 6, 0]), (2, [4, 3, 4, 3]), (9, [4, 3, 4, 3])])
 def test_running_mean_by_hand(window, expected):
     """Each value and those before it, as many as the window holds and as there are."""
-    assert _running_mean([4, 2, 6, 0], window) == expected
+    assert [_mean_before(np.array([4, 2, 6, 0]), end, window) for end in (1, 2, 3, 4)] == expected
+
+
+def test_a_line_of_many_steps_has_few_points_and_no_peak_is_lost(tmp_path, monkeypatch):
+    drawn = lines_drawn(monkeypatch)
+    values = [math.sin(step) for step in range(20_000)]
+    values[1_234], values[17_000] = 90, -80
+    plot_training_curves(write_table(tmp_path, *[f"{step},{value},0,,{step},0" for step, value in
+                                                 enumerate(values, start=1)]), tmp_path / "curves.png")
+    thin, dark = drawn["loss"]
+    assert len(thin) == 800
+    assert len(dark) == 400
+    assert (max(thin), min(thin)) == (90, -80)
+    assert thin[:2] == [min(values[:50]), max(values[:50])]
+    assert dark[-1] == pytest.approx(sum(values[-1000:]) / 1000)
+    assert drawn["learning rate"][1][-1] == 20_000
+
+
+@pytest.mark.parametrize("of_a_row", [1, 5])
+def test_the_dark_line_says_what_it_smooths(tmp_path, monkeypatch, of_a_row):
+    """In steps, also where a row of the table is several of them."""
+    label = f"step (dark: mean of {2 * of_a_row} steps)"
+    labels = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_xlabel", lambda axis, text: labels.append(text))
+    table = write_table(tmp_path, *[f"{row * of_a_row},0,0,0,0,0" for row in range(1, 41)])
+    plot_training_curves(table, tmp_path / "curves.png")
+    assert labels == [label, label, label, "step", label]
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_not_asked_for(tmp_path):
+    table = write_table(tmp_path, "1,0.5,1,0.1,0.001,2")
+    code = ("import sys, pathlib; from mindrlhf.plots import plot_training_curves; "
+            "plot_training_curves(*map(pathlib.Path, sys.argv[1:]))")
+    subprocess.run([sys.executable, "-c", code, table, tmp_path / "curves.png"], check=True,
+                   env={**os.environ, "MPLBACKEND": "no_such_backend"})
+    assert png_size(tmp_path / "curves.png") == (2040, 408)
+
+
+def test_a_table_whose_lines_differ_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"metrics\.csv:3: found 2 values, expected 6"):
+        read_metrics(write_table(tmp_path, "1,0.5,1,0.1,0.001,2", "2,0.5"))

@@ -38,6 +38,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="continue with the step and optimizer state of --load_checkpoint (output/checkpoint)")
     parser.add_argument("--dry_run", action="store_true",
                         help="check everything, say what the run would do and need, and stop; touches no device")
+    parser.add_argument("--verbose", action="store_true",
+                        help="show MindFormers' log too, which is in output/log, and a line a step in place of a bar")
     return parser.parse_args(argv)
 
 
@@ -51,7 +53,7 @@ def main() -> int:
         print(describe(plan), "OK", sep="\n")
     else:
         from mindrlhf.training.train import train
-        train(plan)
+        train(plan, args.verbose)
     return 0
 
 

@@ -1,10 +1,11 @@
 """Checkpoints of a training run: whole or not there, and named by the step of the whole run, resumed or not."""
+import contextlib
 import json
 import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Sequence
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 import mindspore as ms
 from mindformers.tools.logger import logger
@@ -18,7 +19,7 @@ from mindrlhf.checkpoints.training_notes import write_data_settings
 from mindrlhf.compat.step_outputs import StepOutputs, steps_of_run
 from mindrlhf.errors import UserError, raise_each
 
-__all__ = ["WholeCheckpointMonitor", "save_whole"]
+__all__ = ["WholeCheckpointMonitor", "save_whole", "saving_first"]
 
 
 def save_whole(network, path: str, *args, **kwargs) -> None:
@@ -99,6 +100,11 @@ class WholeCheckpointMonitor(Callback):
         if global_batch_size is not None:
             self._noted["global_batch_size"] = global_batch_size
         self._saved_step, self._saved_at, self._total = self._first_step, time.monotonic(), None
+        self._ended: Optional[Tuple[Any, int, int]] = None  # run, step and epoch, while no step is at work
+
+    def on_train_step_begin(self, run_context):
+        del run_context
+        self._ended = None
 
     def on_train_step_end(self, run_context):
         run = run_context.original_args()
@@ -110,12 +116,25 @@ class WholeCheckpointMonitor(Callback):
             due = bool(self._seconds) and time.monotonic() - self._saved_at > self._seconds
         if due:
             self._save(run, step)
+        self._ended = run, step, run.cur_epoch_num
+
+    def save_last_step(self) -> None:
+        """Save the step that has ended last, unless that is done or the next one has begun to change the weights.
+
+        Raises:
+            UserError: the checkpoint cannot be written.
+        """
+        if self._ended and self._ended[1] > self._saved_step:
+            run, step, run.cur_epoch_num = self._ended
+            self._save(run, step)
 
     def on_train_end(self, run_context):
         run = run_context.original_args()
         step = self._first_step + run.cur_step_num
         if step > self._saved_step:
             self._save(run, step)
+        logger.info("what the run is resumed from is in %s%s", self._folders["checkpoint"],
+                    f", the weights alone are in {self._folders['checkpoint_network']}" * self._with_network)
 
     def _save(self, run, step: int) -> None:
         for folder in self._folders.values():
@@ -141,9 +160,13 @@ class WholeCheckpointMonitor(Callback):
         logger.info("step %d: saving %s", step, target)
         save_whole(run.train_network, str(target), self._integrated, append_dict=noted,
                    choice_func=lambda name: not name.startswith("accu_grads"))
-        with partial_file(folder / "meta.json") as file:  # MindFormers' tools read it
-            file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
-                                        "last_ckpt_file": target.name}), encoding="utf-8")
+        try:
+            with partial_file(folder / "meta.json") as file:
+                file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
+                                            "last_ckpt_file": target.name}), encoding="utf-8")
+        except OSError as error:
+            logger.warning("%s cannot be written: %s; MindFormers' own tools alone read it", folder / "meta.json",
+                           error.strerror or error)
         if self._keep:
             own = sorted(folder.glob(f"{self._prefix}-*_*.ckpt"), key=step_of)
             for old in own[:max(own.index(target) + 1 - self._keep, 0)]:
@@ -152,6 +175,25 @@ class WholeCheckpointMonitor(Callback):
     def _save_network(self, run, _step: int) -> None:
         network = run.network.network if getattr(run.network, "optimizer", None) is not None else run.network
         save_whole(network, str(self._folders["checkpoint_network"] / f"{self._prefix}-network.ckpt"), self._integrated)
+
+
+@contextlib.contextmanager
+def saving_first(callbacks: Sequence[Callback]):
+    """Where training fails for a reason that is not the weights' (a callback of the user's own, the data), save the
+    last step before the error goes on. A `UserError` says itself what the weights are worth.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        for callback in callbacks:
+            if isinstance(callback, WholeCheckpointMonitor):
+                try:
+                    callback.save_last_step()
+                except UserError as error:  # what has ended the run is said last
+                    logger.error("%s", error)
+        raise
 
 
 def _next_run(folder: Path, prefix: str) -> int:

@@ -1,9 +1,11 @@
 """What a reward-model training run tells its user, step by step: an extension of MindFormers' callbacks."""
-import csv
+import contextlib
 import datetime
+import shutil
+import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -11,25 +13,34 @@ from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
 from mindspore.train.callback import Callback
+from tqdm import tqdm
 
+from mindrlhf.compat.logs import STEP, shows_bar
 from mindrlhf.compat.step_outputs import StepOutputs, rounded, steps_of_run
+from mindrlhf.errors import UserError
 from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import sum_over_processes
+from mindrlhf.training.metrics_table import MetricsTable
 
-__all__ = ["RewardMonitor", "TABLE_COLUMNS", "callbacks_of_process", "of_whole_batch"]
+__all__ = ["RewardMonitor", "callbacks_of_process", "of_whole_batch"]
 
-TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms", "pairs",
-                 "text_tokens", "computed_tokens")
+_FIRST = ("CheckpointMonitor", "RewardMonitor")
 
 
-def callbacks_of_process(callbacks: Sequence[Dict[str, Any]], rank: int) -> List[Dict[str, Any]]:
-    """The YAML's callbacks as one of several data-parallel processes needs them.
+def callbacks_of_process(callbacks: Sequence[Dict[str, Any]], saves: bool = True) -> List[Dict[str, Any]]:
+    """The YAML's callbacks as a process needs them, whatever their order there.
 
-    `RewardMonitor` comes first, since the others find in its place the loss that it has averaged over all processes.
-    Weights and optimizer state are the same everywhere, so that the first process alone saves them.
+    `CheckpointMonitor` comes first: what fails behind it costs no weights. `RewardMonitor` is next, since the others
+    find in its place the loss that it has averaged over all processes.
+
+    Args:
+        callbacks: of the YAML
+        saves:     whether this process writes checkpoints; of several data-parallel ones, which have the same weights
+                   and optimizer state, the first one alone does
     """
-    ordered = sorted(callbacks, key=lambda callback: callback["type"] != "RewardMonitor")
-    return [callback for callback in ordered if rank == 0 or callback["type"] != "CheckpointMonitor"]
+    ordered = sorted(callbacks, key=lambda callback: _FIRST.index(callback["type"]) if callback["type"] in _FIRST
+                     else len(_FIRST))
+    return [callback for callback in ordered if saves or callback["type"] != "CheckpointMonitor"]
 
 
 def of_whole_batch(loss: float, sums: np.ndarray, processes: int,
@@ -50,14 +61,16 @@ def of_whole_batch(loss: float, sums: np.ndarray, processes: int,
 class RewardMonitor(Callback):
     """Logs and tabulates the reward figures of each step, and draws the curves at the end.
 
-    At the start it logs which model trains, on what. `OUTPUT/metrics.csv` gets a row a step (in sink mode, a row every
-    sink_size steps, with the last one's loss, rate and norm and the other figures of all of them): step, loss (mean
-    over pairs), learning_rate, global_norm (of the gradients, before clipping),
-    accuracy (share of pairs whose chosen end score is the larger one), margin (mean of chosen minus rejected), reward
-    (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of both texts of all pairs, without padding),
-    computed_tokens (of the rows; fewer than text_tokens where the texts of a pair share their prompt).
+    A terminal has a progress bar in place of the lines, see `quiet_terminal`. At the start it logs which model trains,
+    on what. `OUTPUT/metrics.csv` gets a row a step (in sink mode, a row every sink_size steps, with the last one's
+    loss, rate and norm and the other figures of all of them): step, loss (mean over pairs), learning_rate, global_norm
+    (of the gradients, before clipping), accuracy (share of pairs whose chosen end score is the larger one), margin
+    (mean of chosen minus rejected), reward (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of
+    both texts of all pairs, without padding), computed_tokens (of the rows; fewer than text_tokens where the texts of a
+    pair share their prompt).
     `OUTPUT/curves.png` shows the curves. Where several processes train data-parallel, and where a step is several
-    micro-batches, all figures are of the whole batch. In a pipeline the last stage has them, and writes.
+    micro-batches, all figures are of the whole batch. In a pipeline the last stage has them, and writes. Where table or
+    picture cannot be written, a warning says so once, and training goes on.
 
     Args:
         facts:           what the first log block says, name -> text (filled in by `train`)
@@ -78,10 +91,17 @@ class RewardMonitor(Callback):
         self._parts = get_real_group_size() if data_parallel else 1  # of a batch, one a process
         folder = Path(get_output_root_path())
         self.table, self.curves = folder / "metrics.csv", folder / "curves.png"
+        self._table = MetricsTable(self.table)
+        self._warned: Set[str] = set()
         self._first_step = first_step
         self._total = 0
         self._step_begin = 0.0
         self._recent: List[float] = []
+        self._bar: Optional[tqdm] = None
+
+    def __exit__(self, *error):
+        if self._bar is not None:
+            self._bar.close()
 
     def on_train_begin(self, run_context):
         network = run_context.original_args().train_network
@@ -92,19 +112,25 @@ class RewardMonitor(Callback):
         width = max(map(len, facts))
         logger.info("this run trains:\n%s", "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items()))
         if self.writes:
-            self._begin_table()
+            with self._extra(self.table):
+                self._warn(self._table.begin(self._first_step))
 
-    def _begin_table(self):
-        """Start the table, or, in a resumed run, keep the rows up to the step that it continues from."""
-        rows = []
-        if self._first_step and self.table.exists():
-            with open(self.table, newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self._first_step]
-        self.table.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.table, "w", newline="", encoding="utf-8", buffering=1)  # noqa: SIM115 (open while training)
-        self._rows = csv.DictWriter(self._file, TABLE_COLUMNS)
-        self._rows.writeheader()
-        self._rows.writerows(rows)
+    @contextlib.contextmanager
+    def _extra(self, path: Path):
+        """What training does not depend on: if it fails, for whatever reason, a warning says so."""
+        try:
+            yield
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            self._warn(f"{path} cannot be written: {' '.join(reason.split())}; training, which does not depend on it, "
+                       "goes on")
+
+    def _warn(self, text: Optional[str]) -> None:
+        """Say something that is not to be said again at each step."""
+        if text and text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s", text)
 
     def on_train_step_begin(self, run_context):
         del run_context
@@ -128,11 +154,14 @@ class RewardMonitor(Callback):
             row.update(zip(("accuracy", "margin", "reward"), map(rounded, sums[:3] / max(sums[3], 1))))
             row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, sums[3:])))
         if self.writes:
-            self._rows.writerow(row)
+            with self._extra(self.table):
+                self._warn(self._table.add(row))
         # The first step compiles the graph and says nothing about the time left.
         self._recent = (self._recent + [step_ms])[-20:] if run.cur_step_num > steps else []
         if run.cur_step_num % self.per_print_times == 0:
             self._log(row, steps)
+        if self.writes and shows_bar():
+            self._advance(row, steps)
 
     def _read_metrics(self) -> Optional[np.ndarray]:
         """The sums of `StepMetrics` since the last call, (6,) float32; None where the network has none."""
@@ -150,14 +179,25 @@ class RewardMonitor(Callback):
         figures = ", ".join(f"{name}: {row[name]:.4f}" for name in ("accuracy", "margin", "reward") if name in row)
         logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, %stime left: %s",
                     row["step"], self._total, row["loss"], figures, row["learning_rate"] or 0,
-                    row["global_norm"], row["step_ms"], _rates(row, steps), left)
+                    row["global_norm"], row["step_ms"], _rates(row, steps), left, extra=STEP)
+
+    def _advance(self, row, steps):
+        """The progress bar, which begins behind the first step, since that one's time says nothing about the others."""
+        figures = {name: f"{row[name]:.4f}" for name in ("loss", "accuracy") if name in row}
+        begins = self._bar is None
+        if begins:
+            size = shutil.get_terminal_size()  # tqdm draws nothing where a terminal says 0, as in some containers
+            self._bar = tqdm(desc="train", total=self._total, initial=row["step"], unit=" steps",
+                             ncols=size.columns, nrows=size.lines, file=sys.stdout)
+        self._bar.set_postfix(figures, refresh=begins)
+        self._bar.update(0 if begins else steps)
 
     def on_train_end(self, run_context):
         del run_context
         if self.writes:
-            self._file.close()
-            plot_training_curves(self.table, self.curves)
-            logger.info("the figures of all steps are in %s, their curves in %s", self.table, self.curves)
+            with self._extra(self.curves):
+                plot_training_curves(self.table, self.curves)
+                logger.info("the figures of all steps are in %s, their curves in %s", self.table, self.curves)
 
 
 def _rates(row, steps: int) -> str:

@@ -9,14 +9,18 @@ from mindrlhf.training.start_from import StartingPoint, choose_starting_point
 __all__ = ["train"]
 
 
-def train(plan: TrainingPlan) -> None:
+def train(plan: TrainingPlan, verbose: bool = False) -> None:
     """Train a reward model. Checkpoints, metrics.csv and curves.png go to the plan's output folder.
+
+    Args:
+        plan:    what is trained
+        verbose: show MindFormers' log on the terminal too
 
     Raises:
         UserError: the data or the checkpoint is damaged, or what happens while training.
     """
     config, records = plan.config, plan.records
-    run = set_up_mindspore(config)
+    run = set_up_mindspore(config, verbose)
 
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
@@ -36,8 +40,7 @@ def train(plan: TrainingPlan) -> None:
     run.train_dataset.update(records=records, seq_length=config.model.seq_length, seed=config.batching.seed,
                              micro_batches=config.micro_batches)
     run.model.model_config.track_step_metrics = True
-    if ranks > 1 and not config.layout.semi_auto:
-        run.callbacks = callbacks_of_process(run.callbacks, rank)
+    run.callbacks = callbacks_of_process(run.callbacks, saves=rank == 0 or config.layout.semi_auto)
     known = {
         "RewardMonitor": {"facts": _facts(plan, ranks, begin), "micro_batches": config.micro_batches},
         "SkippedStepMonitor": {"files": list(records.files)},

@@ -10,6 +10,7 @@ from mindformers.trainer.base_trainer import BaseTrainer
 from mindformers.trainer.utils import check_runner_config, set_seed
 from mindspore.train.callback import Callback
 
+from mindrlhf.checkpoints.save import saving_first
 from mindrlhf.compat.trainer import arguments_of_optimizer
 from mindrlhf.training.plan import TrainingPlan
 from mindrlhf.training.start_from import Counters, StartingPoint
@@ -70,10 +71,11 @@ class RewardTrainer(BaseTrainer):
         model = ms.Model(step)
         self._load(config, semi_auto, model, step, dataset, start, counters)
         logger.info("training begins; compiling the step takes a while")
-        model.train(config.runner_config.epochs, dataset,
-                    callbacks=[*callbacks, InterruptionGuard()],
-                    dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
-                    initial_epoch=config.runner_config.initial_epoch)
+        with saving_first(callbacks):
+            model.train(config.runner_config.epochs, dataset,
+                        callbacks=[*callbacks, InterruptionGuard()],
+                        dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
+                        initial_epoch=config.runner_config.initial_epoch)
         logger.info("training is over")
 
     @staticmethod

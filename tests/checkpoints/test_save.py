@@ -7,6 +7,9 @@
 | test_weights_alone_are_there ...      | the order of the two files behind the last step  | names             |
 | test_a_run_that_is_asked_to_end ...   | the order of the two files at SIGTERM            | names             |
 | test_a_run_beside_another ...         | nothing of another run is overwritten            | names and bytes   |
+| test_a_callback_that_fails ...        | the step is saved, then the error goes on        | names             |
+| test_a_step_that_fails ...            | weights half changed are not saved               | names             |
+| test_a_file_beside_the_checkpoint_... | nothing but a warning                            | names             |
 | test_how_the_data_was_made ...        | which run's data the checkpoints beside it saw   | settings          |
 | test_what_cannot_be_written ...       | a full disk leaves the earlier file as it was    | bytes             |
 """
@@ -21,7 +24,7 @@ from mindspore.train.callback import Callback
 
 from mindrlhf.checkpoints import save as saving
 from mindrlhf.checkpoints.find import list_checkpoints
-from mindrlhf.checkpoints.save import WholeCheckpointMonitor, save_whole
+from mindrlhf.checkpoints.save import WholeCheckpointMonitor, save_whole, saving_first
 from mindrlhf.checkpoints.training_notes import read_data_settings
 from mindrlhf.errors import UserError
 from mindrlhf.training.stopping import InterruptionGuard
@@ -39,9 +42,10 @@ def train(folder, first_step=0, steps=10, of_epoch=4, others=(), **keys):
     data = ms.dataset.NumpySlicesDataset({"x": np.eye(of_epoch, 2, dtype=np.float32),
                                           "y": np.ones((of_epoch, 1), np.float32)}, shuffle=False).batch(1)
     data.set_init_step(first_step)
-    ms.Model(network, nn.MSELoss(), nn.Momentum(network.trainable_params(), 0.1, 0.9)).train(
-        -(-steps // of_epoch), data, callbacks=[monitor, *others], dataset_sink_mode=False,
-        initial_epoch=first_step // of_epoch)
+    with saving_first([monitor]):
+        ms.Model(network, nn.MSELoss(), nn.Momentum(network.trainable_params(), 0.1, 0.9)).train(
+            -(-steps // of_epoch), data, callbacks=[monitor, *others], dataset_sink_mode=False,
+            initial_epoch=first_step // of_epoch)
     return network
 
 
@@ -116,6 +120,41 @@ def test_a_run_that_is_asked_to_end_saves_first_what_it_can_be_resumed_from(tmp_
 
     train(tmp_path, steps=4, save_checkpoint_steps=100, others=[Asked(), InterruptionGuard()])
     assert saved == ["a_rank_0-1_2.ckpt", "a_rank_0-network.ckpt"]
+
+
+class Fails(Callback):
+    """One of the user's own."""
+
+    def __init__(self, hook, step, error):
+        super().__init__()
+        setattr(self, hook, lambda run: self.fail(run.original_args(), step, error))
+
+    def fail(self, run, step, error):
+        if run.cur_step_num == step:
+            raise error
+
+
+@pytest.mark.parametrize(("hook", "step", "name"), [
+    ("on_train_step_end", 2, "a_rank_0-1_2.ckpt"), ("on_train_epoch_end", 4, "a_rank_0-1_4.ckpt"),
+    ("on_train_epoch_begin", 4, "a_rank_0-1_4.ckpt"), ("on_train_end", 8, "a_rank_0-2_4.ckpt")])
+def test_a_callback_that_fails_costs_no_weights(tmp_path, hook, step, name):
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, steps=8, save_checkpoint_steps=100, others=[Fails(hook, step, ZeroDivisionError())])
+    assert files(tmp_path) == [name, "a_rank_0-network.ckpt"]
+
+
+@pytest.mark.parametrize(("hook", "error"), [("on_train_step_begin", ZeroDivisionError()),
+                                             ("on_train_step_end", UserError("its weights are worth nothing"))])
+def test_a_step_that_fails_is_not_saved(tmp_path, hook, error):
+    with pytest.raises(type(error)):
+        train(tmp_path, steps=8, save_checkpoint_steps=100, others=[Fails(hook, 2, error)])
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_file_beside_the_checkpoint_that_cannot_be_written_ends_no_run(tmp_path):
+    (tmp_path / RANK_0[0] / "meta.json").mkdir(parents=True)
+    train(tmp_path, steps=4, save_checkpoint_steps=2)
+    assert files(tmp_path) == ["a_rank_0-1_2.ckpt", "a_rank_0-1_4.ckpt", "a_rank_0-network.ckpt"]
 
 
 def test_how_the_data_was_made_is_told_with_the_first_checkpoint(tmp_path):

@@ -6,8 +6,13 @@
 | test_several_steps_of_a_sink_... | a row has the figures of all of its steps | sums by hand |
 | test_a_step_s_outputs_... | NaN of any type is read, missing outputs are None | values |
 | test_the_last_stage_writes_... | which process of a pipeline has the figures | layouts by hand |
+| test_what_cannot_be_written_... | one warning a file, and the run goes on | warnings |
+| test_a_terminal_sees_a_bar_... | steps, figures and time left | what is written |
+| test_a_table_that_was_edited_... | a resumed run says so, and begins a new one | warnings, the table |
 """
 import csv
+import io
+import re
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -72,6 +77,64 @@ def test_a_step_of_micro_batches_has_the_loss_and_the_figures_of_the_whole_batch
     assert all(row == pytest.approx(rows[0], rel=1e-5) for row in rows)
     assert rows[0]["loss"] == pytest.approx(float(reference["loss"]), rel=1e-4)
     assert rows[0]["pairs"] == pairs
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is warned of."""
+    said = []
+    monkeypatch.setattr(module.logger, "warning", lambda text, *values: said.append(text % values))
+    return said
+
+
+def steps_of(monitor, numbers):
+    run = Run(train_network=nn.CellList([]), net_outputs=Tensor(0.5))
+    monitor.on_train_begin(run)
+    for number in numbers:
+        run.cur_step_num = number
+        monitor.on_train_step_begin(run)
+        monitor.on_train_step_end(run)
+    monitor.on_train_end(run)
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (ModuleNotFoundError("No module named 'matplotlib'"), "ModuleNotFoundError: No module named 'matplotlib'"),
+    (OSError(28, "No space left on device"), "No space left on device"),
+    (ValueError("not a\nbackend"), "ValueError: not a backend")])
+def test_what_cannot_be_written_is_one_warning_and_the_run_goes_on(monitor, warnings, monkeypatch, tmp_path, error,
+                                                                   reason):
+    def draw(table, target):
+        raise error
+
+    monkeypatch.setattr(module, "plot_training_curves", draw)
+    (tmp_path / "metrics.csv").mkdir()
+    steps_of(monitor(), [1, 2, 3])
+    assert warnings == [
+        f"{tmp_path / 'metrics.csv'} cannot be written: it is there, but is not a regular file; training, which does "
+        "not depend on it, goes on",
+        f"{tmp_path / 'curves.png'} cannot be written: {reason}; training, which does not depend on it, goes on"]
+
+
+def test_a_terminal_sees_a_bar_with_figures_and_time_left(monitor, monkeypatch):
+    monkeypatch.setattr(module, "shows_bar", lambda: True)
+    monkeypatch.setattr(module.sys, "stdout", io.StringIO())
+    monkeypatch.setattr(Run, "batch_num", 3)
+    reward = monitor()
+    steps_of(reward, [1, 2, 3])
+    reward.__exit__(None, None, None)
+    first, *_, last = [line for line in module.sys.stdout.getvalue().split("\r") if "loss" in line]
+    assert re.match(r"train:  33%\|.*\| 1/3 \[.*, loss=0\.5000\]", first)
+    assert re.match(r"train: 100%\|.*\| 3/3 \[\d\d:\d\d<\d\d:\d\d, .* steps/s, loss=0\.5000\]\n", last)
+
+
+def test_a_table_that_was_edited_does_not_keep_a_run_from_being_resumed(monitor, warnings, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step;loss\n1;0.5\n")
+    steps_of(monitor(first_step=1), [1, 2])
+    assert len(warnings) == 1
+    assert "metrics.csv cannot be continued: line 1 is 'step;loss', expected 'step,loss," in warnings[0]
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
+    assert (tmp_path / "metrics.csv.1").read_text() == "step;loss\n1;0.5\n"
 
 
 def test_several_steps_of_a_sink_have_one_row_with_the_figures_of_all_of_them(monitor, tmp_path):

@@ -2,7 +2,8 @@
 
 | test                                      | proves                                                   |
 | test_a_run_that_is_killed ...             | no bit is lost, wherever SIGKILL comes                   |
-| test_sigterm ...                          | a checkpoint of the last step, no traceback, exit code 0 |
+| test_sigterm ...                          | a checkpoint of the last step, no traceback, exit code 0; |
+|                                           | also where the curves cannot be drawn                    |
 | test_losses_that_are_nan ...              | one line with step and rows, exit code 1                 |
 | ..._and_a_full_disk ...                   | one line, exit code 1, the earlier file as it was        |
 """
@@ -58,6 +59,7 @@ def start(folder, *flags, **keys):
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint_and_a_full_disk_leaves_it_whole(folder):
+    (folder / "output" / "curves.png").mkdir(parents=True)  # so that it cannot be drawn
     run = start(folder)
     log = []
     for line in run.stdout:
@@ -68,6 +70,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_full_disk_leaves_it_whole(fo
     assert run.wait(timeout=60) == 0, log[-3000:]
     assert "Traceback" not in log
     assert "SIGTERM: training ends here, with a checkpoint" in log
+    assert re.search(r"WARNING - \S+curves\.png cannot be written: .*; training, ", log), log[-3000:]
     last = int(ENDED.findall(log)[-1])
     saved = list_checkpoints(folder / "output" / "checkpoint", 0)
     assert [file.name for file in saved] == [f"glm4_tiny_rank_0-1_{last}.ckpt"]
