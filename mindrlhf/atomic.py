@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Iterator
 
+from mindrlhf.signals import removed_at_end
+
 __all__ = ["partial_file", "partial_folder"]
 
 
@@ -26,7 +28,8 @@ def partial_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(left_behind, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".partial", dir=target.parent))
     try:
-        yield folder
+        with removed_at_end(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -15,6 +15,7 @@ from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.mindrecord_files import HEADER_BYTES, fingerprint
 from mindrlhf.errors import UserError
+from mindrlhf.signals import undisturbed
 
 __all__ = ["LengthStatistics", "RecordWriter"]
 
@@ -126,8 +127,9 @@ class RecordWriter:
         with open(self._folder / f"{name}.json", "w", encoding="utf-8") as file:
             json.dump(sidecar, file, ensure_ascii=False, indent=2)
             file.write("\n")
-        for file in (*files, f"{name}.json"):
-            os.replace(self._folder / file, self.path.with_name(file))
+        with undisturbed():
+            for file in (*files, f"{name}.json"):
+                os.replace(self._folder / file, self.path.with_name(file))
         for file in self.path.parent.iterdir():
             if re.fullmatch(re.escape(name) + r"\d*(\.db)?", file.name) and file.name not in files and file.is_file():
                 file.unlink()
