@@ -27,11 +27,11 @@ def partial_folder(target: Path) -> Iterator[Path]:
         if of_this_target and not _process_runs(left_behind):
             shutil.rmtree(left_behind, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".partial", dir=target.parent))
-    try:
-        with removed_at_end(folder):
+    with removed_at_end(folder):
+        try:
             yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 Each entry script is started on the sample, and gets SIGINT, SIGTERM or SIGHUP after a time that is drawn.
 
-| test                                 | proves                                                         | judged against |
-| test_a_signal_at_a_random_moment_... | 130, 143 or 129, or the whole result; no traceback, no         | exit code,     |
-|                                      | unfinished file, no process left, an earlier output as it was; | files, /proc   |
-|                                      | training that has made a step leaves it saved                  |                |
+| test                                 | proves                                                       | judged against |
+| test_a_signal_at_a_random_moment_... | 130, 143 or 129, or the whole result; no traceback, no       | exit code,     |
+|                                      | unfinished file, no process left, an earlier output as it    | files, /proc   |
+|                                      | was; training that has made a step leaves it saved           |                |
 """
 import contextlib
 import os
