@@ -5,6 +5,7 @@ import sys
 from typing import Optional
 
 from mindrlhf import signals
+from mindrlhf.job import forget_what_is_no_job
 
 __all__ = ["begin", "lost_output"]
 
@@ -35,7 +36,9 @@ class _Output(io.TextIOWrapper):
 
 
 def begin() -> None:
-    """Answer signals, speak UTF-8, and open what was closed of standard input, output and error."""
+    """Speak UTF-8, open what was closed of standard input, output and error, answer signals, and be one process unless
+    a job has started several.
+    """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1" and sys.executable:
         os.environ["PYTHONUTF8"] = "1"  # takes effect at Python's start only; processes that are started have it too
         os.execv(sys.executable, [sys.executable, *getattr(sys, "orig_argv", ["", *sys.argv])[1:]])
@@ -47,6 +50,9 @@ def begin() -> None:
     sys.stdout = sys.__stdout__ = _utf8(sys.stdout)
     sys.stderr = sys.__stderr__ = _utf8(sys.stderr)
     signals.take_over()
+    remark = forget_what_is_no_job()
+    if remark:
+        print(f"{os.path.basename(sys.argv[0])}: {remark}", file=sys.stderr, flush=True)
 
 
 def lost_output() -> Optional[OSError]:
