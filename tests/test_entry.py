@@ -41,7 +41,7 @@ def pairs(tmp_path):
 def test_output_is_utf8_whatever_the_locale(environment, pairs):
     result = shell(pairs, f"{CONVERT} --src_file 没有.jsonl --dst_file 数据/a.mindrecord", **environment)
     assert result.returncode == 1
-    assert result.stderr.decode().splitlines()[-1].startswith("cvalues_comparison.py: error: 没有.jsonl: cannot be read")
+    assert result.stderr.decode().splitlines()[-1].startswith("cvalues_comparison.py: error: 没有.jsonl: ")
     result = shell(pairs, f"{CONVERT} --src_file a.jsonl --dst_file 数据/a.mindrecord", **environment)
     assert result.returncode == 0
     assert "wrote 3 pairs to 数据/a.mindrecord" in result.stdout.decode()
@@ -79,8 +79,8 @@ def test_names_that_are_not_utf8_are_refused(pairs):
     result = shell(pairs, rf"{CONVERT} --src_file $'\xff.jsonl' --dst_file b.mindrecord")
     assert result.returncode == 1
     assert result.stderr.decode() == (
-        r"cvalues_comparison.py: error: argument 6: found '\udcff.jsonl', whose bytes are not UTF-8; expected a name in "
-        "UTF-8: rename the file or folder\n")
+        r"cvalues_comparison.py: error: argument 6: found '\udcff.jsonl', whose bytes are not UTF-8; expected a name "
+        "in UTF-8: rename the file or folder\n")
     result = shell(pairs, rf"mkdir $'\xff' && cd $'\xff' && {CONVERT} --src_file a.jsonl --dst_file b.mindrecord")
     assert result.returncode == 1
     assert "error: the current folder: found " in result.stderr.decode()
