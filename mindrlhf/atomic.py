@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Iterable, Iterator, Mapping, Optional, Tuple, Union
 
 from mindrlhf.errors import UserError
+from mindrlhf.signals import removed_at_end
 
 __all__ = ["check_outputs", "follow_link", "is_stream", "locked", "naming_a_full_disk", "partial_file",
            "partial_folder"]
@@ -46,16 +47,17 @@ def partial_folder(target: Path, wait: bool = False) -> Iterator[Path]:
         raise UserError(f"{target}: a device or a FIFO, expected a name for files that are moved to their places")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder, lock = _take_over(target.with_name(f".{target.name}.partial"), target, wait)
-    try:
-        yield folder
-    finally:
-        _clear(folder)
-        with contextlib.suppress(OSError):
-            (folder / _LOCK).unlink()
-        if lock is not None:
-            os.close(lock)
-        with contextlib.suppress(OSError):  # the next writer may have come in between: then it is in use again
-            folder.rmdir()
+    with removed_at_end(folder):
+        try:
+            yield folder
+        finally:
+            _clear(folder)
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+            if lock is not None:
+                os.close(lock)
+            with contextlib.suppress(OSError):  # the next writer may have come in between: then it is in use again
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """Errors that the user can mend: one line each, no traceback, a non-zero exit code."""
 import os
 import sys
+from pathlib import Path
 from typing import Callable, Iterable, List
+
+from mindrlhf import entry, signals
 
 __all__ = ["Problems", "UserError", "raise_each", "raise_problems", "run_main", "some"]
 
@@ -90,33 +93,80 @@ def run_main(main: Callable[[], int]) -> None:
 
     A `UserError` is printed on standard error, a line for each problem and their number if there are several, and ends
     with exit code 1; a failed system call on a file (no space left, no permission) does too, since it is the machine's
-    state and not a fault of the program, and so does a missing MindSpore or MindFormers, which the user chooses.
-    Anything else is a fault of the program and keeps its traceback.
+    state and not a fault of the program, and so does a package that is missing: the environment is not active. Work
+    that a signal has ended early ends with 128 + its number. Anything else is a fault of the program and keeps its
+    traceback.
     """
     try:
-        code = main()
+        code = _run(main)
     except UserError as error:
         code = _report(*error.messages)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("mindspore", "mindformers"):
-            raise
-        code = _report(f"{error.name} is not installed in {sys.prefix}: pip install -e '.[cpu]' in the project's "
-                       "folder installs the pair of releases for a CPU; README, \"Versions\", has the others")
+    except SystemExit as end:  # argparse's
+        code = end.code
+    except signals.Interrupted as interrupted:
+        code = interrupted.code
+        print(f"{os.path.basename(sys.argv[0])}: {interrupted}", file=sys.stderr)
     except KeyboardInterrupt:
         code = _report("interrupted", code=130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name in ("", "mindrlhf"):
+            raise
+        code = _report(_how_to_have(name))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         name = f"{error.filename}: " if error.filename else ""
         code = _report(f"{name}{error.strerror or error}")
     sys.stdout.flush()
+    lost = entry.lost_output()
+    if lost and not code:
+        code = _report(f"standard output: {lost.strerror}")
+    signals.let_go()
     sys.exit(code)
 
 
-def _report(*messages: str, code: int = 1) -> int:
+def _run(main: Callable[[], int]) -> int:
+    """`main`'s exit code; whatever it raises while a signal ends the process is that signal's doing."""
+    try:
+        _check_names()
+        code = main()
+    except BaseException:
+        signals.wait_for_end()
+        raise
+    signals.settle()
+    return code
+
+
+def _check_names() -> None:
+    """MindSpore and JSON take no names but those in UTF-8, and no folder that was removed."""
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was removed, expected one that is there: cd to another") from None
+    arguments = {f"argument {place}": text for place, text in enumerate(sys.argv[1:], start=1)}
+    for what, text in {"the current folder": folder, **arguments}.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{what}: found {text!r}, whose bytes are not UTF-8; expected a name in UTF-8: rename the "
+                            "file or folder") from None
+
+
+def _how_to_have(package: str) -> str:
+    """Which command activates or makes the environment in which a package is."""
+    root = Path(__file__).resolve().parent.parent
+    missing = f"{package} is not installed in {sys.prefix}: "
+    active = root / ".venv" / "bin" / "activate"
+    if active.exists() and Path(sys.prefix).resolve() != active.parent.parent.resolve():
+        return missing + f"activate the project's environment first: source {active}"
+    if package in ("mindspore", "mindformers"):
+        return missing + ("pip install -e '.[cpu]' in the project's folder installs the pair of releases for a CPU; "
+                          "README, \"Versions\", has the others")
+    return missing + f"bash {root}/scripts/quickstart.sh makes an environment with it, source {active} activates it"
+
+
+def _report(*messages: object, code: int = 1) -> int:
     name = os.path.basename(sys.argv[0])
     for message in messages:
         print(f"{name}: error: {message}", file=sys.stderr)

@@ -4,11 +4,9 @@ import sys
 
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.errors import UserError
+from mindrlhf.job import forget_job, role_in_job
 
 __all__ = ["set_up_mindspore"]
-
-# Set by msrun, by mpirun, and with a rank table: the three ways in which MindSpore's processes find each other.
-_STARTED_AS_ONE_OF_SEVERAL = ("MS_ROLE", "OMPI_COMMAND", "RANK_TABLE_FILE")
 
 
 def set_up_mindspore(config: RunConfig, verbose: bool = False):
@@ -29,12 +27,14 @@ def set_up_mindspore(config: RunConfig, verbose: bool = False):
     if (started or 1) > 1 and not parallel:
         raise UserError(f"use_parallel is False, but {started} processes were started: set use_parallel: True in the "
                         "YAML, or start one; each of them would do all the work and write to the same files")
-    if os.environ.get("MS_ROLE") == "MS_SCHED" and not parallel:
+    if role_in_job() == "MS_SCHED" and not parallel:
         # msrun starts the script once more as the scheduler of the processes. It stays in the set-up of their
         # communication; a run of one process has none, and the scheduler would do all the work a second time.
         print("scheduler: use_parallel is False, one process does the work; nothing to do here", flush=True)
         sys.exit(0)
-    if parallel and not any(map(os.environ.get, _STARTED_AS_ONE_OF_SEVERAL)):
+    if not parallel:
+        forget_job()  # of one process, as msrun may start it
+    elif not role_in_job():
         raise UserError("use_parallel is True, but this process was not started as one of several: start it with "
                         "msrun_launcher.sh, or set --use_parallel False")
     config.output.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 # --with-peers makes .venv-torch (once; setup.py's extra "peers") and runs transformers and TRL alternately with this
 # project; without it they are measured if .venv-torch is there, or the interpreter that REFERENCE_PYTHON names.
 set -euo pipefail
-case " $* " in *" -h "* | *" --help "*) sed -n '2,6s/^# *//p' "$0"; exit ;; esac
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 options=()

@@ -3,6 +3,7 @@
 # which releases), then runs the tests that have reference values, with values made anew.
 #   bash scripts/compare_with_torch.sh [pytest's own options]
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_peers
 cd "$root"

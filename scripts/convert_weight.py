@@ -9,15 +9,21 @@ r"""GLM-4's weights between Hugging Face and MindSpore.
 Neither needs PyTorch. Weights are copied in chunks, so that memory does not grow with the model (unless slices of
 several ranks have to be merged first).
 """
-import argparse
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for where the project is not installed
+if __name__ == "__main__":
+    from mindrlhf.entry import begin
+    begin()
+
+import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import new_parser, template
-from mindrlhf.config.check import load_config
 from mindrlhf.errors import run_main
-from mindrlhf.huggingface.convert import hf_to_ms, ms_to_hf
-from mindrlhf.weights.tensors import FLOAT_BYTES
+
+_TYPES = ("float32", "bfloat16", "float16")
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -45,13 +51,15 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     out.add_argument("--language_model", action="store_true",
                      help="write a GlmForCausalLM from a checkpoint with an LM head")
     for command in (into, out):
-        command.add_argument("--dtype", choices=list(FLOAT_BYTES), help="of the weights (default: as they are)")
+        command.add_argument("--dtype", choices=_TYPES, help="of the weights (default: as they are)")
     return parser.parse_args(argv)
 
 
 def main() -> int:
     """Convert, and say what was mapped."""
     args = parse_args()
+    from mindrlhf.config.check import load_config
+    from mindrlhf.huggingface.convert import hf_to_ms, ms_to_hf
     model = load_config(args.config).model if args.config else None
     if args.direction == "hf_to_ms":
         result = hf_to_ms(args.input, args.output, args.dtype, model)

@@ -3,6 +3,14 @@
 #   PAIR    which releases of MindSpore and MindFormers: current (default; in .venv), production (in .venv-production) or
 #           newest (in .venv-newest)
 #   PYTHON  the interpreter; without it, one that fits the pair is looked for
+
+# What a user's shell has exported changes nothing here.
+unset CDPATH BASH_ENV ENV POSIXLY_CORRECT
+set +o posix +o noglob +o noclobber +o allexport
+[ -e /dev/fd/0 ] || exec </dev/null
+[ -e /dev/fd/1 ] || exec >/dev/null
+[ -e /dev/fd/2 ] || exec 2>/dev/null
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 NO_PYTHON=3  # exit code where no interpreter fits
 
@@ -23,12 +31,12 @@ runs() { # COMMAND: whether it is a Python of the pair, and starts (a shim of py
 find_python() {
   local version candidate
   if [ -n "${PYTHON:-}" ]; then
-    runs "$PYTHON" && echo "$PYTHON" && return
+    runs "$PYTHON" && echo "$PYTHON" && return 0
     echo "error: PYTHON: found '$PYTHON', expected an interpreter of Python ${pythons// / or }" >&2
     return 2
   fi
   for version in $pythons; do
-    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python \
+    for candidate in "python$version" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python \
       "$(uv python find "$version" 2>/dev/null)"; do
       runs "$candidate" && echo "$candidate" && return
     done
@@ -55,13 +63,40 @@ install_newest() {
     xargs -d '\n' "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps <<<"$packages"
 }
 
+# A folder for an environment: a new one, or one that we made, emptied. Its stamp says that it is ours, and what is in it.
+make_room() { # FOLDER
+  local stamp=$1/.installed
+  if [ -e "$1" ] || [ -L "$1" ]; then
+    # A link may lead to an environment that another checkout uses.
+    if [ ! -f "$stamp" ] || { [ -L "$1" ] && [[ $(cat "$stamp") != "$root "* ]]; }; then
+      echo "error: $1: found something that was not made here, expected nothing, or an environment of this checkout:" \
+        "move it away, or remove it" >&2
+      return 1
+    fi
+    find "$1/" -mindepth 1 -maxdepth 1 ! -name .installed -exec rm -rf {} + || return
+  else
+    mkdir -p "$1" || return
+  fi
+  echo "$root unfinished" >"$stamp"
+}
+
 install_project() {
-  local stamp=$venv/.installed wanted python
+  local stamp=$venv/.installed wanted python version
   wanted="$root $(cksum <"$root/setup.py")"
-  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    [ -n "${PYTHON:-}" ] || return 0
+    python=$(find_python) || return
+    version='import sys; print("%d.%d" % sys.version_info[:2])'
+    version="$("$python" -c "$version") $("$venv/bin/python" -c "$version")"
+    [ "${version% *}" = "${version#* }" ] && return
+    echo "error: PYTHON: found '$PYTHON' (Python ${version% *}), expected Python ${version#* } as in $venv: leave PYTHON" \
+      "unset, or remove $venv first" >&2
+    return 2
+  fi
   python=$(find_python) || return
+  make_room "$venv" || return
   echo "== installing into ${venv##*/} (once; some 4 GB on the disk, a few minutes)"
-  "$python" -m venv --clear "$venv" ||
+  "$python" -m venv "$venv" ||
     { echo "error: $python cannot make a virtual environment (on Debian: apt-get install python3-venv)" >&2; return 1; }
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra,dev]" &&
     { [ "$extra" != newest ] || install_newest; } ||
@@ -78,7 +113,8 @@ install_peers() {
     { echo "error: PyTorch and TRL of these releases need Python 3.11: rm -r .venv, then PYTHON=python3.11" >&2; return 1; }
   echo "== installing PyTorch, transformers and TRL into .venv-torch (once; some GB on the disk)"
   packages=$(packages_of peers)
-  "$venv/bin/python" -m venv --clear "$peers" &&
+  make_room "$peers" || return
+  "$venv/bin/python" -m venv "$peers" &&
     xargs -d '\n' "$peers/bin/python" -m pip install --quiet --disable-pip-version-check <<<"$packages" ||
     { echo "error: the installation failed, see above; run the command again to retry" >&2; return 1; }
   echo "$wanted" >"$peers/.installed"

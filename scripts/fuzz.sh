@@ -4,6 +4,7 @@
 #   bash scripts/fuzz.sh [SEEDS]                   seeds 0, 1, ... (default: 1, which is seed 0)
 #   bash scripts/fuzz.sh --seed N [pytest's own options]
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
 

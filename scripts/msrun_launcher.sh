@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
 # Start a command on several processes with MindSpore's msrun. See `msrun_launcher.sh --help`.
 set -euo pipefail
+# What a user's shell has exported changes nothing here, and what is closed is no file of the job.
+unset CDPATH BASH_ENV ENV POSIXLY_CORRECT
+set +o posix +o noglob +o noclobber +o allexport
+[ -e /dev/fd/0 ] || exec </dev/null
+[ -e /dev/fd/1 ] || exec >/dev/null
+[ -e /dev/fd/2 ] || exec 2>/dev/null
 
 usage() {
   cat <<'TEXT'
@@ -17,7 +23,8 @@ Usage, with 1, 2, 6 or 9 arguments:
   MASTER_PORT       port of the job on the first node               (default 8118)
   NODE_RANK         number of this node, from 0                     (default 0)
   LOG_DIR           folder for worker_0.log, scheduler.log, ...     (default output/msrun_log)
-  JOIN              True: wait, and exit with the workers' result; False: return at once  (default False)
+  JOIN              True: wait, print the end of worker 0's log, and exit with the workers' result; False: return at
+                    once  (default False)
   CLUSTER_TIME_OUT  seconds to wait for all processes to appear     (default 7200)
 
   --dry-run         print msrun's command line and do nothing
@@ -26,7 +33,9 @@ Usage, with 1, 2, 6 or 9 arguments:
   True, and are in LOG_DIR/msrun.log in any case (msrun_1.log, ... on further nodes). The last line there says how the
   job has ended.
 
-  SIGTERM to the launcher ends the job with a checkpoint: workers have GRACE_SECONDS (environment, default 600) for it.
+  Ctrl-C, SIGTERM or SIGHUP to the launcher, or to one worker, ends the job with a checkpoint: workers have GRACE_SECONDS
+  (environment, default 600) for it; a second Ctrl-C ends it at once. The exit code is 130, 143 or 129. The job of a
+  launcher that is killed with SIGKILL is killed too.
 
 On one node:
   bash msrun_launcher.sh "reward_train.py --config run_glm4_9b_rm.yaml --train_dataset train.mindrecord" \
@@ -106,6 +115,7 @@ fi
 : >"$log"
 
 ulimit -u unlimited 2>/dev/null || true  # a worker has many threads; where the limit is not ours to lift, it stays
-echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)"
+trap '' PIPE  # whoever reads this may go; the job goes on
+echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)" 2>/dev/null || true
 exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
   "$port" "$node" "$time_out" "${line[@]}"

@@ -11,12 +11,16 @@ word is given when all are there and msrun has ended: msrun cannot swallow an ex
 
 Standard library only, since importing MindSpore takes seconds. Linux only, like msrun.
 """
+import signal  # noqa: I001 (first, for the line behind it)
+
+if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is imported
+
 import contextlib
 import ctypes
 import errno
 import os
 import secrets
-import signal
 import socket
 import struct
 import subprocess
@@ -32,15 +36,17 @@ SCHEDULER_GRACE = 60  # seconds that the scheduler of a single node has to end a
 SAME_ERROR = 3  # seconds after the scheduler in which a failing worker is named instead: they run the same script
 LINES = 10
 SCHEDULER = "the scheduler"
+ASKED = {128 + number: signal.Signals(number).name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+hurry = []  # not empty: a second Ctrl-C came
 NO_ROUTE = (errno.ENETUNREACH, errno.EINVAL, errno.EACCES)  # the second is a blackhole's; msrun would fail with these
 
 
 class JobError(Exception):
     """The job cannot start or has failed: what to say (the first line is an error's), and the launcher's exit code."""
 
-    def __init__(self, text, code=1, signal_number=None):  # of the launcher, which was asked to end the job
+    def __init__(self, text, code=1, asked=False):  # whether the job was asked to end, and may do so in good order
         super().__init__(text)
-        self.code, self.signal_number = code, signal_number
+        self.code, self.asked = code, asked
 
 
 def check_port(address, port):
@@ -123,7 +129,8 @@ def end_all():
         left, waited = descendants(), time.monotonic() - began
         if not left or waited > GIVE_UP:
             return left
-        send(signal.SIGKILL if waited > GRACE else signal.SIGTERM, left if waited > GRACE else left - asked)
+        late = waited > GRACE or hurry
+        send(signal.SIGKILL if late else signal.SIGTERM, left if late else left - asked)
         asked |= left
         time.sleep(0.1)
 
@@ -240,6 +247,8 @@ class Job:
             if pid not in self.running:
                 continue  # a process of a worker that has outlived it
             name = self.running.pop(pid)
+            if code in ASKED and name != SCHEDULER:
+                raise JobError(f"{name} was asked to end by {ASKED[code]}, and the job with it", code, asked=True)
             if code:
                 failure = failed(name, code, self.log_of(name), f", and the job with it{self.cause(name)}")
                 if name != SCHEDULER:
@@ -249,16 +258,22 @@ class Job:
             raise failure
 
     def let_workers_end(self, seconds):
-        """Ask the workers alone to end and give them so long, as training saves a checkpoint and needs all for it."""
-        deadline = time.monotonic() + seconds
+        """Ask the workers alone to end and give them so long, as training saves a checkpoint and needs all for it.
+        Returns the JobError of the first that could not do so, or None.
+        """
+        failure, deadline = None, time.monotonic() + seconds
         left = {pid for pid, name in self.running.items() if name != SCHEDULER}
         send(signal.SIGTERM, left)
-        while left and time.monotonic() < deadline:
+        while left and time.monotonic() < deadline and not hurry:
             ended = reap()
-            if ended:
-                left.discard(ended[0])
-            else:
+            if not ended:
                 time.sleep(0.1)
+            elif ended[0] in left:
+                pid, code = ended
+                left.discard(pid)
+                if code > 0 and code not in ASKED:
+                    failure = failure or failed(self.running[pid], code, self.log_of(self.running[pid]))
+        return failure
 
     def cause(self, failed_one):
         """What is known of others that explains a failure: mostly processes wait for one that does not answer."""
@@ -279,14 +294,18 @@ class Job:
 
 
 def stop_on_signals():
-    """Make the signals that stop the launcher a JobError, once. Those that are ignored (nohup) stay so."""
+    """Make the signals that stop the launcher a JobError, once; a second Ctrl-C leaves the job no more time. Those that
+    are ignored (nohup) stay so.
+    """
     signals = [each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
                if signal.getsignal(each) != signal.SIG_IGN]
 
     def stop(number, _):
         for each in signals:
             signal.signal(each, signal.SIG_IGN)
-        raise JobError(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number, number)
+        if signal.SIGINT in signals:
+            signal.signal(signal.SIGINT, lambda *_: hurry.append(True))
+        raise JobError(f"stopped by {signal.Signals(number).name}, and the job with it", 128 + number, asked=True)
 
     for each in signals:
         signal.signal(each, stop)
@@ -300,9 +319,14 @@ def detach(log):
     pid = os.fork()
     if pid:
         os.close(writer)
-        if not os.read(reader, 1):
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), None
-        print(f"the last line of {log} will say how the job has ended; kill {pid} ends it")
+        try:
+            if not os.read(reader, 1):
+                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), None
+        except JobError:
+            os.kill(pid, signal.SIGTERM)
+            raise
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"the last line of {log} will say how the job has ended; kill {pid} ends it", flush=True)
         return 0, None
     os.setsid()
 
@@ -330,20 +354,20 @@ def main(arguments):
             note(f"error: {text}")
 
     try:
+        stop_on_signals()
         if job.has_scheduler:
             check_port(job.address, job.port)
         else:
             knock(job.address, job.port, 0)
+        code, started = detach(log) if join == "False" else (None, lambda: None)
     except JobError as error:
         complain(error)
         return error.code
-
-    code, started = detach(log) if join == "False" else (None, lambda: None)
     if not started:
         return code
+
     code, left = 0, ()
     try:
-        stop_on_signals()
         if not job.has_scheduler:
             started()  # for the first node may keep this one waiting
             knock(job.address, job.port, job.time_out)
@@ -352,18 +376,26 @@ def main(arguments):
             started()
         job.wait()
     except JobError as error:
-        if error.signal_number == signal.SIGTERM:
-            job.let_workers_end(int(os.environ["GRACE_SECONDS"]))
-        code = error.code
         complain(error)
+        code = error.code
+        failure = job.let_workers_end(int(os.environ["GRACE_SECONDS"])) if error.asked else None
+        if failure:
+            complain(failure)
+            code = failure.code
     finally:
         left = end_all()
     if left:
         complain(f"processes {', '.join(map(str, sorted(left)))} cannot be ended; the machine may need a restart")
     code = code or (1 if left else 0)
     note(f"the job has ended with exit code {code}")
+    if not code and join == "True" and "worker 0" in job.expected:
+        result = ending(job.log_of("worker 0")).partition("\n")[2]
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"the job has ended well; worker 0 said at the end:\n{result}", flush=True)
     return code
 
 
 if __name__ == "__main__":
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever the locale, as the logs are
     sys.exit(main(sys.argv[1:]))

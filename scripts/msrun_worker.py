@@ -3,9 +3,14 @@
 See msrun_supervisor.py for the reasons. Started by anything else, it becomes COMMAND at once.
 """
 import contextlib
+import ctypes
 import os
+import signal
 import socket
+import struct
 import sys
+
+PR_SET_PDEATHSIG = 1
 
 launcher = os.environ.pop("MSRUN_LAUNCHER", None)
 with contextlib.suppress(PermissionError):  # newer releases of msrun have done so
@@ -19,6 +24,11 @@ if launcher:
             connection.send(name.encode())
             if not connection.recv(1):  # not needed, or the launcher was killed
                 sys.exit()
+            # From now on, when msrun has ended and the launcher is this one's parent: if it is killed, so is this one.
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if os.getppid() != pid:
+                sys.exit("msrun_launcher.sh has gone")
         except OSError as error:
             sys.exit(f"msrun_launcher.sh has gone ({error.strerror})")
 os.execvp("python", ["python", *sys.argv[1:]])  # as msrun would have done

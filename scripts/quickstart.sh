@@ -2,16 +2,22 @@
 # From text to scores on the CPU, with a tiny model and the bundled sample:
 # convert, train, evaluate on held-out questions, score a few answers.
 #   bash scripts/quickstart.sh
+# The results replace those of an earlier quickstart when they are whole.
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
+[ $# = 0 ] || { echo "error: found '$*', expected no argument, or --help" >&2; exit 2; }
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 example=$root/examples/glm4_reward_model_train
 config=$root/model_configs/glm_config/run_glm4_tiny_rm_cpu.yaml
 sample=$example/sample_data
 run=$example/output/quickstart
-rm -rf "$run"
-mkdir -p "$run/logs"
-cd "$run"
+mkdir -p "$example/output"
+exec 8>"$example/output/.quickstart.lock"
+flock -n 8 || { echo "error: another quickstart is running in $example/output" >&2; exit 1; }
+rm -rf "$run.new"  # of one that was killed
+mkdir -p "$run.new/logs"
+cd "$run.new"
 
 step() { # TITLE NAME COMMAND...: run it with its output in logs/NAME.log
   local title=$1 log=logs/$2.log begin=$SECONDS
@@ -19,7 +25,7 @@ step() { # TITLE NAME COMMAND...: run it with its output in logs/NAME.log
   echo "== $title"
   if ! "$@" >"$log" 2>&1; then
     tail -n 20 "$log" >&2
-    echo "error: this step failed; all of its output is in $run/$log" >&2
+    echo "error: this step failed; all of its output is in $run.new/$log" >&2
     exit 1
   fi
   echo "   $((SECONDS - begin)) s"
@@ -56,6 +62,10 @@ for line in open("output/scores.jsonl", encoding="utf-8"):
 PY
 echo
 echo "held-out: $(sed -n 's/.*: \([0-9]* pairs, accuracy .*\)/\1/p' logs/eval.log | tail -n 1)"
+rm -rf "$run.old"
+[ ! -e "$run" ] || mv "$run" "$run.old"
+mv "$run.new" "$run"
+rm -rf "$run.old"
 echo
 cat <<TEXT
 all of it is in ${run#"$root/"}:

@@ -6,6 +6,7 @@
 # started, so there is one worker more than cores, at most 4.
 # With PAIR=newest and no options: the pipeline from text to scores, and what depends on the releases most.
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
 ruff check .

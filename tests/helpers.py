@@ -12,7 +12,7 @@ import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
 __all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "free_port", "launch", "run", "run_of_one_process",
-           "run_script", "table_of", "wait_for", "write_tiny_yaml"]
+           "run_script", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
 
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -49,6 +49,13 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
+
+
+def started_by_msrun(monkeypatch, processes):
+    """Make this process look like one of several, a number as text, that msrun has started."""
+    for name, value in {"MS_ROLE": "MS_WORKER", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "8118",
+                        "MS_WORKER_NUM": processes}.items():
+        monkeypatch.setenv(name, value)
 
 
 def launch(folder, name, args, workers=1, logs="logs"):

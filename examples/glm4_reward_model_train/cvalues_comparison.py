@@ -6,9 +6,15 @@ r"""Convert CValues-Comparison (or any file in its layout) to MindRecord for rew
 
 A line of the source is an object with prompt, pos_resp (the better answer) and neg_resp (the worse one).
 """
-import argparse
 import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for where the project is not installed
+if __name__ == "__main__":
+    from mindrlhf.entry import begin
+    begin()
+
+import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import new_parser, positive_int, share, template

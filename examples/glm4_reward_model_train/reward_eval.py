@@ -8,6 +8,14 @@ r"""Accuracy of a reward model on MindRecord data: how often the better answer g
 
 A flag that is not given leaves the YAML's value.
 """
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for where the project is not installed
+if __name__ == "__main__":
+    from mindrlhf.entry import begin
+    begin()
+
 import argparse
 from typing import Optional, Sequence
 

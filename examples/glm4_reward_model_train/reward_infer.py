@@ -9,8 +9,15 @@ r"""Score answers with a reward model.
 A row of the input is an object with prompt, pos_resp and neg_resp, or with prompt and response. The output has a line
 for each: the row's own keys, and pos_score and neg_score, or score.
 """
-import argparse
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for where the project is not installed
+if __name__ == "__main__":
+    from mindrlhf.entry import begin
+    begin()
+
+import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import new_parser, positive_int, template

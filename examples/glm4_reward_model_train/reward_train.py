@@ -8,6 +8,14 @@ r"""Train a GLM-4 reward model on MindRecord data made by cvalues_comparison.py.
 Checkpoints go to output/checkpoint (with optimizer state) and output/checkpoint_network (weights alone), figures of
 every step to output/metrics.csv, their curves to output/curves.png. A flag that is not given leaves the YAML's value.
 """
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for where the project is not installed
+if __name__ == "__main__":
+    from mindrlhf.entry import begin
+    begin()
+
 import argparse
 from typing import Optional, Sequence
 

@@ -16,10 +16,10 @@ from mindrlhf.config.run_config import Batching, Layout, Model, RunConfig, Start
 from mindrlhf.config.value_types import shown, wrong_values
 from mindrlhf.data.row_packing import ROW_STEP, longest_row
 from mindrlhf.errors import Problems, raise_each
+from mindrlhf.job import processes_of_job
 from mindrlhf.models.glm4.dimensions import Dimensions
 
-__all__ = ["BATCHINGS", "check_config", "config_problems", "is_semi_auto", "load_config", "started_processes",
-           "typed_config"]
+__all__ = ["BATCHINGS", "check_config", "config_problems", "is_semi_auto", "load_config", "typed_config"]
 
 TRAINER_TYPES = ("CausalLanguageModelingTrainer", "RewardTrainer")
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
@@ -36,12 +36,6 @@ _LAYOUT = ("data_parallel", "model_parallel", "pipeline_stage")
 def is_semi_auto(config: Mapping[str, Any]) -> bool:
     """Whether operators are cut over the processes (semi-auto parallel), so that each has its slice of a checkpoint."""
     return bool(get(config, "use_parallel")) and get(config, "parallel.parallel_mode") in SEMI_AUTO
-
-
-def started_processes() -> Optional[int]:
-    """Processes of the job that msrun has started this one in; None where it has not."""
-    started = os.environ.get("MS_WORKER_NUM", "")
-    return int(started) if started.isdigit() else None
 
 
 def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> RunConfig:
@@ -100,7 +94,7 @@ def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
         layout=Layout(
             device=get(mapping, "context.device_target"),
             device_memory=_bytes_of(get(mapping, "context.max_device_memory")), parallel=mapping["use_parallel"],
-            semi_auto=semi_auto, started=started_processes(), planned=math.prod(layout[:len(_LAYOUT)]), data=data,
+            semi_auto=semi_auto, started=processes_of_job(), planned=math.prod(layout[:len(_LAYOUT)]), data=data,
             model=split, stages=stages, micro_batches=micro_batches,
             optimizer_sharded=semi_auto and get(mapping, "parallel.enable_parallel_optimizer"),
             embedding_copied=not semi_auto or get(mapping, "parallel_config.vocab_emb_dp")),
@@ -299,7 +293,7 @@ def _division_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """What a semi-auto parallel layout cannot divide: processes, layers, heads and widths."""
     model, layout = get(config, "model.model_config"), get(config, "parallel_config")
     data, split, stages, micro_batches = (layout[key] for key in (*_LAYOUT, "micro_batch_num"))
-    started = started_processes()
+    started = processes_of_job()
     if started is not None and started != data * split * stages:
         yield (f"parallel_config: data_parallel x model_parallel x pipeline_stage is {data} x {split} x {stages}, "
                f"expected {started}, the number of processes that were started")

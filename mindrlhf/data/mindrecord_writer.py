@@ -22,6 +22,7 @@ from mindrlhf.data.mindrecord_files import (
     sidecar_path,
 )
 from mindrlhf.errors import UserError
+from mindrlhf.signals import undisturbed
 
 __all__ = ["LengthStatistics", "RecordWriter"]
 
@@ -160,12 +161,13 @@ class RecordWriter:
                                                       errors="backslashreplace") as file:
             json.dump(sidecar, file, ensure_ascii=False, indent=2)
             file.write("\n")
-        for place in self.files:
-            os.replace(self._folder / place.name, place)
-        for name in earlier.difference(files):
-            place = self.path.with_name(name)
-            if place.is_file() and not place.is_symlink():
-                place.unlink()
+        with undisturbed():
+            for place in self.files:
+                os.replace(self._folder / place.name, place)
+            for name in earlier.difference(files):
+                place = self.path.with_name(name)
+                if place.is_file() and not place.is_symlink():
+                    place.unlink()
 
     def _files_of_earlier_run(self) -> Set[str]:
         """Names of MindRecord files and indices that the sidecar of an earlier conversion to this output knows."""

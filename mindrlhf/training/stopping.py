@@ -9,6 +9,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_real_group_size
 from mindspore.train.callback import Callback
 
+from mindrlhf import signals
 from mindrlhf.compat.step_outputs import StepOutputs
 from mindrlhf.data.packed_steps import PackedDataset
 from mindrlhf.errors import UserError, some
@@ -18,36 +19,32 @@ __all__ = ["InterruptionGuard", "SkippedStepMonitor", "rows_of_step"]
 
 
 class InterruptionGuard(Callback):
-    """Ends training after the step in which SIGTERM comes; `CheckpointMonitor` saves at every end.
+    """Ends training after the step in which a signal comes; `CheckpointMonitor` saves at every end.
 
-    All processes end after the same step, whichever of them got the signal.
+    All processes end after the same step, whichever of them got the signal. One process alone ends at once as long as
+    its first step, which is compiled, has not ended: nothing is lost.
     """
 
     def __init__(self):
         super().__init__()
-        self._asked = False
         self._processes = get_real_group_size()
 
     def on_train_begin(self, run_context):
         del run_context
-        self._former = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number, frame):
-        del number, frame
-        self._asked = True
+        if self._processes > 1:
+            signals.postpone()
 
     def on_train_step_end(self, run_context):
-        asked = self._asked
+        signals.postpone()
+        number = signals.asked()
         if self._processes > 1:
-            asked = sum_over_processes(np.array([asked], np.float32))[0] > 0
-        if asked:
-            logger.warning("SIGTERM: training ends here, with a checkpoint; --load_checkpoint OUTPUT_DIR/checkpoint "
-                           "--resume True continues")
+            asked = sum_over_processes(np.array([number == each for each in signals.SIGNALS], np.float32))
+            number = next((each for each, count in zip(signals.SIGNALS, asked) if count), 0)
+        if number:
+            signals.note(number)
+            logger.warning("%s: training ends here, with a checkpoint; --load_checkpoint OUTPUT_DIR/checkpoint "
+                           "--resume True continues", signal.Signals(number).name)
             run_context.request_stop()
-
-    def on_train_end(self, run_context):
-        del run_context
-        signal.signal(signal.SIGTERM, self._former)
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)

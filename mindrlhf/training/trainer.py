@@ -10,6 +10,7 @@ from mindformers.trainer.base_trainer import BaseTrainer
 from mindformers.trainer.utils import check_runner_config, set_seed
 from mindspore.train.callback import Callback
 
+from mindrlhf import signals
 from mindrlhf.checkpoints.save import saving_first
 from mindrlhf.compat.trainer import arguments_of_optimizer
 from mindrlhf.training.plan import TrainingPlan
@@ -41,6 +42,7 @@ class RewardTrainer(BaseTrainer):
 
         Raises:
             UserError: the data, the checkpoint, or what happens while training.
+            Interrupted: a signal has ended the run early, with a checkpoint.
         """
         semi_auto = plan.config.layout.semi_auto
         if config.seed and not semi_auto:
@@ -76,6 +78,7 @@ class RewardTrainer(BaseTrainer):
                         callbacks=[*callbacks, InterruptionGuard()],
                         dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
                         initial_epoch=config.runner_config.initial_epoch)
+        signals.settle()
         logger.info("training is over")
 
     @staticmethod

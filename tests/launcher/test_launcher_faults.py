@@ -12,7 +12,11 @@
 | test_processes_that_wait_... | nothing waits for a launcher that was killed | /proc |
 | test_the_command_sees_itself_... | nothing of the launcher is to be seen in COMMAND | argv, /proc, environment |
 | test_a_simulation_... | simulated ranks run and fail like others | what the worker did |
-| test_a_signal_to_the_launcher_... | Ctrl-C and SIGTERM end the job; nothing is left | /proc |
+| test_a_signal_to_the_launcher_... | Ctrl-C, SIGTERM, SIGHUP end the job, workers save first; nothing is left | /proc |
+| test_a_worker_that_was_asked_..., ..._that_cannot_save_... | the others save too; what fails then is named | files |
+| test_a_second_ctrl_c_... | nothing is waited for any more | exit code, /proc |
+| test_a_launcher_that_is_killed_... | no worker outlives it | /proc |
+| test_the_end_of_worker_0s_log_... | JOIN True prints it, in UTF-8 | what the worker printed |
 | test_join_false_... | the launcher returns while the job runs; msrun.log tells its end | what the worker did |
 | test_two_nodes_... | two launches make one job; its ranks; names are not evaluated | arguments as received |
 | test_a_stopped_worker_... | a hanging worker ends the job; only the loopback address listens | /proc/net |
@@ -296,8 +300,8 @@ sys.exit(int(sys.argv[1]))
         assert sorted(path.stem for path in jobs.folder.glob("*.done")) == started
 
 
-@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)],
-                         ids=("Ctrl-C", "SIGTERM"))
+@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False),
+                                                  (signal.SIGHUP, True)], ids=("Ctrl-C", "SIGTERM", "SIGHUP"))
 def test_a_signal_to_the_launcher_ends_the_job(number, to_group, jobs):
     launcher = jobs.start("worker.py 3 none", "2", free_port(), "logs", "True", "60", GRACE_SECONDS="1")
     jobs.started("0", "1", "scheduler")
@@ -308,30 +312,91 @@ def test_a_signal_to_the_launcher_ends_the_job(number, to_group, jobs):
     assert jobs.processes() == []
 
 
-@pytest.mark.parametrize("msrun", [None, NO_SETSID], ids=("msrun", "no-setsid"))
-def test_sigterm_to_the_launcher_leaves_workers_time_for_a_checkpoint(msrun, jobs):
-    """More than other processes get; and the scheduler, without which workers cannot agree, outlives them."""
-    (jobs.folder / "saving.py").write_text("""
+# Ends as training does: with a checkpoint, which takes so many seconds, and then with the code of its signal.
+SAVING = """
 import os, signal, time
 me = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else os.environ["RANK_ID"]
 def save(*_):
-    time.sleep(6)
+    time.sleep({})
     open(me + ".saved", "w").close()
-    raise SystemExit
+    raise SystemExit(143)
 signal.signal(signal.SIGTERM, signal.SIG_DFL if me == "scheduler" else save)
 open(me + ".started", "w").write(str(os.getpid()))
 time.sleep(600)
-""", encoding="utf-8")
+"""
+
+
+@pytest.mark.parametrize(("msrun", "number"), [(None, signal.SIGTERM), (NO_SETSID, signal.SIGTERM),
+                                               (None, signal.SIGINT)], ids=("msrun", "no-setsid", "Ctrl-C"))
+def test_a_signal_to_the_launcher_leaves_workers_time_for_a_checkpoint(msrun, number, jobs):
+    """More than other processes get; and the scheduler, without which workers cannot agree, outlives them."""
+    (jobs.folder / "saving.py").write_text(SAVING.format(6), encoding="utf-8")
     launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60",
                           first_in_path=jobs.msrun(msrun) if msrun else "")
     jobs.started("0", "1", "scheduler")
-    os.kill(launcher.pid, signal.SIGTERM)
+    os.kill(launcher.pid, number)
     time.sleep(3)
     os.kill(int((jobs.folder / "scheduler.started").read_text()), 0)  # it is there
     launcher.communicate(timeout=120)
-    assert launcher.returncode == 128 + signal.SIGTERM
+    assert launcher.returncode == 128 + number
     assert all((jobs.folder / f"{rank}.saved").exists() for rank in (0, 1))
     assert jobs.processes() == []
+
+
+def test_a_worker_that_was_asked_to_end_is_no_failure_and_the_others_save_too(jobs):
+    (jobs.folder / "saving.py").write_text(SAVING.format(2), encoding="utf-8")
+    launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60")
+    jobs.started("0", "1", "scheduler")
+    os.kill(int((jobs.folder / "1.started").read_text()), signal.SIGTERM)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 143
+    assert errors == "msrun_launcher.sh: error: worker 1 was asked to end by SIGTERM, and the job with it\n"
+    assert all((jobs.folder / f"{rank}.saved").exists() for rank in (0, 1))
+    assert jobs.processes() == []
+
+
+def test_a_worker_that_cannot_save_when_it_is_asked_to_end_is_named(jobs):
+    (jobs.folder / "saving.py").write_text(SAVING.format("0 if me == '0' else 'full'"), encoding="utf-8")
+    launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60")
+    jobs.started("0", "1", "scheduler")
+    os.kill(launcher.pid, signal.SIGTERM)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    assert errors.splitlines()[1] == "msrun_launcher.sh: error: worker 1 ended with exit code 1; the last lines of " \
+                                     "logs/worker_1.log:"
+
+
+def test_a_second_ctrl_c_ends_the_job_at_once(jobs):
+    (jobs.folder / "saving.py").write_text(SAVING.format(300), encoding="utf-8")
+    launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60")
+    jobs.started("0", "1", "scheduler")
+    for _ in range(2):
+        os.killpg(launcher.pid, signal.SIGINT)
+        time.sleep(1)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == 130
+    assert jobs.processes() == []
+
+
+def test_a_launcher_that_is_killed_takes_its_job_with_it(jobs):
+    (jobs.folder / "saving.py").write_text(SAVING.format(300), encoding="utf-8")
+    launcher = jobs.start("saving.py", "2", free_port(), "logs", "True", "60")
+    jobs.started("0", "1", "scheduler")
+    launcher.kill()
+    launcher.communicate(timeout=60)
+    wait_for(lambda: not jobs.processes(), seconds=20)
+
+
+def test_the_end_of_worker_0s_log_is_the_result_of_the_job(jobs):
+    (jobs.folder / "result.py").write_text("""
+import os
+print(*(f"line {i}" for i in range(20)), "准确率 0.95: " + os.environ["RANK_ID"], sep=chr(10))
+""", encoding="utf-8")
+    launcher = jobs.start("result.py", "2", free_port(), "logs", "True", "60", LC_ALL="C")
+    output, errors = launcher.communicate(timeout=120)
+    assert (launcher.returncode, errors) == (0, "")
+    assert output.splitlines()[1:] == ["the job has ended well; worker 0 said at the end:",
+                                       *(f"  line {i}" for i in range(11, 20)), "  准确率 0.95: 0"]
 
 
 def test_join_false_returns_at_once_and_the_log_says_how_the_job_ended(jobs):

@@ -15,7 +15,14 @@ import re
 import numpy as np
 import pytest
 from conftest import SAMPLE, TINY_YAML, write_numbered_pairs
-from helpers import assert_the_same_training, launch, run_of_one_process, table_of, write_tiny_yaml
+from helpers import (
+    assert_the_same_training,
+    launch,
+    run_of_one_process,
+    started_by_msrun,
+    table_of,
+    write_tiny_yaml,
+)
 from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf.config.check import load_config
@@ -103,7 +110,7 @@ def test_one_process_saves_before_all_else_and_the_loss_is_averaged_before_it_is
 
 
 def test_several_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, in_tmp_path):
-    monkeypatch.setenv("MS_WORKER_NUM", "4")
+    started_by_msrun(monkeypatch, "4")
     with pytest.raises(UserError, match="use_parallel is False, but 4 processes were started: set use_parallel: True"):
         set_up_mindspore(load_config(TINY_YAML))
     assert not list(in_tmp_path.iterdir())

@@ -2,7 +2,7 @@
 
 | test                                      | proves                                                   |
 | test_a_run_that_is_killed ...             | no bit is lost, wherever SIGKILL comes                   |
-| test_sigterm ...                          | a checkpoint of the last step, no traceback, exit code 0; |
+| test_sigterm ...                          | a checkpoint of the last step, a line, exit code 143;    |
 |                                           | also where the curves cannot be drawn                    |
 | test_losses_that_are_nan ...              | one line with step and rows, exit code 1                 |
 | ..._and_a_full_disk ...                   | one line, exit code 1, the earlier file as it was        |
@@ -67,8 +67,9 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_full_disk_leaves_it_whole(fo
         if ENDED.search(line) and not any(map(ENDED.search, log[:-1])):
             run.send_signal(signal.SIGTERM)
     log = "".join(log)
-    assert run.wait(timeout=60) == 0, log[-3000:]
+    assert run.wait(timeout=60) == 143, log[-3000:]
     assert "Traceback" not in log
+    assert log.endswith("reward_train.py: stopped by SIGTERM\n")
     assert "SIGTERM: training ends here, with a checkpoint" in log
     assert re.search(r"WARNING - \S+curves\.png cannot be written: .*; training, ", log), log[-3000:]
     last = int(ENDED.findall(log)[-1])

@@ -4,9 +4,9 @@
 | test_rows_of_a_step ...               | the pairs of a step, of both kinds of batches       | ids in the batch  |
 | test_a_row_of_skipped_steps ...       | one too many ends the run with step and rows        | message           |
 | test_padded_rows_in_sink_mode ...     | nothing but that is said where rows are not known   | message           |
-| test_a_signal_to_another_process ...  | all processes end behind the same step              | the request       |
+| test_a_signal_to_another_process ...  | all processes end behind the same step, with a code | the request       |
+| test_one_process_is_asked ...         | the first compilation can be ended at once          | the state         |
 """
-import os
 import signal
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ from conftest import write_numbered_pairs
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
 
+from mindrlhf import signals
 from mindrlhf.data.dataset import RewardModelDataset
 from mindrlhf.errors import UserError
 from mindrlhf.training import stopping as guard
@@ -81,16 +82,39 @@ class Context(SimpleNamespace):
         self.stopped = True
 
 
-def test_a_signal_to_another_process_ends_this_one_behind_the_same_step(monkeypatch):
-    former = signal.getsignal(signal.SIGTERM)
+@pytest.fixture
+def told(monkeypatch):
+    """What a signal leaves behind, without one."""
+    def tell(number):
+        monkeypatch.setattr(signals, "_asked", number)
+        monkeypatch.setattr(signals, "_postponed", False)
+    return tell
+
+
+def test_a_signal_to_another_process_ends_this_one_behind_the_same_step_and_with_its_number(monkeypatch, told):
     monkeypatch.setattr(guard, "get_real_group_size", lambda: 2)
-    for others, own, stopped in ((0, False, False), (1, False, True), (0, True, True), (1, True, True)):
-        monkeypatch.setattr(guard, "sum_over_processes", lambda values, others=others: values + others)
+    sigterm = np.array([number == signal.SIGTERM for number in signals.SIGNALS], np.float32)
+    for others, own in ((0, None), (1, None), (0, signal.SIGTERM), (1, signal.SIGTERM)):
+        stopped = bool(others or own)
+        monkeypatch.setattr(guard, "sum_over_processes", lambda values, others=others: values + others * sigterm)
+        told(own)
         run, monitor = Context(), InterruptionGuard()
         monitor.on_train_begin(run)
-        if own:
-            os.kill(os.getpid(), signal.SIGTERM)
         monitor.on_train_step_end(run)
         assert run.stopped is stopped
-        monitor.on_train_end(run)
-        assert signal.getsignal(signal.SIGTERM) is former
+        if stopped:
+            with pytest.raises(signals.Interrupted, match="stopped by SIGTERM") as raised:
+                signals.settle()
+            assert raised.value.code == 143
+
+
+def test_one_process_is_asked_from_its_first_step_on_and_several_from_the_beginning(monkeypatch, told):
+    for processes in (1, 2):
+        told(None)
+        monkeypatch.setattr(guard, "get_real_group_size", lambda processes=processes: processes)
+        monkeypatch.setattr(guard, "sum_over_processes", lambda values: values)
+        monitor = InterruptionGuard()
+        monitor.on_train_begin(Context())
+        assert signals._postponed is (processes == 2)
+        monitor.on_train_step_end(Context())
+        assert signals._postponed

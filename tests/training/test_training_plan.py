@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML
+from helpers import started_by_msrun
 
 from mindrlhf.checkpoints.training_notes import write_data_settings
 from mindrlhf.config.check import config_problems, load_config, typed_config
@@ -204,7 +205,7 @@ def test_the_number_of_processes_is_the_launchers_or_that_of_the_layout(producti
     monkeypatch.delenv("MS_WORKER_NUM", raising=False)
     assert configured().layout.processes == 8
     assert list(config_problems(production())) == []
-    monkeypatch.setenv("MS_WORKER_NUM", "16")
+    started_by_msrun(monkeypatch, "16")
     assert configured().layout.processes == 16
     assert list(config_problems(production())) == [
         "parallel_config: data_parallel x model_parallel x pipeline_stage is 4 x 2 x 1, expected 16, the number of "
@@ -333,7 +334,7 @@ def test_a_data_parallel_run_has_the_processes_of_its_yaml_until_it_is_started(a
                                                                                processes, note):
     monkeypatch.delenv("MS_WORKER_NUM", raising=False)
     if started:
-        monkeypatch.setenv("MS_WORKER_NUM", started)
+        started_by_msrun(monkeypatch, started)
     plan = plan_training(arguments({"parallel_config.data_parallel": 2}, use_parallel=True))
     assert (plan.config.layout.processes, plan.config.global_batch) == (processes, 8 * processes)
     assert f"CPU, {processes} processes, data-parallel{note}\n" in describe(plan)

@@ -1,0 +1,63 @@
+"""The job that this process is one of, by the variables of whoever started it.
+
+Schedulers and outer programs set some of the same variables, and leave them to whatever they run. So a variable alone
+says nothing: a job is one whose variables are all there.
+"""
+import os
+from typing import Dict, Optional
+
+__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job"]
+
+# The ways in which MindSpore's processes find each other -> what must be set, and where their number is.
+_JOBS = {
+    "msrun": (("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM"), "MS_WORKER_NUM"),
+    "mpirun": (("OMPI_COMMAND", "PMIX_RANK"), "OMPI_COMM_WORLD_SIZE"),
+    "a rank table": (("RANK_TABLE_FILE", "RANK_ID"), "RANK_SIZE"),
+    "a simulation": (("MS_SIMULATION_LEVEL", "RANK_ID", "RANK_SIZE"), "RANK_SIZE"),
+}
+_OF_MPIRUN = ("OMPI_COMMAND", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
+_OTHERS = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_NODE_ID", "RANK_ID",
+           "RANK_SIZE", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "HELP_CLUSTER")
+# What says of a single process that it is one: rank 0, or 1 process.
+_ALONE = {"RANK_ID": "0", "RANK_SIZE": "1", "MS_NODE_ID": "0", "MS_WORKER_NUM": "1", "PMIX_RANK": "0",
+          "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+
+
+def processes_of_job() -> Optional[int]:
+    """Processes of the job that this one was started in; None where it was started alone."""
+    kind = _kind()
+    number = os.environ.get(_JOBS[kind][1], "") if kind else ""
+    return int(number) if number.isdigit() else None
+
+
+def role_in_job() -> str:
+    """MS_SCHED (msrun's scheduler), MS_WORKER or worker; empty where this process was started alone."""
+    kind = _kind()
+    return (os.environ["MS_ROLE"] if kind == "msrun" else "worker") if kind else ""
+
+
+def forget_what_is_no_job() -> str:
+    """Remove the variables that make no job, before MindSpore reads them; for the user, those that say otherwise."""
+    kind = _kind()
+    if kind is None:
+        return forget_job()
+    _remove(_OF_MPIRUN if kind == "msrun" else ())  # MindSpore would take its ranks from them
+    return ""
+
+
+def forget_job() -> str:
+    """Make this process rank 0 of 1; a line that names the variables that say otherwise, or ""."""
+    found = _remove((*_OF_MPIRUN, *_OTHERS))
+    if not os.environ.get("DEVICE_ID", "0").isdigit():
+        found.update(_remove(("DEVICE_ID",)))
+    others = [f"{name}={value}" for name, value in found.items() if value != _ALONE.get(name)
+              and (name in _ALONE or name in ("MS_ROLE", "RANK_TABLE_FILE", "DEVICE_ID"))]
+    return f"this process is rank 0 of 1: no job set {', '.join(others)}, not taken into account" if others else ""
+
+
+def _kind() -> Optional[str]:
+    return next((kind for kind, (names, _) in _JOBS.items() if all(map(os.environ.get, names))), None)
+
+
+def _remove(names) -> Dict[str, str]:
+    return {name: os.environ.pop(name) for name in names if name in os.environ}

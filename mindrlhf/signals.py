@@ -1,0 +1,172 @@
+"""SIGINT (Ctrl-C), SIGTERM and SIGHUP: whoever is asked to end does so, at any moment, with exit code 128 + the signal.
+
+Python runs handlers in its main thread, which may be inside MindSpore for minutes; an exception that a handler raises
+there may be lost, and MindSpore puts a handler of its own in the place of Ctrl-C's in every graph that it runs. So
+threads listen here, and end the process without the main one.
+"""
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Iterator, List, Optional
+
+__all__ = ["SIGNALS", "Interrupted", "asked", "let_go", "note", "postpone", "removed_at_end", "settle", "take_over",
+           "undisturbed", "wait_for_end"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 10  # seconds until a process ends though its unfinished files could not be removed
+
+_asked: Optional[int] = None
+_postponed = False
+_unfinished: List[Path] = []
+_moving = threading.RLock()  # held while files get their final names
+_ending = threading.Event()
+
+
+class Interrupted(Exception):
+    """The work has ended early and in good order, because a signal asked for it."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.code = 128 + number
+
+
+def take_over() -> None:
+    """Answer the signals from now on. Those that are ignored (nohup, a shell's background) stay so."""
+    answered = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    if signal.SIGINT in answered:
+        # Blocked, it reaches no handler, whoever puts one in. The others are not blocked: processes that are started
+        # from here inherit that, and could not be terminated.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        threading.Thread(target=_listen_for_interrupts, daemon=True).start()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to at once, unlike a handler's call
+    for number in answered:
+        if number != signal.SIGINT:
+            signal.signal(number, lambda *_: None)
+    threading.Thread(target=_listen_for_others, args=(reader,), daemon=True).start()
+    os.register_at_fork(after_in_child=let_go)  # else the pipe would tell the parent of a child's signals
+
+
+def let_go() -> None:
+    """Give the signals back to the kernel, which ends the process: at its end, when no thread listens any more."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def postpone() -> None:
+    """From now on a signal only leaves its number in `asked`, for the work to end in good order; a second Ctrl-C ends
+    it at once. `settle` ends that.
+    """
+    global _postponed
+    _postponed = True
+
+
+def asked() -> int:
+    """The signal that asks this work to end; 0 if none does."""
+    return _asked or 0
+
+
+def note(number: int) -> None:
+    """Another process of the job was asked to end."""
+    global _asked
+    _asked = _asked or number
+
+
+def settle() -> None:
+    """The work is in good order again: signals end the process at once, as does one that was postponed.
+
+    Raises:
+        Interrupted: one was.
+    """
+    global _postponed
+    _postponed = False
+    wait_for_end()
+    if _asked:
+        raise Interrupted(_asked)
+
+
+def wait_for_end() -> None:
+    """Return at once, unless a thread ends the process in this moment."""
+    if _ending.is_set():
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def removed_at_end(folder: Path) -> Iterator[None]:
+    """Inside, a signal that ends the process removes an unfinished folder first."""
+    _unfinished.append(folder)
+    try:
+        yield
+    finally:
+        _unfinished.remove(folder)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A moment in which no signal ends the process: files that belong together get their names."""
+    with _moving:
+        yield
+
+
+def _listen_for_interrupts() -> None:
+    while True:
+        _answer(signal.sigwait({signal.SIGINT}))
+
+
+def _listen_for_others(reader: int) -> None:
+    while True:
+        for number in os.read(reader, 64):
+            if number in SIGNALS:
+                _answer(number)
+
+
+def _answer(number: int) -> None:
+    """End the process, or leave it to the work. Managers of clusters send SIGTERM more than once, to several processes:
+    only Ctrl-C is the second time meant differently.
+    """
+    global _asked
+    again, _asked = _asked is not None, number if _asked is None else _asked
+    if again and number == signal.SIGINT:
+        os._exit(128 + number)
+    if not again and not _postponed:
+        _ending.set()
+        threading.Thread(target=_end, args=(number,), daemon=True).start()
+    elif not again:
+        _say(f"{signal.Signals(number).name}: ends after this step, with a checkpoint; Ctrl-C ends it at once")
+
+
+def _end(number: int) -> None:
+    tidying = threading.Thread(target=_tidy_up, args=(number,), daemon=True)
+    tidying.start()
+    tidying.join(_PATIENCE)
+    os._exit(128 + number)
+
+
+def _tidy_up(number: int) -> None:
+    with _moving:
+        multiprocessing = sys.modules.get("multiprocessing")
+        for child in multiprocessing.active_children() if multiprocessing else ():
+            child.kill()
+            child.join(1)
+        for folder in reversed(_unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # what a thread has written meanwhile
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        _say(f"stopped by {signal.Signals(number).name}")
+        os._exit(128 + number)  # with the lock: nothing more is moved
+
+
+def _say(text: str) -> None:
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    begin = "\n" if bars or os.isatty(2) else ""  # the terminal's ^C, or a progress bar, is on the line
+    with contextlib.suppress(OSError):
+        os.write(2, f"{begin}{os.path.basename(sys.argv[0])}: {text}\n".encode(errors="backslashreplace"))
