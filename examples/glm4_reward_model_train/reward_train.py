@@ -12,6 +12,7 @@ import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import boolean, new_parser, not_used, positive_int
+from mindrlhf.config.settings import add_set_flag
 from mindrlhf.errors import run_main
 
 
@@ -36,6 +37,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="reshard --load_checkpoint for the YAML's layout")
     parser.add_argument("--resume", type=boolean, metavar="BOOL",
                         help="continue with the step and optimizer state of --load_checkpoint (output/checkpoint)")
+    add_set_flag(parser)
     parser.add_argument("--dry_run", action="store_true",
                         help="check everything, say what the run would do and need, and stop; touches no device")
     return parser.parse_args(argv)

@@ -6,16 +6,17 @@ business of `mindrlhf.training` and `mindrlhf.scoring`.
 import math
 import os
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Union
+from typing import Any, Iterable, Mapping, Optional, Sequence, Union
 
 from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.config.known_keys import unknown_keys
 from mindrlhf.config.read import get, read_config
 from mindrlhf.config.refused import refused_values
 from mindrlhf.config.run_config import Batching, Layout, Model, RunConfig, Start
+from mindrlhf.config.settings import Setting, raise_located
 from mindrlhf.config.value_types import shown, wrong_values
 from mindrlhf.data.row_packing import ROW_STEP, longest_row
-from mindrlhf.errors import Problems, raise_each
+from mindrlhf.errors import Problems
 from mindrlhf.models.glm4.dimensions import Dimensions
 
 __all__ = ["BATCHINGS", "check_config", "config_problems", "is_semi_auto", "load_config", "started_processes",
@@ -59,19 +60,21 @@ def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     return config
 
 
-def check_config(path: Union[str, Path], mapping: Mapping[str, Any], problems: Problems) -> Optional[RunConfig]:
+def check_config(path: Union[str, Path], mapping: Mapping[str, Any], problems: Problems,
+                 settings: Sequence[Setting] = ()) -> Optional[RunConfig]:
     """Check what `read_config` returned.
 
     Args:
         path:     of the YAML, for messages
         problems: gets what is wrong
+        settings: those of `--set`, for messages
 
     Returns:
         the configuration, also where it has problems; None where values are of the wrong kind, so that nothing can be
         counted with them
     """
     with problems:
-        raise_each(str(path), config_problems(mapping))
+        raise_located(path, config_problems(mapping), settings)
     if any(True for _ in wrong_values(mapping)):
         return None
     with problems:

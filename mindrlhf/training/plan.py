@@ -19,6 +19,7 @@ from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.config.settings import raise_located
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each
@@ -61,6 +62,7 @@ def plan_training(args) -> TrainingPlan:
     Raises:
         UserError: everything that is wrong with YAML, flags, data and checkpoint.
     """
+    settings = getattr(args, "settings", ())
     mapping = read_config(args.config, {
         "train_dataset.data_loader.dataset_dir": args.train_dataset,
         "model.model_config.seq_length": args.seq_length,
@@ -69,13 +71,13 @@ def plan_training(args) -> TrainingPlan:
         "src_strategy_path_or_dir": args.src_strategy,
         "auto_trans_ckpt": args.auto_trans_ckpt,
         "resume_training": args.resume,
-    })
+    }, settings)
     problems = Problems()
-    config = check_config(args.config, mapping, problems)
+    config = check_config(args.config, mapping, problems, settings)
     records: Optional[RecordSet] = None
     with problems:
         if mapping["run_mode"] != "train":
-            raise UserError(f"{args.config}: run_mode is {mapping['run_mode']!r}, expected 'train'")
+            raise_located(args.config, [f"run_mode is {mapping['run_mode']!r}, expected 'train'"], settings)
     with problems:
         records = open_records(mapping, "train_dataset")
     if records and args.tokenizer:

@@ -14,8 +14,9 @@ import yaml
 from conftest import PRODUCTION_YAML, TINY_YAML
 
 from mindrlhf.config.known_keys import BLOCKS, TYPES
-from mindrlhf.config.read import _Loader, get, put, read_config
+from mindrlhf.config.read import get, put, read_config
 from mindrlhf.config.value_types import KINDS, PATHS, REQUIRED, wrong_values
+from mindrlhf.config.yaml_loader import Loader
 from mindrlhf.errors import UserError
 
 pytestmark = pytest.mark.stack
@@ -125,7 +126,7 @@ def test_yamls_of_mindformers_have_values_of_these_kinds():
     paths = sorted((Path(mindformers.__file__).parent.parent / "configs").glob("glm[234]/*.yaml"))
     assert paths
     for path in paths:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
         for key in ("train_dataset", "eval_dataset"):
             config.pop(key, None)
         config.setdefault("callbacks", [])
