@@ -49,8 +49,10 @@ def main() -> int:
     from mindrlhf.training.plan import plan_training
     plan = plan_training(args)
     if args.dry_run:
-        from mindrlhf.training.dry_run import describe
-        print(describe(plan), "OK", sep="\n")
+        from mindrlhf.training.dry_run import check_run, describe
+        print(describe(plan))
+        check_run(plan)
+        print("OK")
     else:
         from mindrlhf.training.train import train
         train(plan)

@@ -4,7 +4,7 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Union
 
 import yaml
 
-from mindrlhf.config.defaults import DEFAULTS
+from mindrlhf.config.defaults import CHECKPOINT_DEFAULTS, DEFAULTS
 from mindrlhf.config.refused import without_idle_keys
 from mindrlhf.config.settings import Setting, apply_settings, raise_located
 from mindrlhf.config.value_types import KINDS, PATHS, shown, wrong_value
@@ -75,6 +75,9 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     for key, default in DEFAULTS.items():
         if get(config, key) is None and not any(True for _ in wrong_value(config, key)):
             put(config, key, default)
+    for callback in config["callbacks"]:
+        if isinstance(callback, dict) and callback.get("type") == "CheckpointMonitor":
+            callback.update({key: default for key, default in CHECKPOINT_DEFAULTS.items() if callback.get(key) is None})
     for key in _NO_WHOLE_NUMBERS:
         if KINDS[key].fits(get(config, key)) and type(get(config, key)) is int:
             put(config, key, float(get(config, key)))

@@ -12,7 +12,7 @@ from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Sequence,
 from mindrlhf.errors import UserError
 from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Segment, StoredTensor
 
-__all__ = ["check_ckpt", "read_ckpt", "read_ckpt_files", "write_ckpt"]
+__all__ = ["check_ckpt", "check_names", "read_ckpt", "read_ckpt_files", "write_ckpt"]
 
 _NAMES = {"Float32": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
 _TYPES = {name: type_name for type_name, name in _NAMES.items()}
@@ -74,6 +74,14 @@ def read_ckpt(path: Path) -> Dict[str, StoredTensor]:
     return tensors
 
 
+def check_names(path: Path, needed: Iterable[str] = ()) -> None:
+    """Whether a file has some names, by its values' heads alone; see `check_ckpt`."""
+    names = read_ckpt(path)
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing: cut short, or not a checkpoint to resume from")
+
+
 def check_ckpt(path: Path, needed: Iterable[str] = ()) -> None:
     """Whether a file is whole: its values, their names, and, where it has one, its checksum.
 
@@ -84,10 +92,7 @@ def check_ckpt(path: Path, needed: Iterable[str] = ()) -> None:
     Raises:
         UserError: see `read_ckpt`; or something needed is missing, or the checksum is that of another content.
     """
-    names = read_ckpt(path)
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing: cut short, or not a checkpoint to resume from")
+    check_names(path, needed)
     with open(path, "rb") as file:
         left, found = _content_end(file), 0
         while left:
