@@ -175,9 +175,10 @@ def _check_checkpoint(config: RunConfig) -> None:
             list_checkpoints(start.checkpoint, rank, flag="load_checkpoint")
         return
     found = starting_checkpoint(config)
-    shapes = {with_prefix(name): tensor.shape for name, tensor in read_ckpt_files(checkpoint_files(found)).items()}
-    check_weights(str(found), shapes, {weight.name: weight.shape for weight in weights_of(config.model.dimensions)},
-                  need_head=start.resume)
+    tensors = {with_prefix(name): tensor for name, tensor in read_ckpt_files(checkpoint_files(found)).items()}
+    check_weights(str(found), {name: tensor.shape for name, tensor in tensors.items()},
+                  {weight.name: weight.shape for weight in weights_of(config.model.dimensions)},
+                  need_head=start.resume, types={name: tensor.dtype for name, tensor in tensors.items()})
 
 
 def starting_checkpoint(config: RunConfig) -> Optional[Path]:

@@ -10,6 +10,7 @@ from mindformers.trainer.base_trainer import BaseTrainer
 from mindformers.trainer.utils import check_runner_config, set_seed
 from mindspore.train.callback import Callback
 
+from mindrlhf.checkpoints.save import WholeCheckpointMonitor
 from mindrlhf.compat.trainer import arguments_of_optimizer
 from mindrlhf.training.plan import TrainingPlan
 from mindrlhf.training.start_from import Counters, StartingPoint
@@ -74,6 +75,9 @@ class RewardTrainer(BaseTrainer):
                     callbacks=[*callbacks, InterruptionGuard()],
                     dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
                     initial_epoch=config.runner_config.initial_epoch)
+        for callback in callbacks:
+            if isinstance(callback, WholeCheckpointMonitor):
+                callback.check_newest()
         logger.info("training is over")
 
     @staticmethod

@@ -69,7 +69,7 @@ def test_keys_with_a_kind_are_known_keys():
     ("context.jit_config.jit_level", 1, "O0, O1 or O2"),
     ("optimizer.betas", [0.9, 1.0], "two numbers between 0 and 1"),
     ("optimizer.betas", [0.9], "two numbers between 0 and 1"),
-    ("recompute_config.recompute", 5, "True, False, or a list or keys and values that say which layers, or nothing"),
+    ("recompute_config.recompute", 5, "True, False, or a list of the number of layers of each stage, or nothing"),
     ("model.model_config.offset", None, "a whole number or a list of them"),
     ("parallel.strategy_ckpt_config", "./ckpt_strategy.ckpt", "keys and values, or nothing"),
     ("train_dataset.data_loader.dataset_dir", [1], "a path or a list of paths, or nothing"),

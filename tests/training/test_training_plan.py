@@ -6,6 +6,7 @@
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
 | test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
+| test_a_checkpoint_of_integers_is_refused  | a quantised model                            | message            |
 | test_weights_alone_are_no_checkpoint ...  | checkpoint_network is refused before the run | messages           |
 | test_a_run_that_would_leave_no_weights ...| no CheckpointMonitor, or two of them         | messages           |
 | test_the_dry_run_names_the_step_that_...  | what a resumed run has left                  | by hand            |
@@ -108,12 +109,12 @@ def configured(production):
     return lambda **changes: typed_config("run.yaml", production(**changes))
 
 
-def write_weights(path, config, with_head=False, **shapes):
+def write_weights(path, config, with_head=False, dtype=np.float32, **shapes):
     """A checkpoint with the model's backbone; `shapes`: those that a kind of weight has instead, () for none."""
     import mindspore as ms
     weights = [(weight.name, shapes.get(weight.name.split(".")[-2], weight.shape))
                for weight in weights_of(config.model.dimensions)[:None if with_head else -1]]
-    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, np.float32))} for name, shape in weights
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, dtype))} for name, shape in weights
                         if shape], str(path))
     return str(path)
 
@@ -319,6 +320,13 @@ def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
     with pytest.raises(UserError, match=r"output_dir: output: 1.0 MB free, expected 2.5 MB for 1 checkpoints with "
                                         r"optimizer state \(1.9 MB each\) and the weights alone \(0.6 MB\)"):
         check_space(plan_training(arguments()))
+
+
+def test_a_checkpoint_of_integers_is_refused(arguments, tmp_path):
+    path = write_weights(tmp_path / "base.ckpt", load_config(TINY_YAML), dtype=np.int8)
+    with pytest.raises(UserError, match=r"base\.ckpt: 16 parameters are not of type float32, bfloat16, float16 \(a "
+                                        r"quantised model\?\): transformer.embedding.embedding_weight: Int8"):
+        plan_training(arguments(load_checkpoint=path))
 
 
 def test_weights_alone_are_no_checkpoint_to_resume_from(arguments, tmp_path):
