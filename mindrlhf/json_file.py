@@ -5,16 +5,21 @@ from typing import Any, Dict
 
 from mindrlhf.errors import UserError
 
-__all__ = ["read_json_object"]
+__all__ = ["LARGEST_JSON", "read_json_object"]
+
+LARGEST_JSON = 100_000_000  # bytes, as the safetensors package allows for a header; parsed, they take ten times as much
 
 
 def read_json_object(path: Path) -> Dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: it is absent, unreadable, or not an object.
+        UserError: it is absent, unreadable, too large, or not an object.
     """
     try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise UserError(f"{path}: {size:,} bytes, expected a JSON object of at most {LARGEST_JSON:,}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None

@@ -20,6 +20,7 @@ import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import boolean, new_parser, positive_int
+from mindrlhf.config.settings import add_set_flag
 from mindrlhf.errors import run_main
 
 
@@ -31,6 +32,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=positive_int,
                         help="bounds what is scored at once; does not change the result")
     parser.add_argument("--seq_length", type=positive_int, help="tokens of the longest text; the data's may be smaller")
+    add_set_flag(parser)
     parser.add_argument("--distributed_ckpt_path", required=True,
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
     parser.add_argument("--load_all_ckpt", type=boolean, metavar="BOOL", default=False,

@@ -20,6 +20,7 @@ import argparse
 from typing import Optional, Sequence
 
 from mindrlhf.cli import boolean, new_parser, not_used, positive_int
+from mindrlhf.config.settings import add_set_flag
 from mindrlhf.errors import run_main
 
 
@@ -44,6 +45,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="reshard --load_checkpoint for the YAML's layout")
     parser.add_argument("--resume", type=boolean, metavar="BOOL",
                         help="continue with the step and optimizer state of --load_checkpoint (output/checkpoint)")
+    add_set_flag(parser)
     parser.add_argument("--dry_run", action="store_true",
                         help="check everything, say what the run would do and need, and stop; touches no device")
     parser.add_argument("--verbose", action="store_true",
@@ -57,8 +59,10 @@ def main() -> int:
     from mindrlhf.training.plan import plan_training
     plan = plan_training(args)
     if args.dry_run:
-        from mindrlhf.training.dry_run import describe
-        print(describe(plan), "OK", sep="\n")
+        from mindrlhf.training.dry_run import check_run, describe
+        print(describe(plan))
+        check_run(plan)
+        print("OK")
     else:
         from mindrlhf.training.train import train
         train(plan, args.verbose)

@@ -8,6 +8,7 @@ from mindrlhf.checkpoints.find import checkpoint_files
 from mindrlhf.errors import UserError, some
 from mindrlhf.models.glm4.dimensions import may_be_absent, may_be_beyond, with_prefix
 from mindrlhf.weights.ckpt_file import check_ckpt
+from mindrlhf.weights.tensors import FLOAT_BYTES
 
 __all__ = ["LoadReport", "check_weights", "load_state_strictly", "load_strictly", "raise_left_over", "read_checkpoint"]
 
@@ -78,7 +79,8 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
         parameters[with_prefix(name)] = parameters.pop(name)
     wanted = _weights_of(network, stage)
     fresh = check_weights(source, {name: parameter.shape for name, parameter in parameters.items()},
-                          {name: parameter.shape for name, parameter in wanted.items()}, need_head)
+                          {name: parameter.shape for name, parameter in wanted.items()}, need_head,
+                          {name: str(parameter.dtype) for name, parameter in parameters.items()})
     ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
     left_over = [name for name in parameters if name not in wanted and _is_superfluous(name)]
     return LoadReport(str(source), len(wanted) - len(fresh), tuple(fresh), tuple(left_over))
@@ -130,7 +132,7 @@ def load_state_strictly(optimizer, parameters: Dict[str, Any], source: str, netw
 
 
 def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]],
-                  need_head: bool) -> List[str]:
+                  need_head: bool, types: Mapping[str, str]) -> List[str]:
     """Names of the weights that a network has to start without: the value head, or none.
 
     Args:
@@ -138,9 +140,10 @@ def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mappi
         found:     name -> shape of a checkpoint's parameters, under MindFormers' names
         wanted:    name -> shape of the network's weights
         need_head: see `load_strictly`
+        types:     name -> type of a checkpoint's parameters
 
     Raises:
-        UserError: weights are missing or superfluous, or shapes differ.
+        UserError: weights are missing or superfluous, or shapes differ, or they are no floating-point numbers.
     """
     missing = [name for name in wanted if name not in found]
     fresh = [name for name in missing if may_be_absent(name) and not need_head]
@@ -154,6 +157,10 @@ def check_weights(source: str, found: Mapping[str, Sequence[int]], wanted: Mappi
         raise UserError(f"{source}: {len(different)} parameters have another shape than the network's (is the YAML "
                         "that of this checkpoint? in training, slices of another layout or release of MindFormers: "
                         f"--auto_trans_ckpt True with --src_strategy): {some(different, '; ')}")
+    other = [f"{name}: {types[name]}" for name in wanted if name in types and types[name].lower() not in FLOAT_BYTES]
+    if other:
+        raise UserError(f"{source}: {len(other)} parameters are not of type {', '.join(FLOAT_BYTES)} (a quantised "
+                        f"model?): {some(other, '; ')}")
     raise_left_over(source, found, wanted)
     return fresh
 

@@ -14,10 +14,11 @@ from mindformers.tools.utils import get_output_root_path, get_real_rank
 from mindspore.train.callback import Callback
 
 from mindrlhf.atomic import partial_file, partial_folder
-from mindrlhf.checkpoints.find import step_of
+from mindrlhf.checkpoints.find import TO_RESUME, step_of
 from mindrlhf.checkpoints.training_notes import write_data_settings
 from mindrlhf.compat.step_outputs import StepOutputs, steps_of_run
 from mindrlhf.errors import UserError, raise_each
+from mindrlhf.weights.ckpt_file import check_ckpt
 
 __all__ = ["WholeCheckpointMonitor", "save_whole", "saving_first"]
 
@@ -101,6 +102,7 @@ class WholeCheckpointMonitor(Callback):
             self._noted["global_batch_size"] = global_batch_size
         self._saved_step, self._saved_at, self._total = self._first_step, time.monotonic(), None
         self._ended: Optional[Tuple[Any, int, int]] = None  # run, step and epoch, while no step is at work
+        self._newest: Optional[Path] = None
 
     def on_train_step_begin(self, run_context):
         del run_context
@@ -136,6 +138,17 @@ class WholeCheckpointMonitor(Callback):
         logger.info("what the run is resumed from is in %s%s", self._folders["checkpoint"],
                     f", the weights alone are in {self._folders['checkpoint_network']}" * self._with_network)
 
+    def check_newest(self) -> None:
+        """Raise `UserError` unless the run has left a checkpoint, and its last one is there and whole."""
+        if self._newest is None:
+            raise UserError(f"{self._folders['checkpoint']}: this run has ended and has written no checkpoint in it, "
+                            "expected one of its last step")
+        try:
+            check_ckpt(self._newest, TO_RESUME)
+        except UserError as error:
+            raise UserError(f"{error}; it is the checkpoint of this run's last step, which is lost: continue from an "
+                            "earlier one with --resume True") from None
+
     def _save(self, run, step: int) -> None:
         for folder in self._folders.values():
             folder.mkdir(parents=True, exist_ok=True)
@@ -160,6 +173,7 @@ class WholeCheckpointMonitor(Callback):
         logger.info("step %d: saving %s", step, target)
         save_whole(run.train_network, str(target), self._integrated, append_dict=noted,
                    choice_func=lambda name: not name.startswith("accu_grads"))
+        self._newest = target
         try:
             with partial_file(folder / "meta.json") as file:
                 file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,

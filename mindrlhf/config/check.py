@@ -5,17 +5,19 @@ business of `mindrlhf.training` and `mindrlhf.scoring`.
 """
 import math
 import os
+import re
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Union
+from typing import Any, Iterable, Mapping, Optional, Sequence, Union
 
 from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.config.known_keys import unknown_keys
 from mindrlhf.config.read import get, read_config
-from mindrlhf.config.refused import refused_values
+from mindrlhf.config.refused import refused_types, refused_values
 from mindrlhf.config.run_config import Batching, Layout, Model, RunConfig, Start
+from mindrlhf.config.settings import Setting, raise_located
 from mindrlhf.config.value_types import shown, wrong_values
 from mindrlhf.data.row_packing import ROW_STEP, longest_row
-from mindrlhf.errors import Problems, raise_each
+from mindrlhf.errors import Problems
 from mindrlhf.job import processes_of_job
 from mindrlhf.models.glm4.dimensions import Dimensions
 
@@ -23,6 +25,7 @@ __all__ = ["BATCHINGS", "check_config", "config_problems", "is_semi_auto", "load
 
 TRAINER_TYPES = ("CausalLanguageModelingTrainer", "RewardTrainer")
 DATASET_TYPE, MODEL_TYPE, MODEL_CONFIG_TYPE = "RewardModelDataset", "Glm4RewardModel", "ChatGLM2Config"
+LOADER_TYPE = "MindDataset"
 # MindFormers' number and name for each mode, and the name that it turns them into.
 DATA_PARALLEL = (0, "DATA_PARALLEL", "data_parallel")
 SEMI_AUTO = (1, "SEMI_AUTO_PARALLEL", "semi_auto_parallel")
@@ -53,19 +56,21 @@ def load_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     return config
 
 
-def check_config(path: Union[str, Path], mapping: Mapping[str, Any], problems: Problems) -> Optional[RunConfig]:
+def check_config(path: Union[str, Path], mapping: Mapping[str, Any], problems: Problems,
+                 settings: Sequence[Setting] = ()) -> Optional[RunConfig]:
     """Check what `read_config` returned.
 
     Args:
         path:     of the YAML, for messages
         problems: gets what is wrong
+        settings: those of `--set`, for messages
 
     Returns:
         the configuration, also where it has problems; None where values are of the wrong kind, so that nothing can be
         counted with them
     """
     with problems:
-        raise_each(str(path), config_problems(mapping))
+        raise_located(path, config_problems(mapping), settings)
     if any(True for _ in wrong_values(mapping)):
         return None
     with problems:
@@ -117,9 +122,11 @@ def _bytes_of(size: Optional[str]) -> Optional[int]:
 def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
     """Every problem of a configuration, found without a device, data or checkpoint."""
     for found, known in unknown_keys(config):
-        yield f"{found} is an unknown key, which nothing reads; did you mean {known}?"
+        yield f"{found} is an unknown key, which nothing reads; " + (f"did you mean {known}?" if known else "remove it")
     for key, expected in (("train_dataset_task.type", DATASET_TYPE), ("eval_dataset_task.type", DATASET_TYPE),
-                          ("model.arch.type", MODEL_TYPE), ("model.model_config.type", MODEL_CONFIG_TYPE)):
+                          ("model.arch.type", MODEL_TYPE), ("model.model_config.type", MODEL_CONFIG_TYPE),
+                          ("train_dataset.data_loader.type", LOADER_TYPE),
+                          ("eval_dataset.data_loader.type", LOADER_TYPE)):
         if get(config, key) != expected:
             yield f"{key} is {shown(get(config, key))}, expected {expected}"
     if get(config, "trainer.type") not in TRAINER_TYPES:
@@ -127,6 +134,7 @@ def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
     wrong = list(wrong_values(config))
     yield from wrong
     yield from refused_values(config)
+    yield from refused_types(config)
     if get(config, "context.device_target") not in _DEVICES:
         device = shown(get(config, "context.device_target"))
         yield f"context.device_target is {device}, expected {' or '.join(_DEVICES)}"
@@ -143,13 +151,19 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
                "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
+    if config["only_save_strategy"] and not is_semi_auto(config):
+        yield "only_save_strategy is True, expected False outside semi-auto parallel, where there is no strategy"
     if get(config, "context.mode") not in (0, "GRAPH_MODE"):
         yield (f"context.mode is {get(config, 'context.mode')!r}, expected 0 (graph mode), for which the model and its "
                "training step are written")
     for position, callback in enumerate(config["callbacks"]):
-        if callback["type"] == "CheckpointMonitor" and "-" in str(callback.get("prefix", "")):
-            yield (f"callbacks[{position}].prefix is {callback['prefix']!r}, expected no dash: MindFormers reads the "
-                   "rank out of the file name")
+        prefix = str(callback.get("prefix", ""))
+        if callback["type"] == "CheckpointMonitor" and "-" in prefix:
+            yield (f"callbacks[{position}].prefix is {prefix!r}, expected no dash: MindFormers reads the rank out of "
+                   "the file name")
+        elif callback["type"] == "CheckpointMonitor" and not re.fullmatch(r"\w{1,200}", prefix or "CKP"):
+            yield (f"callbacks[{position}].prefix is {prefix!r}, expected letters, digits and _: names of files begin "
+                   "with it")
 
 
 def _optimizer_problems(config: Mapping[str, Any]) -> Iterable[str]:
@@ -215,6 +229,9 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
     model = get(config, "model.model_config")
     vocab, pad = model.get("padded_vocab_size"), model.get("pad_token_id")
+    if model["kv_channels"] % 4:
+        yield (f"model.model_config.kv_channels is {model['kv_channels']}, expected a multiple of 4: half of a head's "
+               "channels are turned, in pairs")
     if pad >= vocab:
         yield f"model.model_config.pad_token_id is {pad!r}, expected an id below padded_vocab_size ({vocab})"
     for block in ("train_dataset", "eval_dataset"):

@@ -1,7 +1,7 @@
 """Defaults of the YAML's keys."""
 from typing import Any, Dict
 
-__all__ = ["DEFAULTS"]
+__all__ = ["CHECKPOINT_DEFAULTS", "DEFAULTS"]
 
 # Dotted key -> what holds where a YAML does not have it, or leaves it empty. MindFormers is given these values too.
 DEFAULTS: Dict[str, Any] = {
@@ -35,4 +35,14 @@ DEFAULTS: Dict[str, Any] = {
     "train_dataset.repeat": 1,
     "train_dataset.drop_remainder": True,
     "train_dataset.data_loader.shuffle": False,
+}
+
+# The same of the keys of `CheckpointMonitor`.
+CHECKPOINT_DEFAULTS: Dict[str, Any] = {
+    "prefix": "CKP",
+    "save_checkpoint_steps": 1,
+    "save_checkpoint_seconds": 0,
+    "keep_checkpoint_max": 5,
+    "integrated_save": True,
+    "save_network_params": True,
 }

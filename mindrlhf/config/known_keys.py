@@ -1,15 +1,17 @@
-"""Which keys the blocks of a YAML have, to tell a misspelt one from one that is merely rare.
+"""Which keys the blocks of a YAML have, and which of them have no effect here.
 
-MindFormers reads far more keys than the two YAMLs of this project name, and passes over one that it does not know. So
-an unknown key is a fault only where it resembles a known one. The lists are those of MindFormers 1.3 to 2.1 and of
-`RewardModelDataset`; tests/config/test_known_keys.py compares them with the signatures of the classes and with the
-YAMLs that MindFormers ships. Which of them this project refuses is said in `refused`. Knows nothing of MindSpore,
-so that a misspelt key is answered at once.
+MindFormers reads far more keys than the two YAMLs of this project name, and passes over one that it does not know; here
+that is an error. The lists are those of MindFormers 1.3 to 2.1 and of `RewardModelDataset`;
+tests/config/test_known_keys.py compares them with the signatures of the classes and with the YAMLs that MindFormers
+ships. Which of them this project refuses is said in `refused`. Knows nothing of MindSpore, so that a misspelt key is
+answered at once.
 """
 import difflib
-from typing import Any, FrozenSet, Iterable, Mapping, Optional, Tuple
+from typing import Any, FrozenSet, Iterable, List, Mapping, Optional, Tuple
 
-__all__ = ["BLOCKS", "CALLBACKS", "TYPES", "unknown_keys"]
+from mindrlhf.config.refused import REFUSED
+
+__all__ = ["BLOCKS", "CALLBACKS", "IGNORED", "TYPES", "ignored_keys", "unknown_keys"]
 
 
 def _keys(text: str) -> FrozenSet[str]:
@@ -75,6 +77,7 @@ BLOCKS = {
         postprocess_use_numpy train_precision_sync infer_precision_sync dataset_broadcast_opt_level jit_syntax_level
         disable_format_transform support_binary monitor_local_loss monitor_device_local_loss"""),
     "context.jit_config": _keys("jit_level infer_boost"),
+    "parallel.strategy_ckpt_config": _keys("save_file load_file only_trainable_params"),
     "train_dataset": _DATASET,
     "train_dataset.data_loader": _keys("""
         type dataset_dir dataset_files shuffle columns_list num_parallel_workers num_shards shard_id sampler
@@ -93,13 +96,13 @@ BLOCKS = {
         parallel_config offset pp_interleave_num vocab_size n_kv_heads num_heads max_decode_length top_k top_p
         temperature do_sample max_length max_new_tokens residual_dtype enable_high_performance mlp_concat qkv_concat
         use_rearrange_rope mask_generate fine_grain_interleave use_ring_attention post_self_attn_layernorm
-        post_mlp_layernorm input_sliced_sig disable_lazy_inline"""),
+        post_mlp_layernorm input_sliced_sig disable_lazy_inline auto_map"""),
 }
 BLOCKS.update({f"eval_dataset{block[len('train_dataset'):]}": keys for block, keys in list(BLOCKS.items())
                if block.startswith("train_dataset")})
 BLOCKS["eval_dataset_task"] = BLOCKS["train_dataset_task"]
 
-# Class -> keys of a block with that `type`; classes that are not here are left alone.
+# Class -> keys of a block with that `type`; those of other classes are in their signatures (`mindrlhf.compat`).
 TYPES = {
     # beta1 and betas are known to either, which has one of them: `mindrlhf.config.check` says which one.
     "FP32StateAdamWeightDecay": _keys("type params learning_rate beta1 beta2 betas eps weight_decay"),
@@ -132,16 +135,45 @@ CALLBACKS = {
 }
 
 
-def unknown_keys(config: Mapping[str, Any]) -> Iterable[Tuple[str, str]]:
-    """(dotted name of an unknown key, the known one that it resembles); keys that resemble none are left alone."""
+# Block -> keys of MindFormers that nothing reads in this project, and that change nothing: each run says so.
+IGNORED = {
+    "": _keys("""
+        processor metric eval_callbacks eval_step_interval eval_epoch_interval input_data profile_start_step
+        profile_stop_step profile_communication profile_memory profile_cb profile_output profile_pipeline
+        profile_rank_ids profiler_level profile_level init_start_profile with_stack data_simplification mstx data_size
+        hub_model_id hub_token hub_private_repo resume_by_last_timestamp_ckpt auto_tune autotune_per_step
+        filepath_prefix top_k save_file balanced_load reshard_worker_num generation_config
+        check_for_nan_in_loss_and_grad predict_batch_size adapter_id trust_remote_code"""),
+    "runner_config": _keys("""
+        image_size num_classes step_scale origin_epochs mini_batch_size global_batch_size initial_epoch initial_step
+        has_trained_epoches has_trained_steps layer_decay"""),
+    "train_dataset": _keys("""
+        batch_size seq_length seed micro_batches python_multiprocessing autotune_per_step auto_tune filepath_prefix
+        profile tokenizer max_seq_length max_source_length max_target_length ignore_pad_token_for_loss
+        dynamic_batch"""),
+    "model.model_config": _keys("""
+        batch_size vocab_size n_kv_heads num_heads quantization_bit fp32_residual_connection bias_dropout_fusion
+        prefix_projection block_size num_blocks is_dynamic gmask_token_id bos_token_id repetition_penalty
+        max_decode_length top_k top_p temperature do_sample max_length max_new_tokens auto_map"""),
+}
+
+
+def unknown_keys(config: Mapping[str, Any]) -> Iterable[Tuple[str, Optional[str]]]:
+    """(dotted name of an unknown key, the known one that it resembles, or None)."""
     for block, known in BLOCKS.items():
-        yield from _resembling(block, _block(config, block), known)
+        yield from _unknown(block, _block(config, block), known)
     for block in _TYPED:
         content = _block(config, block) or {}
-        yield from _resembling(block, content, TYPES.get(str(content.get("type"))))
+        yield from _unknown(block, content, TYPES.get(str(content.get("type"))))
     for number, callback in enumerate(config.get("callbacks") or []):
         if isinstance(callback, Mapping):
-            yield from _resembling(f"callbacks[{number}]", callback, CALLBACKS.get(str(callback.get("type"))))
+            yield from _unknown(f"callbacks[{number}]", callback, CALLBACKS.get(str(callback.get("type"))))
+
+
+def ignored_keys(config: Mapping[str, Any]) -> List[str]:
+    """Dotted names of the keys that a YAML gives a value and that have no effect."""
+    return [f"{block}.{key}" if block else key for block, keys in IGNORED.items()
+            for key, value in (_block(config, block) or {}).items() if key in keys and value not in (None, "", [], {})]
 
 
 def _block(config: Any, block: str) -> Optional[Mapping[str, Any]]:
@@ -150,11 +182,10 @@ def _block(config: Any, block: str) -> Optional[Mapping[str, Any]]:
     return config if isinstance(config, Mapping) else None
 
 
-def _resembling(block: str, content: Optional[Mapping[str, Any]],
-                known: Optional[FrozenSet[str]]) -> Iterable[Tuple[str, str]]:
-    if not content or not known:
-        return
-    for key in content:
-        near = [] if key in known else difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.8)
-        if near:
-            yield (f"{block}.{key}" if block else str(key)), near[0]
+def _unknown(block: str, content: Optional[Mapping[str, Any]],
+             known: Optional[FrozenSet[str]]) -> Iterable[Tuple[str, Optional[str]]]:
+    for key in content or {} if known else {}:
+        name = f"{block}.{key}" if block else str(key)
+        if key not in known and name not in REFUSED:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.6)
+            yield name, near[0] if near else None

@@ -1,14 +1,15 @@
 """Reading a YAML: the flags in the place of its values, defaults where it has none."""
-import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, Mapping, Optional, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Union
 
 import yaml
 
-from mindrlhf.config.defaults import DEFAULTS
+from mindrlhf.config.defaults import CHECKPOINT_DEFAULTS, DEFAULTS
 from mindrlhf.config.refused import without_idle_keys
+from mindrlhf.config.settings import Setting, apply_settings, raise_located
 from mindrlhf.config.value_types import KINDS, PATHS, shown, wrong_value
-from mindrlhf.errors import UserError, raise_each
+from mindrlhf.config.yaml_loader import Loader
+from mindrlhf.errors import UserError
 
 __all__ = ["get", "put", "read_config"]
 
@@ -16,57 +17,6 @@ _SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "par
              "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
              "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
 _NO_WHOLE_NUMBERS = ("lr_schedule.warmup_ratio", "optimizer.eps", "optimizer.weight_decay")  # for MindFormers' classes
-_MOST_VALUES = 100_000  # of a YAML whose aliases are written out
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-5 is a number, as everybody who writes it means (YAML 1.1 wants 1.0e-5), a key occurs once, and
-    aliases neither contain themselves nor multiply without end.
-    """
-
-    def get_single_node(self):
-        node = super().get_single_node()
-        if node is not None:
-            _count_values(node, {})
-        return node
-
-    def construct_object(self, node, deep=False):
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, TypeError, AttributeError, LookupError, OverflowError):  # !!int x, a date of the 40th
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(None, None, f"found {node.value!r}, expected {kind}",
-                                                    node.start_mark) from None
-
-
-def _count_values(node: yaml.Node, counts: Dict[int, int]) -> int:
-    """Values below a node, with aliases written out; `counts` has those of the nodes that are done, 0 in the making.
-
-    Raises:
-        yaml.YAMLError: an alias contains itself, there are too many values, or a key occurs twice.
-    """
-    def error(problem: str, place: yaml.Node):
-        return yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
-
-    if id(node) not in counts:
-        counts[id(node)], count, keys = 0, 1, set()
-        for child in () if isinstance(node, yaml.ScalarNode) else node.value:
-            key, *values = child if isinstance(node, yaml.MappingNode) else (None, child)
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in keys:
-                    raise error(f"the key {key.value!r} occurs twice", key)
-                keys.add((key.tag, key.value))
-            count += sum(_count_values(value, counts) for value in values)
-        counts[id(node)] = count
-    if not counts[id(node)]:
-        raise error("an alias contains itself", node)
-    if counts[id(node)] > _MOST_VALUES:
-        raise error(f"more than {_MOST_VALUES:,} values, with aliases written out", node)
-    return counts[id(node)]
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-                              list("-+0123456789"))
 
 
 def get(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -87,7 +37,8 @@ def put(config: Dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
-def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
+def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] = None,
+                settings: Sequence[Setting] = ()) -> Dict[str, Any]:
     """Read a YAML and put the flags in the place of its values.
 
     Keys that are absent or empty get their `DEFAULTS`, and those that ask for nothing are taken off. A whole number
@@ -97,13 +48,15 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     Args:
         path:      the YAML
         overrides: dotted key -> value of a flag; None means that the flag was not given and the YAML's value stays
+        settings:  those of `--set`
 
     Raises:
-        UserError: the file cannot be read or parsed, or sections are missing, or paths are no text.
+        UserError: the file cannot be read or parsed, or sections are missing, or paths are no text, or `--set` names
+            a place that there is not, or contradicts another flag.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        config = yaml.load(text, Loader=_Loader)
+        config = yaml.load(text, Loader=Loader)
     except (OSError, ValueError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise UserError(f"--config: {path}: cannot be read: {reason}") from None
@@ -113,7 +66,8 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
         raise UserError(f"{path}:{line + 1}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: found {type(config).__name__}, expected sections (key: value)")
-    raise_each(str(path), _missing_sections(config))
+    apply_settings(config, settings, overrides or {})
+    raise_located(path, _missing_sections(config), settings)
     for key, value in (overrides or {}).items():
         if value is not None:
             put(config, key, value)
@@ -121,10 +75,13 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     for key, default in DEFAULTS.items():
         if get(config, key) is None and not any(True for _ in wrong_value(config, key)):
             put(config, key, default)
+    for callback in config["callbacks"]:
+        if isinstance(callback, dict) and callback.get("type") == "CheckpointMonitor":
+            callback.update({key: default for key, default in CHECKPOINT_DEFAULTS.items() if callback.get(key) is None})
     for key in _NO_WHOLE_NUMBERS:
         if KINDS[key].fits(get(config, key)) and type(get(config, key)) is int:
             put(config, key, float(get(config, key)))
-    raise_each(str(path), (problem for key in PATHS for problem in wrong_value(config, key)))  # for whoever opens them
+    raise_located(path, (problem for key in PATHS for problem in wrong_value(config, key)), settings)  # to be opened
     return config
 
 

@@ -9,7 +9,8 @@ from typing import Any, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 from mindrlhf.config.value_types import shown
 
-__all__ = ["REFUSED", "REFUSED_OF_CALLBACKS", "Refused", "refused_values", "without_idle_keys"]
+__all__ = ["REFUSED", "REFUSED_OF_CALLBACKS", "TYPES_THAT_WORK", "Refused", "refused_types", "refused_values",
+           "without_idle_keys"]
 
 _NOTHING = (None, "", "None", [], {})  # YAML reads `None` as text
 _OFF, _ON, _EMPTY = (False, *_NOTHING), (True, *_NOTHING), (*_NOTHING, False)
@@ -79,6 +80,11 @@ REFUSED: Dict[str, Refused] = {
     "parallel_config.swap": Refused(_OFF, "recompute_config.recompute saves the memory of activations"),
     "recompute_config.select_recompute_exclude": Refused(_OFF, _SELECT),
     "recompute_config.select_comm_recompute_exclude": Refused(_OFF, _SELECT),
+    **{f"{block}.data_loader.{key}": Refused((*_NOTHING, False, 0), "all pairs are read, each of them once an epoch")
+       for block in ("train_dataset", "eval_dataset")
+       for key in ("num_samples", "sampler", "num_shards", "shard_id", "padded_sample", "num_padded")},
+    **{f"{block}.data_loader.{key}": Refused(_NOTHING, "a data set is read in one way")
+       for block in ("train_dataset", "eval_dataset") for key in ("columns_list", "cache", "num_parallel_workers")},
     "context.use_graceful_exit": Refused(_OFF, "a run that SIGTERM ends saves a checkpoint anyhow"),
     "context.affinity_config": Refused(_EMPTY, "MindFormers 1.3 has no such key, and every release affinity_cpu_list"),
     "model.model_config.qkv_concat": Refused(_ON, "checkpoints have query, key and value as one weight, "
@@ -105,12 +111,64 @@ REFUSED_OF_CALLBACKS: Dict[str, Dict[str, Refused]] = {
         "use_checkpoint_health_monitor": REFUSED["use_checkpoint_health_monitor"],
         "use_legacy_format": REFUSED["use_legacy_format"],
         "save_optimizer": Refused(_ON, "a run is resumed from it; checkpoint_network has the weights alone"),
+        "async_save": Refused((False, None), "a checkpoint is whole when training goes on"),
+        "save_trainable_params": Refused((False, None), "all weights are trained, and saved"),
+        "exception_save": Refused((False, None), "a step that failed leaves nothing to continue from"),
+        "keep_checkpoint_per_n_minutes": Refused((0, None), "save_checkpoint_steps and keep_checkpoint_max say it"),
+        **dict.fromkeys(("saved_network", "config", "enc_key"), Refused(_EMPTY, "this is not supported")),
+        "enc_mode": Refused(("AES-GCM", *_NOTHING), "checkpoints are not encrypted"),
     },
     "MFLossMonitor": {
         "calculate_per_token_loss": REFUSED["calculate_per_token_loss"],
         "print_separate_loss": REFUSED["print_separate_loss"],
     },
 }
+
+# What a block with this name may be, of all classes that MindFormers has registered for it. Each has trained here.
+TYPES_THAT_WORK: Dict[str, Tuple[str, ...]] = {
+    "runner_wrapper": ("RewardTrainOneStepCell", "MFTrainOneStepCell", "MFPipelineWithLossScaleCell"),
+    "runner_wrapper.scale_sense": ("DynamicLossScaleUpdateCell", "FixedLossScaleUpdateCell",
+                                   "AdaptiveLossScaleUpdateCell"),
+    "callbacks": ("RewardMonitor", "MFLossMonitor", "CheckpointMonitor", "SkippedStepMonitor", "ProfileMonitor",
+                  "TrainingStateMonitor", "LossMonitor", "TimeMonitor"),
+}
+_NO_EVALUATION = "training evaluates nothing; reward_eval.py --load_all_ckpt True evaluates the checkpoints of a run"
+_NO_EXPERTS = "GLM-4-9B has no experts"
+_FIGURES = "RewardMonitor writes the figures of each step to metrics.csv and draws curves.png"
+_SAVING = "CheckpointMonitor saves what a run is resumed from, in files that are whole or absent"
+_HARDWARE = "tests of an NPU's hardware are no part of training"
+# Callbacks that MindFormers or MindSpore registers -> what is there instead.
+_INSTEAD_OF_CALLBACK: Dict[str, str] = {
+    **dict.fromkeys(("SummaryMonitor", "SummaryCollector", "SummaryLandscape", "History",
+                     "MaxLogitsMonitor", "FlopsUtilizationCollector"), _FIGURES),
+    **dict.fromkeys(("EvalCallBack", "EarlyStopping", "ReduceLROnPlateau"), _NO_EVALUATION),
+    **dict.fromkeys(("ColdHotExpertMonitor", "ColdHotExpertMointor", "ExpertMigrateCallback", "MoEDropRateCallback",
+                     "TopkBiasBalanceCallback"), _NO_EXPERTS),
+    **dict.fromkeys(("ModelCheckpoint", "BackupAndRestore", "ObsMonitor"), _SAVING),
+    **dict.fromkeys(("StressDetectCallBack", "StressTestModelMonitor", "SDCMonitor"), _HARDWARE),
+    "LearningRateScheduler": "lr_schedule has the learning rate of each step",
+    "OnRequestExit": "a run that SIGTERM ends saves a checkpoint anyhow",
+    "TrainCallBack": "runner_config.epochs ends a run",
+}
+
+
+def refused_types(config: Mapping[str, Any]) -> Iterable[str]:
+    """Each block whose class is not known to train here: key, value found and values expected."""
+    for block, expected in TYPES_THAT_WORK.items():
+        if block == "callbacks":
+            found = [(f"callbacks[{number}].type", callback.get("type"))
+                     for number, callback in enumerate(config.get(block) or []) if isinstance(callback, Mapping)]
+        else:
+            place: Any = config
+            for part in block.split("."):
+                place = place.get(part) if isinstance(place, Mapping) else None
+            found = [(f"{block}.type", place.get("type"))] if isinstance(place, Mapping) and place else []
+        for key, kind in found:
+            if kind not in expected:
+                instead = _INSTEAD_OF_CALLBACK.get(str(kind)) if block == "callbacks" else None
+                yield (f"{key} is {shown(kind)}, expected {', '.join(expected[:-1])} or {expected[-1]}"
+                       + (f": {instead}" if instead else ""))
+
 
 # Blocks that are nothing where their key above asks for nothing, whatever else they say.
 _BLOCKS = ("tensorboard", "monitor_config", "moe_config", "swap_config")

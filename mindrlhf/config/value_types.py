@@ -67,8 +67,31 @@ _BELOW_1 = Kind("a number from 0 up to, not including, 1", _number(lambda value:
 _ALL_OR_COUNT = Kind("-1 or a whole number above 0",
                      lambda value: type(value) is int and (value == -1 or _COUNT.fits(value)))
 _FLOAT = Kind(f"{', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", lambda value: _is_text(value) and value in _FLOATS)
-_RECOMPUTE = Kind("True, False, or a list or keys and values that say which layers",
-                  lambda value: isinstance(value, (bool, list, dict)))
+
+
+def _is_layers(value: Any) -> bool:
+    """Whether a value says how many layers of each stage, or of each part of each stage."""
+    return isinstance(value, bool) or (isinstance(value, list) and all(
+        isinstance(part, bool) or _FROM_0.fits(part) or (isinstance(part, list) and _is_layers(part))
+        for part in value))
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return _is_text(value) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+def _is_selection(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_pattern, value)) and all(map(_is_layers, value.values()))
+    return _is_layers(value) or (isinstance(value, list) and all(map(_is_pattern, value)))
+
+
+_RECOMPUTE = Kind("True, False, or a list of the number of layers of each stage", _is_layers)
+_SELECT_RECOMPUTE = Kind("True, False, a list of the number of layers of each stage or of operators, or operators with "
+                         "such a list each", _is_selection)
 _KEYS_AND_VALUES = Kind("keys and values", lambda value: isinstance(value, Mapping))
 _DATASET = {
     "data_loader.type": _NAME,
@@ -142,8 +165,8 @@ KINDS = {
     "parallel_config.vocab_emb_dp": _or_none(_FLAG),
     "micro_batch_interleave_num": _or_none(_COUNT),
     "recompute_config.recompute": _or_none(_RECOMPUTE),
-    "recompute_config.select_recompute": _or_none(_RECOMPUTE),
-    "recompute_config.select_comm_recompute": _or_none(_RECOMPUTE),
+    "recompute_config.select_recompute": _or_none(_SELECT_RECOMPUTE),
+    "recompute_config.select_comm_recompute": _or_none(_SELECT_RECOMPUTE),
     **{f"recompute_config.{key}": _or_none(_FLAG) for key in (
         "parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation")},
     "context.mode": _or_none(Kind("0 (GRAPH_MODE) or 1 (PYNATIVE_MODE)", lambda value: type(value) in (int, str)

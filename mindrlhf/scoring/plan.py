@@ -38,9 +38,10 @@ def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[s
     """What evaluation and inference have in common: (plan, the YAML's keys, the file that says how the model was
     trained); raises `UserError` where nothing further can be checked.
     """
+    settings = getattr(args, "settings", ())
     mapping = read_config(args.config, {"model.model_config.seq_length": args.seq_length, "run_mode": "eval",
-                                        **overrides})
-    config = check_config(args.config, mapping, problems)
+                                        **overrides}, settings)
+    config = check_config(args.config, mapping, problems, settings)
     with problems:
         check_checkpoint_path("distributed_ckpt_path", args.distributed_ckpt_path)
     if config and config.layout.stages > 1:  # the first process, which says and writes what is found, has no scores

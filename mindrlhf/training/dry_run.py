@@ -1,12 +1,32 @@
 """The dry run: reads the data as training does, and says what a run will do and need. It touches no device."""
-from typing import List, Tuple
+from pathlib import Path
+from typing import List, Optional, Tuple
 
+from mindrlhf.config.known_keys import ignored_keys
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.errors import Problems
 from mindrlhf.tables import size_text
 from mindrlhf.training.memory import MemoryEstimate, Size, estimate_memory
-from mindrlhf.training.plan import TrainingPlan, space_for_checkpoints
+from mindrlhf.training.plan import (
+    CheckpointSpace,
+    TrainingPlan,
+    check_space,
+    space_for_checkpoints,
+    starting_checkpoint,
+)
 
-__all__ = ["describe"]
+__all__ = ["check_run", "describe"]
+
+
+def check_run(plan: TrainingPlan) -> None:
+    """Raise `UserError` unless the disk has room and MindFormers' classes take what the YAML says of them."""
+    from mindrlhf.training.parts import check_parts
+    problems = Problems()
+    with problems:
+        check_parts(plan.config)
+    with problems:
+        check_space(plan)
+    problems.raise_all()
 
 
 def describe(plan: TrainingPlan) -> str:
@@ -23,7 +43,9 @@ def describe(plan: TrainingPlan) -> str:
     else:
         computed, text, sizes = _packed_tokens(dataset.steps, config)
         tokens = f"{computed:,} computed, {text:,} of text"
-    space = space_for_checkpoints(config, steps * config.epochs)
+    checkpoint = starting_checkpoint(config)
+    done = _steps_done(config, checkpoint, steps) if checkpoint and config.start.resume else 0
+    space = space_for_checkpoints(config, steps * config.epochs, done)
     facts = {
         "device": f"{config.layout.device}, {_layout_text(config)}",
         "data": f"{plan.records.pairs:,} pairs in {plan.records}",
@@ -31,14 +53,41 @@ def describe(plan: TrainingPlan) -> str:
                  f"epoch{'s' if config.epochs > 1 else ''}",
         "tokens": f"{tokens}, an epoch",
         "rows": "of a device: " + ", ".join(f"{size.rows} x {size.length} tokens" for size in sizes),
-        "weights from": config.start.checkpoint or "random initialisation",
-        "checkpoints": f"{space.count} of {size_text(space.each)} with optimizer state, "
-                       f"{size_text(space.weights_alone)} of weights alone, over all processes",
+        "weights from": _start_text(config, checkpoint, done, steps * config.epochs),
+        "checkpoints": _checkpoints_text(space),
         "memory": _memory_text(config, max((estimate_memory(config, size) for size in sizes),
                                            key=lambda estimate: estimate.total)),
     }
+    ignored = ignored_keys(config.mapping)
+    if ignored:
+        facts["no effect"] = f"have these keys: {', '.join(ignored)}"
     width = max(map(len, facts))
     return "\n".join(["this run would train:", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+def _steps_done(config: RunConfig, checkpoint: Path, steps_of_epoch: int) -> int:
+    """Steps that the run to resume has behind it, in steps of this run."""
+    from mindrlhf.training.start_from import StartingPoint
+    start = StartingPoint(checkpoint, str(checkpoint), checkpoint)
+    return start.counters(config.global_batch, steps_of_epoch, config.sink_mode).steps
+
+
+def _start_text(config: RunConfig, checkpoint: Optional[Path], done: int, steps: int) -> str:
+    if checkpoint is None:
+        return "random initialisation"
+    if not config.start.resume:
+        return str(config.start.checkpoint)
+    left = f"{steps - done:,} are left" if done < steps else "nothing is left to train"
+    return f"{checkpoint}, resumed after step {done:,} of {steps:,}: {left}"
+
+
+def _checkpoints_text(space: CheckpointSpace) -> str:
+    text = f"{space.kept} of {size_text(space.each)} with optimizer state"
+    if space.saved is None:
+        text = f"at most {text}, the last of those that are saved at times"
+    elif space.saved > space.kept:
+        text += f", the last of {space.saved} that are saved"
+    return f"{text}, {size_text(space.weights_alone)} of weights alone, over all processes"
 
 
 def _open_dataset(plan: TrainingPlan):

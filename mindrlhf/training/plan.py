@@ -4,6 +4,7 @@ The check reads the YAML, the data's sidecars and indices, and the headers of ch
 """
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, Optional
 
 from mindrlhf.checkpoints.find import (
@@ -12,6 +13,7 @@ from mindrlhf.checkpoints.find import (
     is_sliced,
     list_checkpoints,
     newest_whole_checkpoint,
+    steps_of_slices,
 )
 from mindrlhf.checkpoints.load import check_weights
 from mindrlhf.checkpoints.training_notes import read_data_settings
@@ -19,6 +21,7 @@ from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.config.settings import raise_located
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each
@@ -29,10 +32,11 @@ from mindrlhf.models.glm4.dimensions import (
     with_prefix,
 )
 from mindrlhf.tables import size_text
-from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files
+from mindrlhf.weights.ckpt_file import check_names, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
-__all__ = ["CheckpointSpace", "TrainingPlan", "order_of_pairs", "plan_training", "space_for_checkpoints"]
+__all__ = ["CheckpointSpace", "TrainingPlan", "check_space", "order_of_pairs", "plan_training",
+           "space_for_checkpoints", "starting_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def plan_training(args) -> TrainingPlan:
     Raises:
         UserError: everything that is wrong with YAML, flags, data and checkpoint.
     """
+    settings = getattr(args, "settings", ())
     mapping = read_config(args.config, {
         "train_dataset.data_loader.dataset_dir": args.train_dataset,
         "model.model_config.seq_length": args.seq_length,
@@ -69,13 +74,13 @@ def plan_training(args) -> TrainingPlan:
         "src_strategy_path_or_dir": args.src_strategy,
         "auto_trans_ckpt": args.auto_trans_ckpt,
         "resume_training": args.resume,
-    })
+    }, settings)
     problems = Problems()
-    config = check_config(args.config, mapping, problems)
+    config = check_config(args.config, mapping, problems, settings)
     records: Optional[RecordSet] = None
     with problems:
         if mapping["run_mode"] != "train":
-            raise UserError(f"{args.config}: run_mode is {mapping['run_mode']!r}, expected 'train'")
+            raise_located(args.config, [f"run_mode is {mapping['run_mode']!r}, expected 'train'"], settings)
     with problems:
         records = open_records(mapping, "train_dataset")
     if records and args.tokenizer:
@@ -87,14 +92,19 @@ def plan_training(args) -> TrainingPlan:
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
                       lambda: _check_size(config, records), *checks, lambda: _check_resumed_order(config, records)]
-        for check in checks:
+        for check in [lambda: _check_callbacks(args.config, config, settings), *checks]:
             with problems:
                 check()
-        if records and not problems.found:
-            with problems:
-                _check_space(config, records)
     problems.raise_all()
     return TrainingPlan(config, records, args.task)
+
+
+def _check_callbacks(path: str, config: RunConfig, settings) -> None:
+    """Raise `UserError` unless the run leaves weights."""
+    monitors = sum(callback["type"] == "CheckpointMonitor" for callback in config.mapping["callbacks"])
+    if monitors != 1 and not config.mapping["only_save_strategy"]:
+        raise_located(path, [f"callbacks has {monitors or 'no'} CheckpointMonitor, expected one: " + (
+            "two would remove each other's files" if monitors else "the run would leave no weights")], settings)
 
 
 def _check_size(config: RunConfig, records: RecordSet) -> None:
@@ -164,11 +174,27 @@ def _check_checkpoint(config: RunConfig) -> None:
         for rank in range(1 if start.reshard else config.layout.processes):
             list_checkpoints(start.checkpoint, rank, flag="load_checkpoint")
         return
-    found = newest_whole_checkpoint(start.checkpoint, 0, start.resume, skipped=lambda message: None,
-                                    check=lambda file, needed: read_ckpt(file))  # training reads all of it
-    shapes = {with_prefix(name): tensor.shape for name, tensor in read_ckpt_files(checkpoint_files(found)).items()}
-    check_weights(str(found), shapes, {weight.name: weight.shape for weight in weights_of(config.model.dimensions)},
-                  need_head=start.resume)
+    found = starting_checkpoint(config)
+    tensors = {with_prefix(name): tensor for name, tensor in read_ckpt_files(checkpoint_files(found)).items()}
+    check_weights(str(found), {name: tensor.shape for name, tensor in tensors.items()},
+                  {weight.name: weight.shape for weight in weights_of(config.model.dimensions)},
+                  need_head=start.resume, types={name: tensor.dtype for name, tensor in tensors.items()})
+
+
+def starting_checkpoint(config: RunConfig) -> Optional[Path]:
+    """The checkpoint, or the first rank's slice of it, that a run starts from if all are whole; None: random weights.
+
+    Training itself reads all of a file and may have to take an earlier one.
+
+    Raises:
+        UserError: there is none that can be read, or none to resume from.
+    """
+    start = config.start
+    if not start.checkpoint:
+        return None
+    if is_sliced(start.checkpoint):
+        return steps_of_slices(start.checkpoint, "load_checkpoint")[-1][0]
+    return newest_whole_checkpoint(start.checkpoint, 0, start.resume, skipped=lambda message: None, check=check_names)
 
 
 # What a resumed run has in common with its beginning, under the names that a user knows.
@@ -195,42 +221,67 @@ class CheckpointSpace:
     """What the checkpoints of a run take on the disk, over all processes.
 
     Attributes:
-        count:        of checkpoints at a time: the oldest one goes when the next one is there, so that there is one
-                      more than are kept for a moment
+        saved:        checkpoints that the run writes; None where seconds decide
+        kept:         of them at its end
         each:         bytes of one, with optimizer state
         weights_alone: bytes of the weights alone
     """
 
-    count: int
+    saved: Optional[int]
+    kept: int
     each: int
     weights_alone: int
 
     @property
+    def at_a_time(self) -> int:
+        """The oldest one goes when the next one is there, so that there is one more than are kept for a moment."""
+        return self.kept + (self.saved is None or self.saved > self.kept)
+
+    @property
     def total(self) -> int:
-        return self.count * self.each + self.weights_alone
+        return self.at_a_time * self.each + self.weights_alone
 
 
-def space_for_checkpoints(config: RunConfig, steps: int) -> CheckpointSpace:
+def space_for_checkpoints(config: RunConfig, steps: int, done: int = 0) -> CheckpointSpace:
     """What the checkpoints of a run take.
 
     In data-parallel mode one process saves. In semi-auto parallel each saves its slices, and data-parallel copies are
     the same slices again, unless the optimizer is spread over them.
 
     Args:
-        steps: of the run; the last one is saved too
+        steps: of the whole run; the last one is saved too
+        done:  steps that a run to resume has behind it
     """
     monitor = config.checkpoints
     if monitor is None:
-        return CheckpointSpace(0, 0, 0)
-    saved = -(-steps // max(monitor.get("save_checkpoint_steps") or 1, 1))
-    at_a_time = min((monitor.get("keep_checkpoint_max") or saved) + 1, saved)
+        return CheckpointSpace(0, 0, 0, 0)
+    saved, keep = _saved(config, steps, done), monitor["keep_checkpoint_max"]
+    most = steps if saved is None else saved
+    kept = min(most, keep) if keep else most
     copies = 1 if config.layout.optimizer_sharded else config.layout.data
     values, width = values_of(weights_of(config.model.dimensions)) * copies, FLOAT_BYTES[config.model.parameter_type]
-    return CheckpointSpace(at_a_time, values * (width + MOMENT_BYTES),
-                           values * width if monitor.get("save_network_params", True) else 0)
+    return CheckpointSpace(saved, kept, values * (width + MOMENT_BYTES),
+                           values * width if monitor["save_network_params"] else 0)
 
 
-def _check_space(config: RunConfig, records: RecordSet) -> None:
+def _saved(config: RunConfig, steps: int, done: int) -> Optional[int]:
+    """Checkpoints that `CheckpointMonitor` writes; None where seconds decide. In sink mode it hears of every
+    `sink_size`-th step alone.
+    """
+    every, left = config.checkpoints["save_checkpoint_steps"], steps - done
+    if left <= 0:
+        return 0
+    if not every:
+        return None if config.checkpoints["save_checkpoint_seconds"] else 1
+    heard = max(config.mapping["runner_config"].get("sink_size") or 1, 1) if config.sink_mode else 1
+    if heard >= every:
+        return -(-left // heard)
+    return steps // every - done // every + (steps % every != 0)
+
+
+def check_space(plan: TrainingPlan) -> None:
+    """Raise `UserError` unless the disk has room for the checkpoints. The dry run says first what a run would need."""
+    config, records = plan.config, plan.records
     steps = max(records.pairs // config.global_batch, 1)  # about; only the dry run reads what can be packed
     space = space_for_checkpoints(config, steps * config.epochs)
     folder = config.output.absolute()
@@ -240,6 +291,6 @@ def _check_space(config: RunConfig, records: RecordSet) -> None:
     free += sum(file.stat().st_size for file in config.output.glob("checkpoint*/rank_*/*.ckpt"))  # to be replaced
     if free < space.total:
         raise UserError(f"output_dir: {config.output}: {size_text(free)} free, expected {size_text(space.total)} for "
-                        f"{space.count} checkpoints with optimizer state ({size_text(space.each)} each) and the "
+                        f"{space.at_a_time} checkpoints with optimizer state ({size_text(space.each)} each) and the "
                         f"weights alone ({size_text(space.weights_alone)}); lower keep_checkpoint_max or choose "
                         "another folder")

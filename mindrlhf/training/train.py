@@ -2,8 +2,9 @@
 from typing import Dict, Optional
 
 from mindrlhf.checkpoints.find import step_of
+from mindrlhf.config.known_keys import ignored_keys
 from mindrlhf.set_up import set_up_mindspore
-from mindrlhf.training.plan import TrainingPlan
+from mindrlhf.training.plan import TrainingPlan, check_space
 from mindrlhf.training.start_from import StartingPoint, choose_starting_point
 
 __all__ = ["train"]
@@ -20,20 +21,21 @@ def train(plan: TrainingPlan, verbose: bool = False) -> None:
         UserError: the data or the checkpoint is damaged, or what happens while training.
     """
     config, records = plan.config, plan.records
+    check_space(plan)
     run = set_up_mindspore(config, verbose)
 
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
-    # These register what the YAML names: CheckpointMonitor, the data set, the model, step and optimizer.
-    from mindrlhf.checkpoints import save  # noqa: F401
-    from mindrlhf.data import dataset  # noqa: F401
-    from mindrlhf.models.glm4 import glm_reward  # noqa: F401
-    from mindrlhf.training import step  # noqa: F401
     from mindrlhf.training.monitor import callbacks_of_process
+    from mindrlhf.training.parts import check_parts
     from mindrlhf.training.trainer import RewardTrainer
 
+    check_parts(config)
     rank, ranks = get_real_rank(), get_real_group_size()
+    ignored = ignored_keys(config.mapping)
+    if rank == 0 and ignored:
+        logger.warning("%s: these keys have no effect here: %s", config.path, ", ".join(ignored))
     for doubt in records.doubts if rank == 0 else ():
         logger.warning(doubt)
     begin = choose_starting_point(config, rank, ranks, logger.warning)

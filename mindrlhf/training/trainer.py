@@ -11,7 +11,7 @@ from mindformers.trainer.utils import check_runner_config, set_seed
 from mindspore.train.callback import Callback
 
 from mindrlhf import signals
-from mindrlhf.checkpoints.save import saving_first
+from mindrlhf.checkpoints.save import WholeCheckpointMonitor, saving_first
 from mindrlhf.compat.trainer import arguments_of_optimizer
 from mindrlhf.training.plan import TrainingPlan
 from mindrlhf.training.start_from import Counters, StartingPoint
@@ -78,6 +78,9 @@ class RewardTrainer(BaseTrainer):
                         callbacks=[*callbacks, InterruptionGuard()],
                         dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
                         initial_epoch=config.runner_config.initial_epoch)
+        for callback in callbacks:
+            if isinstance(callback, WholeCheckpointMonitor):
+                callback.check_newest()
         signals.settle()
         logger.info("training is over")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from mindrlhf.errors import UserError
-from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Segment, StoredTensor
+from mindrlhf.weights.tensors import FLOAT_BYTES, MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor
 
-__all__ = ["check_ckpt", "read_ckpt", "read_ckpt_files", "write_ckpt"]
+__all__ = ["check_ckpt", "check_names", "read_ckpt", "read_ckpt_files", "write_ckpt"]
 
 _NAMES = {"Float32": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
 _TYPES = {name: type_name for type_name, name in _NAMES.items()}
@@ -49,22 +49,23 @@ def read_ckpt(path: Path) -> Dict[str, StoredTensor]:
     Raises:
         UserError: it cannot be read as a checkpoint (empty, truncated, something else).
     """
-    tensors: Dict[str, StoredTensor] = {}
+    parts: Dict[str, List[StoredTensor]] = {}
     try:
         with open(path, "rb") as file:
             end = _content_end(file)
             while file.tell() < end:
                 name, part = _read_value(file, end, path)
-                if name in tensors:
-                    known = tensors[name]
-                    if (known.dtype, known.shape) != (part.dtype, part.shape):
-                        raise _DamagedError(f"{name} has two types or shapes")
-                    part = StoredTensor(known.dtype, known.shape, known.segments + part.segments)
-                tensors[name] = part
+                known = parts.setdefault(name, [part])
+                if (known[0].dtype, known[0].shape) != (part.dtype, part.shape):
+                    raise _DamagedError(f"{name} has two types or shapes")
+                if known[0] is not part:
+                    known.append(part)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except _DamagedError as error:
         raise UserError(f"{path}: not readable as a checkpoint, damaged or cut short: {error}") from None
+    tensors = {name: StoredTensor(known[0].dtype, known[0].shape, tuple(part.segments[0] for part in known))
+               for name, known in parts.items()}
     for name, tensor in tensors.items():
         if tensor.dtype in FLOAT_BYTES and tensor.nbytes != tensor.values * FLOAT_BYTES[tensor.dtype]:
             raise UserError(f"{path}: not readable as a checkpoint, damaged or cut short: {name} has {tensor.nbytes} "
@@ -72,6 +73,14 @@ def read_ckpt(path: Path) -> Dict[str, StoredTensor]:
     if not tensors:
         raise UserError(f"{path}: not readable as a checkpoint: nothing in it")
     return tensors
+
+
+def check_names(path: Path, needed: Iterable[str] = ()) -> None:
+    """Whether a file has some names, by its values' heads alone; see `check_ckpt`."""
+    names = read_ckpt(path)
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing: cut short, or not a checkpoint to resume from")
 
 
 def check_ckpt(path: Path, needed: Iterable[str] = ()) -> None:
@@ -84,10 +93,7 @@ def check_ckpt(path: Path, needed: Iterable[str] = ()) -> None:
     Raises:
         UserError: see `read_ckpt`; or something needed is missing, or the checksum is that of another content.
     """
-    names = read_ckpt(path)
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing: cut short, or not a checkpoint to resume from")
+    check_names(path, needed)
     with open(path, "rb") as file:
         left, found = _content_end(file), 0
         while left:
@@ -134,6 +140,8 @@ def _read_tensor(file: BinaryIO, end: int, path: Path) -> StoredTensor:
     for field, wire in _fields(file, end):
         if (field, wire) == (_DIMS, _VARINT):
             shape.append(_read_varint(file, end))
+            if len(shape) > MOST_DIMENSIONS:
+                raise _DamagedError(f"a tensor of more than {MOST_DIMENSIONS} dimensions before byte {file.tell()}")
         elif (field, wire) == (_TYPE, _DELIMITED):
             type_name = _read_text(file, end)
         elif (field, wire) == (_CONTENT, _DELIMITED):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Sequence
 
 from mindrlhf.errors import UserError, raise_problems
-from mindrlhf.json_file import read_json_object
+from mindrlhf.json_file import LARGEST_JSON, read_json_object
 from mindrlhf.weights.shards import missing_shards
-from mindrlhf.weights.tensors import OutputTensor, Segment, StoredTensor
+from mindrlhf.weights.tensors import MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor
 
 __all__ = ["INDEX_NAME", "read_safetensors", "read_safetensors_folder", "write_safetensors"]
 
@@ -36,6 +36,9 @@ def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
             if size < 8 or length > size - 8:
                 raise UserError(f"{path}: {size} bytes, a header of {length} bytes does not fit in: cut short, or not "
                                 "a safetensors file")
+            if length > LARGEST_JSON:
+                raise UserError(f"{path}: a header of {length:,} bytes, expected at most {LARGEST_JSON:,}: damaged, or "
+                                "not a safetensors file")
             header = json.loads(file.read(length))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -60,7 +63,8 @@ def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
 def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        right = all(type(value) is int and value >= 0 for value in (*shape, begin, end)) and \
+        right = len(shape) <= MOST_DIMENSIONS and \
+            all(type(value) is int and 0 <= value < 1 << 63 for value in (*shape, begin, end)) and \
             end - begin == math.prod(shape) * _BYTES[code]
     except (KeyError, TypeError, ValueError):
         right = False

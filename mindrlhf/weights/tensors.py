@@ -12,10 +12,12 @@ import numpy as np
 
 from mindrlhf.errors import UserError
 
-__all__ = ["FLOAT_BYTES", "OutputTensor", "Part", "Segment", "StoredTensor", "cast", "split_into_shards"]
+__all__ = ["FLOAT_BYTES", "MOST_DIMENSIONS", "OutputTensor", "Part", "Segment", "StoredTensor", "cast",
+           "split_into_shards"]
 
 # The types that weights have, and bytes of a value.
 FLOAT_BYTES: Dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+MOST_DIMENSIONS = 8  # of a tensor in a file, as MindSpore has it
 _CHUNK = 1 << 21  # values
 
 

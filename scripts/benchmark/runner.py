@@ -22,6 +22,8 @@ from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 
+_SAVE_LAST = {"save_checkpoint_steps": 0, "keep_checkpoint_max": 1}  # behind the steps that are measured
+
 
 class Bench:
     """Where and how much is measured, on which pairs; runs processes with their output in log files."""
@@ -96,8 +98,8 @@ class Bench:
                               for block in ("train_dataset", "eval_dataset", "model.model_config")},
                            "model.model_config.eos_token_id": self.pad_token_id,
                            "context.runtime_num_threads": THREADS, "runner_config.batch_size": BATCH, **OPTIMIZER,
-                           "callbacks": [callback for callback in config["callbacks"]
-                                         if callback["type"] != "CheckpointMonitor"]}.items():
+                           "callbacks": [{**callback, **_SAVE_LAST} if callback["type"] == "CheckpointMonitor" else
+                                         callback for callback in config["callbacks"]]}.items():
             put(config, key, value)
         self.write_yaml(self.yaml, config)
         self.say(f"model with random weights: {model_text(self.dimensions)}")

@@ -6,6 +6,8 @@
 | test_the_last_steps_are_kept ...      | by step, not by time                             | names             |
 | test_weights_alone_are_there ...      | the order of the two files behind the last step  | names             |
 | test_a_run_that_is_asked_to_end ...   | the order of the two files at SIGTERM            | names             |
+| test_the_last_step_is_saved_whatever  | 0 steps, 0 kept                                  | names             |
+| test_a_run_whose_last_checkpoint_is_  | it is looked at when the run ends                | messages          |
 | test_a_run_beside_another ...         | nothing of another run is overwritten            | names and bytes   |
 | test_a_callback_that_fails ...        | the step is saved, then the error goes on        | names             |
 | test_a_step_that_fails ...            | weights half changed are not saved               | names             |
@@ -34,11 +36,12 @@ pytestmark = pytest.mark.stack
 RANK_0 = ("checkpoint/rank_0", "checkpoint_network/rank_0")
 
 
-def train(folder, first_step=0, steps=10, of_epoch=4, others=(), **keys):
+def train(folder, first_step=0, steps=10, of_epoch=4, others=(), made=lambda monitor: None, **keys):
     """Train a matrix in `folder`, beginning after a step; an epoch has 4 steps. `others` are further callbacks."""
     network = nn.Dense(2, 1)
     append_info = [{"epoch_num": 0, "step_num": first_step, "global_step": 0, "loss_scale": 1}] if first_step else None
     monitor = WholeCheckpointMonitor(prefix="a", directory=str(folder), append_info=append_info, **keys)
+    made(monitor)
     data = ms.dataset.NumpySlicesDataset({"x": np.eye(of_epoch, 2, dtype=np.float32),
                                           "y": np.ones((of_epoch, 1), np.float32)}, shuffle=False).batch(1)
     data.set_init_step(first_step)
@@ -92,6 +95,38 @@ def test_a_run_beside_another_has_names_of_its_own_and_so_has_its_resumption(tmp
                                "a_rank_0_1-network.ckpt"]
     assert all((tmp_path / RANK_0[0] / name).read_bytes() == content for name, content in first.items())
     assert list_checkpoints(tmp_path / "checkpoint", 0)[-1].name == "a_rank_0_1-2_4.ckpt"
+
+
+@pytest.mark.parametrize(("keys", "left"), [
+    ({"save_checkpoint_steps": 0}, ["a_rank_0-3_4.ckpt"]),
+    ({"save_checkpoint_steps": 0, "save_checkpoint_seconds": 1000}, ["a_rank_0-3_4.ckpt"]),
+    ({"save_checkpoint_steps": 5, "keep_checkpoint_max": 0}, ["a_rank_0-2_1.ckpt", "a_rank_0-3_2.ckpt",
+                                                              "a_rank_0-3_4.ckpt"]),
+])
+def test_the_last_step_is_saved_whatever_the_keys_say_and_0_keeps_all(tmp_path, keys, left):
+    train(tmp_path, steps=12, **keys)
+    assert files(tmp_path) == [*left, "a_rank_0-network.ckpt"]
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (None, None),
+    (lambda file: file.unlink(), "cannot be read: No such file or directory; it is the checkpoint of this run's last"),
+    (lambda file: file.write_bytes(file.read_bytes()[:-30]), "damaged or cut short: .*; it is the checkpoint of this"),
+])
+def test_a_run_whose_last_checkpoint_is_lost_does_not_end_well(tmp_path, damage, message):
+    monitors = []
+    train(tmp_path, save_checkpoint_steps=0, made=monitors.append)
+    if damage:
+        damage(tmp_path / RANK_0[0] / "a_rank_0-3_4.ckpt")
+        with pytest.raises(UserError, match=message):
+            monitors[0].check_newest()
+    else:
+        monitors[0].check_newest()
+
+
+def test_a_run_that_has_written_no_checkpoint_does_not_end_well(tmp_path):
+    with pytest.raises(UserError, match="this run has ended and has written no checkpoint"):
+        WholeCheckpointMonitor(prefix="a", directory=str(tmp_path)).check_newest()
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from mindrlhf.compat import installed
 from mindrlhf.config import check as config_module
 from mindrlhf.config.check import config_problems, load_config
 from mindrlhf.config.known_keys import BLOCKS, CALLBACKS, TYPES
-from mindrlhf.config.read import _Loader, get, put, read_config
+from mindrlhf.config.read import get, put, read_config
 from mindrlhf.config.refused import REFUSED, REFUSED_OF_CALLBACKS, refused_values, without_idle_keys
+from mindrlhf.config.yaml_loader import Loader
 from mindrlhf.errors import UserError
 
 
@@ -339,17 +340,17 @@ LINES = {"recompute_config": ["recompute_config.recompute is [6, 3, 2, 3], expec
 def theirs(request):
     """MindFormers' own YAML: that of 1.6 to 2.1, and that of the installed release."""
     if request.param == "later":
-        return yaml.load(LATER, Loader=_Loader)
+        return yaml.load(LATER, Loader=Loader)
     mindformers = pytest.importorskip("mindformers")
     path = Path(mindformers.__file__).parent.parent / "configs" / "glm4" / "finetune_glm4_9b.yaml"
     if not path.exists():
         pytest.skip(f"MindFormers {metadata.version('mindformers')} ships no configs/glm4/finetune_glm4_9b.yaml")
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
 
 
 def read_with(folder, theirs, blocks):
     """The production configuration as it is read with some of their blocks in it."""
-    config = yaml.load(PRODUCTION_YAML.read_text(encoding="utf-8"), Loader=_Loader)
+    config = yaml.load(PRODUCTION_YAML.read_text(encoding="utf-8"), Loader=Loader)
     for block in blocks:
         put(config, block, copy.deepcopy(get(theirs, block)))
     path = folder / "run.yaml"

@@ -14,8 +14,9 @@ import yaml
 from conftest import PRODUCTION_YAML, TINY_YAML
 
 from mindrlhf.config.known_keys import BLOCKS, TYPES
-from mindrlhf.config.read import _Loader, get, put, read_config
+from mindrlhf.config.read import get, put, read_config
 from mindrlhf.config.value_types import KINDS, PATHS, REQUIRED, wrong_values
+from mindrlhf.config.yaml_loader import Loader
 from mindrlhf.errors import UserError
 
 pytestmark = pytest.mark.stack
@@ -68,7 +69,7 @@ def test_keys_with_a_kind_are_known_keys():
     ("context.jit_config.jit_level", 1, "O0, O1 or O2"),
     ("optimizer.betas", [0.9, 1.0], "two numbers between 0 and 1"),
     ("optimizer.betas", [0.9], "two numbers between 0 and 1"),
-    ("recompute_config.recompute", 5, "True, False, or a list or keys and values that say which layers, or nothing"),
+    ("recompute_config.recompute", 5, "True, False, or a list of the number of layers of each stage, or nothing"),
     ("model.model_config.offset", None, "a whole number or a list of them"),
     ("parallel.strategy_ckpt_config", "./ckpt_strategy.ckpt", "keys and values, or nothing"),
     ("train_dataset.data_loader.dataset_dir", [1], "a path or a list of paths, or nothing"),
@@ -125,7 +126,7 @@ def test_yamls_of_mindformers_have_values_of_these_kinds():
     paths = sorted((Path(mindformers.__file__).parent.parent / "configs").glob("glm[234]/*.yaml"))
     assert paths
     for path in paths:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
         for key in ("train_dataset", "eval_dataset"):
             config.pop(key, None)
         config.setdefault("callbacks", [])

@@ -105,7 +105,8 @@ def test_reading_of_damaged_checkpoints(folder, sound, outcomes, kind, damages):
             check_ckpt(path)
             assert newest_whole_checkpoint(path, 0, False, skipped=pytest.fail) == path
             found = content_of(read_ckpt(path))
-            check_weights(str(path), {name: shape for name, (_, shape, _) in found.items()}, SHAPES, need_head=True)
+            check_weights(str(path), {name: shape for name, (_, shape, _) in found.items()}, SHAPES, need_head=True,
+                          types={name: kind for name, (kind, _, _) in found.items()})
             parameters = read_checkpoint(path)
     except UserError as error:
         one_line(error, names=path)

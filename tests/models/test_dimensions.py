@@ -10,6 +10,7 @@
 | test_every_configuration_of_a_model_...      | the keys of each kind of configuration   | one model in four forms    |
 | test_what_a_yaml_may_leave_out_...           | defaults                                 | ChatGLM2Config             |
 | test_..._refused                             | one line with place, key and found value | messages                   |
+| test_dimensions_that_no_..._are_refused      | one line, before anything is as large    | messages                   |
 | test_optimizer_states_get_the_prefix_too     | parameters of the original example       | MindFormers' optimizer     |
 
 What transformers takes for absent keys, and `type` for `rope_type`, was read off GlmConfig of its release 5.23 by hand.
@@ -374,6 +375,29 @@ def test_bad_whole_number_is_refused(kind, value):
     for name in (key_of(kind, key) for key in WHOLE):
         message = message_of(changed, kind, **{name: value})
         assert message == f"{PLACE}: {name} is {value!r}, expected a whole number above 0"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("key", "value", "most"), [("num_layers", 10 ** 9, "10,000"), ("hidden_size", 10 ** 400, None),
+                                                    ("seq_length", 2 ** 31, "4,194,304"),
+                                                    ("padded_vocab_size", 2 ** 31, "2,147,483,647")])
+def test_dimensions_that_no_model_has_are_refused(kind, key, value, most):
+    name = key_of(kind, key)
+    expected = f"at most {most}" if most else "a whole number above 0"
+    assert message_of(changed, kind, **{name: value}) == f"{PLACE}: {name} is {value!r}, expected {expected}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dimensions_that_no_file_holds_are_refused(kind):
+    message = message_of(changed, kind, **{key_of(kind, key): 2 ** 31 - 1 for key in ("hidden_size",
+                                                                                      "padded_vocab_size")})
+    assert message.startswith(f"{PLACE}: Dimensions(num_layers=")
+    assert message.endswith("weights, expected at most 1e+13: no file holds them")
+
+
+@pytest.mark.parametrize("value", [10 ** 400, 1e300])
+def test_a_rope_theta_beyond_float32_is_refused(value):
+    assert message_of(changed, "release 4", rope_theta=value).startswith(f"{PLACE}: ")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,13 @@
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
 | test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
+| test_a_checkpoint_of_integers_is_refused  | a quantised model                            | message            |
+| test_weights_alone_are_no_checkpoint ...  | checkpoint_network is refused before the run | messages           |
+| test_a_run_that_would_leave_no_weights ...| no CheckpointMonitor, or two of them         | messages           |
+| test_the_dry_run_names_the_step_that_...  | what a resumed run has left                  | by hand            |
+| test_the_dry_run_names_keys_that_have_... | keys that nothing reads                      | by hand            |
+| test_the_dry_run_prints_its_plan_also_... | the plan is seen where the disk is too small | output             |
+| test_checkpoints_are_counted_as_they_...  | boundary values of CheckpointMonitor's keys  | by hand            |
 | test_space_for_checkpoints                | bytes and number of what will be kept        | by hand            |
 | test_memory_of_glm4_9b ...                | shares of a layout; see also tests/parallel  | by hand            |
 | test_the_estimate_holds_for_a_real_run    | within 20 % of what a training process takes | VmHWM of a process |
@@ -37,7 +44,13 @@ from mindrlhf.models.glm4.dimensions import weights_of
 from mindrlhf.training import plan as training_plan
 from mindrlhf.training.dry_run import describe
 from mindrlhf.training.memory import Size, estimate_memory, memory_of_backward
-from mindrlhf.training.plan import CheckpointSpace, order_of_pairs, plan_training, space_for_checkpoints
+from mindrlhf.training.plan import (
+    CheckpointSpace,
+    check_space,
+    order_of_pairs,
+    plan_training,
+    space_for_checkpoints,
+)
 
 pytestmark = pytest.mark.stack
 
@@ -97,14 +110,22 @@ def configured(production):
     return lambda **changes: typed_config("run.yaml", production(**changes))
 
 
-def write_weights(path, config, **shapes):
+def write_weights(path, config, with_head=False, dtype=np.float32, **shapes):
     """A checkpoint with the model's backbone; `shapes`: those that a kind of weight has instead, () for none."""
     import mindspore as ms
     weights = [(weight.name, shapes.get(weight.name.split(".")[-2], weight.shape))
-               for weight in weights_of(config.model.dimensions)[:-1]]
-    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, np.float32))} for name, shape in weights
+               for weight in weights_of(config.model.dimensions)[:None if with_head else -1]]
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, dtype))} for name, shape in weights
                         if shape], str(path))
     return str(path)
+
+
+def add_counters(path, **values):
+    """Give a checkpoint what a run is resumed from, beside the state of its optimizer."""
+    import mindspore as ms
+    values = {"epoch_num": 1, "step_num": 4, "global_step": 4, "loss_scale": 1.0, "global_batch_size": 8, **values}
+    ms.save_checkpoint([*({"name": name, "data": value} for name, value in ms.load_checkpoint(path).items()),
+                        *({"name": name, "data": ms.Tensor(value)} for name, value in values.items())], path)
 
 
 # --- problems -------------------------------------------------------------------------------------------------------
@@ -237,6 +258,8 @@ def test_a_damaged_index_is_named(tmp_path):
 ], ids=("fits", "no_head", "missing", "shape"))
 def test_a_checkpoint_that_does_not_match_is_refused_before_it_is_loaded(arguments, tmp_path, shapes, resume, message):
     path = write_weights(tmp_path / "base.ckpt", load_config(TINY_YAML), **shapes)
+    if resume:
+        add_counters(path)
     if message is None:
         plan_training(arguments(load_checkpoint=path))
         return
@@ -297,7 +320,30 @@ def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
     with pytest.raises(UserError, match=r"output_dir: output: 1.0 MB free, expected 2.5 MB for 1 checkpoints with "
                                         r"optimizer state \(1.9 MB each\) and the weights alone \(0.6 MB\)"):
-        plan_training(arguments())
+        check_space(plan_training(arguments()))
+
+
+def test_a_checkpoint_of_integers_is_refused(arguments, tmp_path):
+    path = write_weights(tmp_path / "base.ckpt", load_config(TINY_YAML), dtype=np.int8)
+    with pytest.raises(UserError, match=r"base\.ckpt: 16 parameters are not of type float32, bfloat16, float16 \(a "
+                                        r"quantised model\?\): transformer.embedding.embedding_weight: Int8"):
+        plan_training(arguments(load_checkpoint=path))
+
+
+def test_weights_alone_are_no_checkpoint_to_resume_from(arguments, tmp_path):
+    path = write_weights(tmp_path / "a_rank_0-network.ckpt", load_config(TINY_YAML))
+    with pytest.raises(UserError, match="epoch_num, step_num, global_step missing: cut short, or not a checkpoint to "
+                                        "resume from"):
+        plan_training(arguments(load_checkpoint=path, resume=True))
+
+
+@pytest.mark.parametrize(("callbacks", "message"), [
+    ([{"type": "RewardMonitor"}], "callbacks has no CheckpointMonitor, expected one: the run would leave no weights"),
+    ([{"type": "CheckpointMonitor"}] * 2, "callbacks has 2 CheckpointMonitor, expected one: two would remove"),
+])
+def test_a_run_that_would_leave_no_weights_is_refused(arguments, callbacks, message):
+    with pytest.raises(UserError, match=message):
+        plan_training(arguments({"callbacks": callbacks}))
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -340,12 +386,59 @@ def test_a_data_parallel_run_has_the_processes_of_its_yaml_until_it_is_started(a
     assert f"CPU, {processes} processes, data-parallel{note}\n" in describe(plan)
 
 
+@pytest.mark.parametrize(("done", "epochs", "text"), [
+    (0, 5, "random initialisation"), (4, 5, "a_rank_0-1_4.ckpt, resumed after step 4 of 20: 16 are left"),
+    (20, 5, "resumed after step 20 of 20: nothing is left to train"),
+])
+def test_the_dry_run_names_the_step_that_a_run_goes_on_from(arguments, tmp_path, done, epochs, text):
+    flags = {}
+    if done:
+        config = load_config(TINY_YAML)
+        path = write_weights(tmp_path / "a_rank_0-1_4.ckpt", config, with_head=True)
+        add_counters(path, step_num=done)
+        flags = {"load_checkpoint": path, "resume": True}
+    assert text in describe(plan_training(arguments({"runner_config.epochs": epochs}, **flags)))
+
+
+def test_the_dry_run_names_keys_that_have_no_effect(arguments):
+    text = describe(plan_training(arguments({"top_k": 3, "model.model_config.num_heads": 4})))
+    assert "no effect     have these keys: top_k, model.model_config.num_heads" in text
+
+
+@pytest.mark.process
+def test_the_dry_run_prints_its_plan_also_where_the_disk_is_too_small(arguments):
+    args = arguments({"model.model_config.padded_vocab_size": 2**30, "runner_config.epochs": 50,
+                      "callbacks": [{"type": "CheckpointMonitor", "keep_checkpoint_max": 0}]})
+    result = subprocess.run([sys.executable, str(EXAMPLE / "reward_train.py"), "--config", args.config, "--dry_run",
+                             "--train_dataset", *args.train_dataset], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "this run would train:" in result.stdout
+    assert "OK" not in result.stdout
+    assert re.search(r"output_dir: output: .* free, expected .* for \d+ checkpoints", result.stderr)
+
+
+@pytest.mark.parametrize(("keys", "steps", "done", "saved", "kept"), [
+    ({}, 20, 0, 20, 5),                                                       # a step each, 5 are kept
+    ({"save_checkpoint_steps": 0}, 20, 0, 1, 1),                              # the last one alone
+    ({"save_checkpoint_steps": 6, "keep_checkpoint_max": 0}, 20, 0, 4, 4),    # 6, 12, 18 and the last one; all kept
+    ({"save_checkpoint_steps": 6}, 18, 7, 2, 2),                              # resumed: 12, 18
+    ({"save_checkpoint_steps": None, "keep_checkpoint_max": None}, 20, 0, 20, 5),
+    ({"save_checkpoint_steps": 0, "save_checkpoint_seconds": 60}, 20, 0, None, 5),
+    ({}, 20, 20, 0, 0),
+])
+def test_checkpoints_are_counted_as_they_are_written(arguments, keys, steps, done, saved, kept):
+    config = load_config(arguments({"callbacks": [{"type": "CheckpointMonitor", **keys}]}).config)
+    space = space_for_checkpoints(config, steps, done)
+    assert (space.saved, space.kept) == (saved, kept)
+
+
 def test_space_for_checkpoints(configured):
     """GLM-4-9B has 8,779,108,352 values without LM head, with value head: 4 bytes, and 8 for the moments."""
     values = 151552 * 4096 + 40 * (4096 * 4608 + 4608 + 4096 * 4096 + 3 * 4096 * 13696 + 2 * 4096) + 4096 + 4096
     assert space_for_checkpoints(configured(), 5000) == CheckpointSpace(  # 2 are kept, and one is being written
-        count=3, each=12 * values, weights_alone=4 * values)
-    assert [space_for_checkpoints(configured(), steps).count for steps in (400, 1000, 1200)] == [1, 2, 3]
+        saved=10, kept=2, each=12 * values, weights_alone=4 * values)
+    assert space_for_checkpoints(configured(), 5000).total == 40 * values
+    assert [space_for_checkpoints(configured(), steps).at_a_time for steps in (400, 1000, 1200)] == [1, 2, 3]
     config = configured(parallel__enable_parallel_optimizer=False)
     assert space_for_checkpoints(config, 1200).each == 4 * 12 * values  # each of 4 data-parallel copies
 

@@ -5,11 +5,13 @@
 | test_the_package_reads_what_we_write | the same, cast on the way                            | the package      |
 | test_damage_is_named                 | one line with the file; the package refuses it too   | the package      |
 | test_cut_or_longer_files_are_refused | every length but the right one                       | the package      |
+| test_a_header_far_beyond_the_file ...| sizes and shapes in a header, at once                | literal messages |
 | test_random_damage_is_judged_alike   | never another exception; accepted or refused alike   | the package      |
 | test_a_folder_...                    | one file, shards, index; contradictions between them | literal messages |
 """
 import itertools
 import json
+import os
 import random
 
 import mindspore as ms
@@ -110,6 +112,32 @@ def test_bfloat16_of_the_package_is_read(tmp_path):
     assert (tensor.dtype, tensor.shape) == ("bfloat16", (2, 2))
     output = OutputTensor("a", "float32", (2, 2), (Part(tensor, 0, 4),))
     assert b"".join(output.chunks()) == ms.Tensor(values).astype(ms.bfloat16).astype(ms.float32).asnumpy().tobytes()
+
+
+@pytest.mark.parametrize("length", [2 ** 63, 2 ** 40, 200_000_000])
+def test_a_header_far_beyond_the_file_or_beyond_reason_is_refused_at_once(tmp_path, length):
+    """The file has no blocks on the disk, and no more than its first bytes are read."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little"))
+    os.truncate(path, 300_000_000)
+    message = message_of(read_safetensors, path)
+    assert message.startswith(f"{path}: ")
+    assert f"a header of {length}" in message.replace(",", "")
+
+
+@pytest.mark.parametrize("shape", [[10 ** 4000] * 8, [1] * 100_000, [2 ** 64, 0], [2 ** 62, 2 ** 62]])
+def test_a_shape_that_no_tensor_has_is_refused(tmp_path, shape):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_bytes({"a": entry(shape=shape)}, b"12345678"))
+    assert "found" in message_of(read_safetensors, path)
+
+
+def test_a_config_of_a_gigabyte_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    path.touch()
+    os.truncate(path, 10 ** 9)
+    assert message_of(read_json_object, path) == (f"{path}: 1,000,000,000 bytes, expected a JSON object of at most "
+                                                  "100,000,000")
 
 
 def test_a_file_without_tensors_is_read(tmp_path):

@@ -12,7 +12,7 @@ is the same tensor under another name: no weight is transposed or permuted. Know
 """
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
@@ -49,8 +49,12 @@ _FIXED = ({"rmsnorm": True, "post_layer_norm": True, "add_bias_linear": False, "
 _DEFAULTS = {"layernorm_epsilon": 1e-5, "add_qkv_bias": True}
 
 
+_LARGEST = {"num_layers": 10_000, "seq_length": 1 << 22}  # far beyond any model; others up to int32
+_MOST_VALUES = 10 ** 13
+
+
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e38  # float32's range
 
 
 def _or_one(value: Any) -> Any:
@@ -120,13 +124,21 @@ class Dimensions:
             if field.type is bool:
                 right, expected = isinstance(value, bool), "true or false"
             elif field.type is int:
+                most = _LARGEST.get(field.name, 2 ** 31 - 1)
                 right, expected = _is_positive(value) and isinstance(value, int), "a whole number above 0"
+                if right and value > most:
+                    right, expected = False, f"at most {most:,}"
             else:
                 right, expected = _is_positive(value), "a number above 0"
             if not right:
                 problems.append(f"{name} is {value!r}, expected {expected}")
         raise_problems(place, problems)
-        return cls(**values)
+        size = cls(**values)
+        count = values_of(weights_of(replace(size, num_layers=1))) * size.num_layers
+        if count > _MOST_VALUES:
+            raise UserError(f"{place}: {size}: about {count:.1e} weights, expected at most {_MOST_VALUES:.0e}: no file "
+                            "holds them")
+        return size
 
     def as_transformers(self) -> Dict[str, Any]:
         """The part of transformers' config.json that these dimensions decide, for its releases 4 and 5."""
