@@ -97,13 +97,18 @@ def _noted_step(path: Path) -> Optional[int]:
     return int(value) if np.isfinite(value) else None
 
 
-def in_order(files: Iterable[Path]) -> Dict[Path, Step]:
+def in_order(files: Iterable[Path], others: Iterable[Place] = ()) -> Dict[Path, Step]:
     """{file: what it is ordered by}, in order: run after run, and of each the steps that were left, then those of the
     current branch, which is that of the last resumption.
 
     A file that cannot be read counts as one of the current branch, at the place that its name says, so that it is
     looked at and named.
+
+    Args:
+        files:  of any runs
+        others: what else is known of their branches
     """
+    others = tuple(others)
     runs: Dict[int, Dict[Path, Optional[Place]]] = {}
     for file in sorted(files, key=lambda file: (*step_of(file), file.name)):
         place = place_of(file)
@@ -111,7 +116,7 @@ def in_order(files: Iterable[Path]) -> Dict[Path, Step]:
     found: Dict[Path, Step] = {}
     for number, places in runs.items():
         told = [_current_branch(folder, number) for folder in {file.absolute().parent for file in places}]
-        newest = max((place for place in (*places.values(), *told) if place and place.number == number),
+        newest = max((place for place in (*places.values(), *told, *others) if place and place.number == number),
                      default=Place(number), key=lambda place: (place.branch, place.step or 0))
         last = 0
         for file, place in places.items():
@@ -281,14 +286,16 @@ def steps_of_slices(source: Union[str, Path], flag: str) -> List[Dict[int, Path]
     """
     files = {rank: {step_of(file): file for file in list_checkpoints(source, rank, flag)} for rank in _ranks(source)}
     steps: Dict[Path, Dict[int, Path]] = {}
+    places: List[Place] = []
     for name in sorted(set.intersection(*(set(of_rank) for of_rank in files.values()))):
         slices = {rank: of_rank[name] for rank, of_rank in files.items()}
-        known = {place._replace(left=()): file for file in slices.values() for place in [place_of(file)] if place}
+        known = {place: file for file in slices.values() for place in [place_of(file)] if place}
+        places += known
         if len(known) <= 1:  # otherwise the run was killed when some ranks had replaced that of a branch that was left
             steps[next(iter((*known.values(), *slices.values())))] = slices
     if not steps:
         raise UserError(f"--{flag}: {source}: no step that all {len(files)} ranks have a checkpoint of")
-    return [steps[file] for file in in_order(steps)]
+    return [steps[file] for file in in_order(steps, places)]
 
 
 def newest_whole_slices(source: Union[str, Path], flag: str, skipped: Optional[Callable[[str], object]] = None,
