@@ -17,8 +17,8 @@ from mindrlhf.errors import UserError, some
 from mindrlhf.file_kinds import HEAD_BYTES, known_kind
 from mindrlhf.json_file import read_json_object
 
-__all__ = ["CHECKSUM", "HEADER_BYTES", "check_files", "check_head", "find_record_files", "fingerprint",
-           "read_settings", "read_sidecar", "read_sidecars", "sidecar_checksum", "sidecar_path"]
+__all__ = ["CHECKSUM", "HEADER_BYTES", "check_files", "check_head", "check_settings", "find_record_files",
+           "fingerprint", "read_settings", "read_sidecar", "read_sidecars", "sidecar_checksum", "sidecar_path"]
 
 CHECKSUM = "checksum"  # a sidecar's key
 
@@ -212,7 +212,7 @@ def read_sidecar(record: Union[str, Path]) -> Optional[Dict[str, Any]]:
     if CHECKSUM in content and content[CHECKSUM] != sidecar_checksum(content):
         raise UserError(f"{path}: damaged or edited: the checksum of its content is {sidecar_checksum(content)}, in "
                         f"the file it is {content[CHECKSUM]!r}; copy it again, or convert again")
-    _check_settings(path, content)
+    check_settings(path, content)
     return content
 
 
@@ -224,6 +224,9 @@ _SETTINGS = {
     "prompt_template": ("text", lambda value: isinstance(value, str)),
     "tokenizer": ("an object", lambda value: isinstance(value, dict)),
     "order": ("an object", lambda value: isinstance(value, dict)),
+    "objective": ("text", lambda value: isinstance(value, str)),
+    "model": ("an object", lambda value: isinstance(value, dict)),
+    "run": ("an object", lambda value: isinstance(value, dict)),
     "files": ("an object of objects", lambda value: isinstance(value, dict) and all(
         isinstance(entry, dict) for entry in value.values())),
 }
@@ -235,15 +238,15 @@ def read_settings(path: Path) -> Dict[str, Any]:
     Raises:
         UserError: it cannot be read, is no JSON object, or has values of another kind.
     """
-    settings = read_json_object(path)
-    _check_settings(path, settings)
-    return settings
+    return check_settings(path, read_json_object(path))
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(path: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """The same, which were read from `path`; raises `UserError`."""
     for key, (expected, fits) in _SETTINGS.items():
         if settings.get(key) is not None and not fits(settings[key]):
             raise UserError(f"{path}: {key} is {settings[key]!r}, expected {expected}")
+    return settings
 
 
 def read_sidecars(records: Iterable[Union[str, Path]]) -> Dict[Path, Dict[str, Any]]:

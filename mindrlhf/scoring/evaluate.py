@@ -6,7 +6,10 @@ from typing import List, Sequence
 
 import numpy as np
 
+from mindrlhf.checkpoints.find import file_of_run
+from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.data.encode import FIELDS
+from mindrlhf.errors import UserError, some
 from mindrlhf.plots import plot_score_histogram
 from mindrlhf.scoring.plan import EvaluationPlan
 from mindrlhf.scoring.scorer import Scorer, warn_of_template
@@ -47,10 +50,12 @@ def evaluate(plan: EvaluationPlan) -> List[EvalResult]:
     """Accuracy and margin of one checkpoint, or of each.
 
     Logs `acc: [..]; avg acc: [..]` a batch: its share of pairs whose chosen end score is the larger one, and that of
-    all pairs so far. Draws the score distributions to OUTPUT/eval_scores.png (of the last checkpoint, if several).
+    all pairs so far. Draws the score distributions to OUTPUT/eval_scores.png (of the last checkpoint, if several), with
+    the number of the checkpoint's run in its name where that has one.
 
     Raises:
-        UserError: data or checkpoint are damaged, or do not fit the model.
+        UserError: data or checkpoint are damaged, or do not fit the model; of several checkpoints, after the others are
+            evaluated.
     """
     config, records = plan.config, plan.records
     run = set_up_mindspore(config)
@@ -65,21 +70,40 @@ def evaluate(plan: EvaluationPlan) -> List[EvalResult]:
         logger.warning(doubt)
     checkpoints = scorer.checkpoints(plan.checkpoint)
     warn_of_template(records.settings.get("prompt_template"), plan.trained.get("prompt_template"), records.files[0])
-    results = []
+    results, rows, failed = [], [], []
     for checkpoint in checkpoints if plan.all_checkpoints else checkpoints[-1:]:
-        scorer.load(checkpoint)
+        try:
+            scorer.load(checkpoint)
+        except UserError as error:
+            if len(checkpoints) == 1 or not plan.all_checkpoints:
+                raise
+            failed.append(str(error))
+            rows.append([str(checkpoint.path), *["-"] * 5, str(error)])
+            logger.error("not evaluated: %s", error)
+            continue
         results.append(_evaluate_one(scorer, records.files, str(checkpoint.path), config.batching.size))
+        rows.append([*results[-1].as_row(), ""])
         logger.info(results[-1].as_line())
-    if len(results) > 1:
-        table = [["checkpoint", "pairs", "accuracy", "margin", "chosen mean", "rejected mean"],
-                 *(result.as_row() for result in results)]
-        logger.info("all checkpoints:\n%s", format_table(table))
-    if scorer.rank == 0:
+    if len(rows) > 1:
+        logger.info("all checkpoints:\n%s", _table(rows))
+    if scorer.rank == 0 and results:
         last = results[-1]
+        number = read_training_notes(last.checkpoint).number
         target = plot_score_histogram(last.chosen.tolist(), last.rejected.tolist(), Path(last.checkpoint).name,
-                                      config.output / "eval_scores.png")
+                                      file_of_run(config.output / "eval_scores.png", number))
         logger.info("the distributions of the scores are in %s", target)
+    if failed:
+        raise UserError(f"{plan.checkpoint}: {len(failed)} of {len(rows)} checkpoints could not be evaluated: "
+                        f"{some(failed, '; ')}")
     return results
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """The checkpoints as a table; the last column, where there is anything in it, says why one has no figures."""
+    heading = ["checkpoint", "pairs", "accuracy", "margin", "chosen mean", "rejected mean", "not evaluated"]
+    used = len(heading) - (not any(row[-1] for row in rows))
+    table = format_table([heading[:used], *(row[:used] for row in rows)])
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
 def _evaluate_one(scorer: Scorer, files: Sequence[str], name: str, batch_size: int) -> EvalResult:
