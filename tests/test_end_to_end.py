@@ -3,6 +3,7 @@
 Each command runs once, in its own process; the tests look at what it left behind.
 
 | test                                              | proves                                                   |
+| test_training_says_each_step_once ...             | our lines alone are shown, all are in the log file       |
 | test_held_out_accuracy ...                        | the tiny model learns: 0.95 on questions it has not seen |
 | test_inference_gives_the_scores_of_evaluation     | both ways to a score agree to 1e-5                      |
 | test_training_resumes ...                         | --resume goes on bit by bit                              |
@@ -65,6 +66,18 @@ def test_training_says_first_which_model_trains(job):
                  "about 8 pairs in packed rows of a few lengths", "CPU, 1 process", "470,404"):
         assert fact in log, fact
     assert log.index("this run trains") < log.index("step 1 of 275")
+
+
+def test_training_says_each_step_once_and_what_mindformers_says_is_in_its_file(job):
+    lines = job["train_log"].splitlines()
+    assert len([line for line in lines if re.search(r"step \d+ of 275, loss: ", line)]) == 275
+    assert len(lines) < 275 + 40
+    theirs = ("loss:[", "Network Parameters:", "will now be used for the text_generation task")
+    assert not [text for text in theirs if text in job["train_log"]]
+    file = (job["folder"] / "output" / "log" / "rank_0" / "info.log").read_text(encoding="utf-8")
+    assert all(text in file for text in (*theirs, "this run trains:", "step 275 of 275, loss: "))
+    assert [line.split(" - INFO - ")[1].split(" are in ")[0] for line in lines[-2:]] == [
+        "the figures of all steps", "training is over"]
 
 
 def test_the_scheduler_of_a_run_of_one_process_leaves_the_work_to_it(job):
@@ -236,8 +249,9 @@ def test_training_starts_from_published_weights_with_a_new_value_head(job, tmp_p
     assert "has the same dimensions" in text
     config = write_tiny_yaml(tmp_path / "run.yaml", edits={"epochs: 5": "epochs: 1"})
     result = run_script(tmp_path, "reward_train.py", "--config", config, "--train_dataset",
-                    job["folder"] / "test.mindrecord", "--load_checkpoint", "ckpt")
+                    job["folder"] / "test.mindrecord", "--load_checkpoint", "ckpt", "--verbose")
     log = result.stdout + result.stderr
+    assert "loss:[" in log, "MindFormers' own line, which --verbose brings back"
     assert result.returncode == 0, log[-3000:]
     assert re.search(r"loaded 16 parameters from \S*ckpt/model.ckpt; freshly initialised: v_head0.weight", log)
     first_loss = float(re.search(r"step 1 of \d+, loss: ([\d.]+)", log)[1])

@@ -18,7 +18,7 @@ from mindrlhf.atomic import partial_file, partial_folder
 from mindrlhf.checkpoints.find import TO_RESUME, of_current_branch
 from mindrlhf.checkpoints.training_notes import write_data_settings
 from mindrlhf.compat.step_outputs import StepOutputs, steps_of_run
-from mindrlhf.errors import UserError, raise_each
+from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.weights.ckpt_file import NOTES, check_ckpt, notes_as_bytes
 
 __all__ = ["WholeCheckpointMonitor", "save_whole", "saving_first"]
@@ -110,7 +110,8 @@ class WholeCheckpointMonitor(Callback):
         del run_context
         if self._notes and get_real_rank() == 0:
             for name in self._folders:
-                write_data_settings(self._root / name, self._notes, self._run)
+                with _beside_the_weights(self._root / name / "data_settings.json"):
+                    write_data_settings(self._root / name, self._notes, self._run)
 
     def on_train_step_end(self, run_context):
         run = run_context.original_args()
@@ -157,8 +158,11 @@ class WholeCheckpointMonitor(Callback):
         for folder in self._folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         parts = [self._save_all, *[self._save_network] * self._with_network]
+        problems = Problems()
         for save in reversed(parts) if step >= self._total else parts:
-            save(run, step)
+            with problems:  # where there is no room for one, there may be for the other
+                save(run, step)
+        problems.raise_all()
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def _save_all(self, run, step: int) -> None:
@@ -176,13 +180,10 @@ class WholeCheckpointMonitor(Callback):
         save_whole(run.train_network, str(target), self._integrated, append_dict={**noted, **self._notes_at(step)},
                    choice_func=lambda name: not name.startswith("accu_grads"))
         self._newest = target
-        try:
-            with partial_file(folder / "meta.json") as file:
-                file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
-                                            "last_ckpt_file": target.name}), encoding="utf-8")
-        except OSError as error:
-            logger.warning("%s cannot be written: %s; MindFormers' own tools alone read it", folder / "meta.json",
-                           error.strerror or error)
+        meta = folder / "meta.json"  # MindFormers' tools read it
+        with _beside_the_weights(meta), partial_file(meta) as file:
+            file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
+                                        "last_ckpt_file": target.name}), encoding="utf-8")
         if self._keep:
             own = of_current_branch(list(folder.glob(f"{self._prefix}-*_*.ckpt")))
             for old in own[:max(own.index(target) + 1 - self._keep, 0)]:
@@ -199,6 +200,15 @@ class WholeCheckpointMonitor(Callback):
         network = run.network.network if getattr(run.network, "optimizer", None) is not None else run.network
         save_whole(network, str(self._folders["checkpoint_network"] / f"{self._prefix}-network.ckpt"), self._integrated,
                    append_dict=self._notes_at(step) or None)
+
+
+@contextlib.contextmanager
+def _beside_the_weights(file: Path):
+    """A file that weights do not wait for: where it cannot be written, a warning says so."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s cannot be written: %s; the weights beside it are", file, error.strerror or error)
 
 
 @contextlib.contextmanager

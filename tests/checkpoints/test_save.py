@@ -11,6 +11,7 @@
 | test_a_run_beside_another ...         | nothing of another run is overwritten            | names and bytes   |
 | test_a_callback_that_fails ...        | the step is saved, then the error goes on        | names             |
 | test_a_step_that_fails ...            | weights half changed are not saved               | names             |
+| test_where_there_is_no_room_for_...   | the smaller file is tried too                    | names             |
 | test_a_file_beside_the_checkpoint_... | nothing but a warning                            | names             |
 | test_each_file_says_how_it_was_ ...   | which run's data a checkpoint saw, also a copy   | what was noted    |
 | test_mindspore_reads_a_file_with ...  | notes are no weight, for MindSpore and for us    | the weights       |
@@ -214,9 +215,22 @@ def test_a_step_that_fails_is_not_saved(tmp_path, hook, error):
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_a_file_beside_the_checkpoint_that_cannot_be_written_ends_no_run(tmp_path):
-    (tmp_path / RANK_0[0] / "meta.json").mkdir(parents=True)
-    train(tmp_path, steps=4, save_checkpoint_steps=2)
+def test_where_there_is_no_room_for_the_checkpoint_the_weights_alone_are_tried(tmp_path, monkeypatch):
+    def full(network, path, *args, **keys):
+        if path.endswith("1_2.ckpt"):
+            raise UserError(f"{path}: this checkpoint could not be written: No space left on device")
+        save_whole(network, path, *args, **keys)
+
+    monkeypatch.setattr(saving, "save_whole", full)
+    with pytest.raises(UserError, match=r"1_2\.ckpt: this checkpoint could not be written"):
+        train(tmp_path, steps=8, save_checkpoint_steps=2)
+    assert files(tmp_path) == ["a_rank_0-network.ckpt"]
+
+
+@pytest.mark.parametrize("name", [f"{RANK_0[0]}/meta.json", "checkpoint/data_settings.json"])
+def test_a_file_beside_the_checkpoint_that_cannot_be_written_ends_no_run(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    train(tmp_path, steps=4, save_checkpoint_steps=2, data_settings={"pad_token_id": 3})
     assert files(tmp_path) == ["a_rank_0-1_2.ckpt", "a_rank_0-1_4.ckpt", "a_rank_0-network.ckpt"]
 
 
