@@ -77,6 +77,7 @@ def test_a_process_of_msrun_takes_no_rank_of_mpirun(surrounded):
     assert set(MSRUN) < set(os.environ)
 
 
+@pytest.mark.stack
 @pytest.mark.process
 def test_an_entry_script_says_that_it_is_one_process():
     result = subprocess.run([sys.executable, str(EXAMPLE / "reward_train.py"), "--config", str(TINY_YAML), "--dry_run",
