@@ -19,10 +19,10 @@ from helpers import wait_for
 
 pytestmark = pytest.mark.process
 
-BEGIN = """
+BEGIN = f"""
 import ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
-sys.path.insert(0, {!r})
+sys.path.insert(0, {str(ROOT)!r})
 from mindrlhf import signals
 from mindrlhf.atomic import partial_folder
 from mindrlhf.entry import begin
@@ -31,7 +31,7 @@ begin()
 def ready():
     Path("ready").touch()
 def main():
-""".format(str(ROOT))
+"""
 
 
 @pytest.fixture
