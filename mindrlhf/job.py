@@ -52,7 +52,7 @@ def forget_job() -> str:
         found.update(_remove(("DEVICE_ID",)))
     others = [f"{name}={value}" for name, value in found.items() if value != _ALONE.get(name)
               and (name in _ALONE or name in ("MS_ROLE", "RANK_TABLE_FILE", "DEVICE_ID"))]
-    return f"this process is rank 0 of 1: no job set {', '.join(others)}, not taken into account" if others else ""
+    return f"this process is rank 0 of 1; ignoring {', '.join(others)}, which no launcher has set" if others else ""
 
 
 def _kind() -> Optional[str]:

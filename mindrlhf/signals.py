@@ -19,8 +19,8 @@ __all__ = ["SIGNALS", "Interrupted", "asked", "let_go", "note", "postpone", "rem
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 10  # seconds until a process ends though its unfinished files could not be removed
 
+_taken_over = _received = _postponed = False
 _asked: Optional[int] = None
-_postponed = False
 _unfinished: List[Path] = []
 _moving = threading.RLock()  # held while files get their final names
 _ending = threading.Event()
@@ -36,6 +36,8 @@ class Interrupted(Exception):
 
 def take_over() -> None:
     """Answer the signals from now on. Those that are ignored (nohup, a shell's background) stay so."""
+    global _taken_over
+    _taken_over = True
     answered = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     if signal.SIGINT in answered:
         # Blocked, it reaches no handler, whoever puts one in. The others are not blocked: processes that are started
@@ -54,6 +56,8 @@ def take_over() -> None:
 
 def let_go() -> None:
     """Give the signals back to the kernel, which ends the process: at its end, when no thread listens any more."""
+    if not _taken_over:
+        return
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -132,8 +136,8 @@ def _answer(number: int) -> None:
     """End the process, or leave it to the work. Managers of clusters send SIGTERM more than once, to several processes:
     only Ctrl-C is the second time meant differently.
     """
-    global _asked
-    again, _asked = _asked is not None, number if _asked is None else _asked
+    global _asked, _received
+    again, _received, _asked = _received, True, _asked or number
     if again and number == signal.SIGINT:
         os._exit(128 + number)
     if not again and not _postponed:

@@ -12,7 +12,7 @@ several ranks have to be merged first).
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for where the project is not installed
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 if __name__ == "__main__":
     from mindrlhf.entry import begin
     begin()

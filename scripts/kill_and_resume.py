@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Kill a small training run with SIGKILL again and again, continue with it each time, and compare what it leaves in the
 end, bit by bit, with a run that was left alone.
 
@@ -20,11 +20,14 @@ import time
 from pathlib import Path
 from typing import Dict, Tuple
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+
 import yaml
 
 from mindrlhf.checkpoints.find import list_checkpoints
 from mindrlhf.cli import new_parser, positive_int
 from mindrlhf.config.check import BATCHINGS
+from mindrlhf.errors import run_main
 from mindrlhf.weights.ckpt_file import read_ckpt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,4 +164,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

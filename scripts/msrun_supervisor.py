@@ -37,7 +37,7 @@ SAME_ERROR = 3  # seconds after the scheduler in which a failing worker is named
 LINES = 10
 SCHEDULER = "the scheduler"
 ASKED = {128 + number: signal.Signals(number).name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-hurry = []  # not empty: a second Ctrl-C came
+over, hurry = [], []  # not empty: the job has ended, or was asked to; its processes get no more time
 NO_ROUTE = (errno.ENETUNREACH, errno.EINVAL, errno.EACCES)  # the second is a blackhole's; msrun would fail with these
 
 
@@ -301,6 +301,8 @@ def stop_on_signals():
                if signal.getsignal(each) != signal.SIG_IGN]
 
     def stop(number, _):
+        if over:
+            return hurry.append(True)
         for each in signals:
             signal.signal(each, signal.SIG_IGN)
         if signal.SIGINT in signals:
@@ -383,6 +385,7 @@ def main(arguments):
             complain(failure)
             code = failure.code
     finally:
+        over.append(True)
         left = end_all()
     if left:
         complain(f"processes {', '.join(map(str, sorted(left)))} cannot be ended; the machine may need a restart")

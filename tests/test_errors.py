@@ -47,6 +47,7 @@ def test_a_missing_package_is_named_with_its_installation(missing):
     assert re.search(rf"error: {missing} is not installed in \S+: ({re.escape(how)}|{other})", lines[0])
 
 
+@pytest.mark.stack
 @pytest.mark.process
 def test_without_the_environment_an_entry_script_says_which_command_activates_it(tmp_path):
     """In a copy without installation (-S: without what is installed), with and without an environment beside it."""

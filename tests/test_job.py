@@ -60,7 +60,7 @@ def test_a_job_is_one_whose_variables_are_all_there(variables, processes, role, 
 ])
 def test_variables_of_others_are_removed_and_named_where_they_disagree(variables, remark, surrounded):
     surrounded(**variables)
-    expected = f"this process is rank 0 of 1: no job set {remark}, not taken into account" if remark else ""
+    expected = f"this process is rank 0 of 1; ignoring {remark}, which no launcher has set" if remark else ""
     assert job.forget_what_is_no_job() == expected
     assert not set(variables) & set(os.environ)
 
@@ -77,6 +77,7 @@ def test_a_process_of_msrun_takes_no_rank_of_mpirun(surrounded):
     assert set(MSRUN) < set(os.environ)
 
 
+@pytest.mark.stack
 @pytest.mark.process
 def test_an_entry_script_says_that_it_is_one_process():
     result = subprocess.run([sys.executable, str(EXAMPLE / "reward_train.py"), "--config", str(TINY_YAML), "--dry_run",
@@ -84,5 +85,5 @@ def test_an_entry_script_says_that_it_is_one_process():
                             capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     said = result.stderr.splitlines()
-    assert said[0] == "reward_train.py: this process is rank 0 of 1: no job set RANK_ID=3, not taken into account"
+    assert said[0] == "reward_train.py: this process is rank 0 of 1; ignoring RANK_ID=3, which no launcher has set"
     assert all(line.startswith("reward_train.py: ") for line in said)

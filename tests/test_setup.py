@@ -6,12 +6,17 @@
 | test_one_distribution_owns_... | no installation lies over another one | the files of all distributions |
 | test_the_pair_is_the_one_that_was_asked_for | PAIR decides the releases | setup.py's extra |
 | test_another_pair_is_refused, test_an_interpreter_... | one line each | messages |
+| test_an_environment_..., test_python_is_not_... | only what was made here is cleared | files, messages |
+| test_every_script_says_..., test_what_quickstart_does_not_know_... | --help, and nothing else happens | output |
+| test_an_earlier_quickstart_stays_... | results are replaced by whole ones | files |
+| test_what_a_shell_exports_... | options and variables of a user's shell | output, exit codes |
 | test_continuous_integration_ends_... | what ran on which pair is said, and what failed | exit codes |
 | test_tests_that_need_the_stack_... | no test that touches it is left out on the second pair | the tests' sources |
 """
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +120,105 @@ def test_tests_that_need_the_stack_carry_its_marker():
                 if STACK.search(text := path.read_text(encoding="utf-8")) and "pytest.mark.stack" not in text]
     assert len(files) > 40
     assert unmarked == []
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the scripts without an environment, and an interpreter that only notes that it was called."""
+    root = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    (root / "setup.py").touch()
+    (root / "examples" / "glm4_reward_model_train" / "output" / "quickstart").mkdir(parents=True)
+    (tmp_path / "python").write_text(f"#!/bin/sh\n[ \"$1\" = -c ] && exec {sys.executable} \"$@\"\nexit 9\n",
+                                     encoding="utf-8")
+    (tmp_path / "python").chmod(0o755)
+    return root
+
+
+def pretend_that_it_is_installed(checkout, python):
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").symlink_to(python)
+    with open(checkout / "setup.py", "rb") as file:
+        stamp = subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True)
+    (checkout / ".venv" / ".installed").write_text(f"{checkout} {stamp.stdout}", encoding="utf-8")
+
+
+def quickstart(checkout, *args, script="quickstart.sh", **environment):
+    return subprocess.run(["bash", f"scripts/{script}", *args], cwd=checkout, capture_output=True, text=True,
+                          check=False, env={**os.environ, "PYTHON": str(checkout.parent / "python"), **environment})
+
+
+@pytest.mark.parametrize("link", [False, True], ids=("folder", "link"))
+def test_an_environment_that_was_not_made_here_is_not_cleared(checkout, link):
+    other = checkout / ".venv"
+    if link:
+        other = checkout.parent / "other"
+        (checkout / ".venv").symlink_to(other)
+    other.mkdir()
+    (other / "mine").touch()
+    for stamp in ("", *["/another/checkout 1 2\n"] * link):
+        if stamp:
+            (other / ".installed").write_text(stamp, encoding="utf-8")
+        result = quickstart(checkout)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == (f"error: {checkout}/.venv: found something that was not made here, expected nothing, "
+                                 "or an environment of this checkout: move it away, or remove it\n")
+        assert (other / "mine").exists()
+
+
+def test_an_environment_of_an_earlier_release_is_cleared(checkout):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / ".installed").write_text(f"{checkout} 1 2\n", encoding="utf-8")
+    (checkout / ".venv" / "old").touch()
+    assert "cannot make a virtual environment" in quickstart(checkout).stderr
+    assert [path.name for path in (checkout / ".venv").iterdir()] == [".installed"]
+
+
+def test_python_is_not_ignored_where_an_environment_is(checkout):
+    pretend_that_it_is_installed(checkout, sys.executable)
+    result = quickstart(checkout, PYTHON="/nonexistent")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == \
+        "error: PYTHON: found '/nonexistent', expected an interpreter of Python 3.11 or 3.10 or 3.12 or 3.9\n"
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "run_tests.sh", "fuzz.sh", "compare_with_torch.sh", "benchmark.sh",
+                                    "msrun_launcher.sh"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_script_says_what_it_does_and_does_nothing_else(checkout, script, flag):
+    result = quickstart(checkout, flag, script=script)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert script in result.stdout
+    assert not (checkout / ".venv").exists()
+
+
+def test_what_quickstart_does_not_know_is_refused(checkout):
+    result = quickstart(checkout, "--quick")
+    assert (result.returncode, result.stderr) == (2, "error: found '--quick', expected no argument, or --help\n")
+
+
+def test_an_earlier_quickstart_stays_until_the_new_results_are_whole(checkout):
+    """With commands that fail in the place of the real ones."""
+    earlier = checkout / "examples" / "glm4_reward_model_train" / "output" / "quickstart" / "scores"
+    earlier.touch()
+    pretend_that_it_is_installed(checkout, "/bin/false")
+    result = subprocess.run(["bash", "scripts/quickstart.sh"], cwd=checkout, capture_output=True, text=True,
+                            check=False, env={name: value for name, value in os.environ.items() if name != "PYTHON"})
+    assert result.returncode == 1
+    assert "error: this step failed; all of its output is in " in result.stderr
+    assert earlier.exists()
+
+
+@pytest.mark.parametrize("exported", ["SHELLOPTS=noclobber:noglob:posix:allexport", "CDPATH=/tmp:/usr",
+                                      "POSIXLY_CORRECT=1", "BASH_ENV=/nonexistent", "HOME="])
+def test_what_a_shell_exports_changes_nothing(checkout, exported):
+    name, _, value = exported.partition("=")
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    command = ["env", *([f"{name}={value}"] if value else []), "PYTHON=/nonexistent", "bash", "scripts/quickstart.sh"]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: PYTHON: found '/nonexistent', expected ")
+    command[-1:] = ["scripts/msrun_launcher.sh", "--dry-run", "setup.py a 'b *'", "1"]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)
+    assert (result.returncode, result.stderr.replace("bash: warning", "")) == (0, "") or exported.startswith("BASH_ENV")
+    assert result.stdout.strip().endswith(rf"{checkout}/scripts/msrun_worker.py setup.py a b\ \*")

@@ -9,7 +9,7 @@ A line of the source is an object with prompt, pos_resp (the better answer) and 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # for where the project is not installed
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # this checkout, installed or not
 if __name__ == "__main__":
     from mindrlhf.entry import begin
     begin()

@@ -12,7 +12,7 @@ for each: the row's own keys, and pos_score and neg_score, or score.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # for where the project is not installed
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # this checkout, installed or not
 if __name__ == "__main__":
     from mindrlhf.entry import begin
     begin()

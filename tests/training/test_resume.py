@@ -26,10 +26,13 @@ ENDED = re.compile(r"step (\d+) of \d+, loss")
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.long)])
-def test_a_run_that_is_killed_ends_with_the_same_bits(kills):
-    """After other steps each time; the seed in the output repeats them. `kill_and_resume.py` itself kills 50 times."""
+def test_a_run_that_is_killed_ends_with_the_same_bits(kills, tmp_path):
+    """After other steps each time; the seed in the output repeats them. `kill_and_resume.py` itself kills 50 times, and
+    works from any folder.
+    """
     result = subprocess.run([sys.executable, str(ROOT / "scripts" / "kill_and_resume.py"), "--kills", str(kills),
-                             "--batching", "packing", "--processes", "1"], env=ENVIRONMENT, capture_output=True,
+                             "--batching", "packing", "--processes", "1"], cwd=tmp_path, capture_output=True,
+                            env={name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"},
                             text=True, timeout=1200, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"packing, 1 process: the same bits in all of \d+ parameters .* killed behind steps "

@@ -1,0 +1,147 @@
+"""A process that is asked to end, in states that are hard to meet by chance; without MindSpore.
+
+| test                                      | proves                                                  | judged against |
+| test_a_signal_ends_a_process_that_is_...  | outside Python, and where another handler was installed | exit code      |
+| test_an_unfinished_folder_is_removed      | nothing half-written is left                            | files          |
+| test_what_belongs_together_is_moved_...   | a set of files gets its names as a whole                | files          |
+| test_a_postponed_signal_...               | the work ends in good order, with the signal's code     | exit code      |
+| test_a_second_ctrl_c_..., ..._sigterm_... | the one ends at once; clusters repeat the other         | exit code      |
+| test_signals_that_are_ignored_stay_so     | nohup is honoured                                       | exit code      |
+| test_processes_that_are_started_...       | children can be terminated                              | exit codes     |
+"""
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from helpers import wait_for
+
+pytestmark = pytest.mark.process
+
+BEGIN = f"""
+import ctypes, os, signal, subprocess, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from mindrlhf import signals
+from mindrlhf.atomic import partial_folder
+from mindrlhf.entry import begin
+from mindrlhf.errors import run_main
+begin()
+def ready():
+    Path("ready").touch()
+def main():
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """A function that starts a main function's body in an empty folder, and returns when it is ready."""
+    monkeypatch.chdir(tmp_path)
+
+    def start_it(body, **keys):
+        (tmp_path / "job.py").write_text(BEGIN + "\n".join(f"    {line}" for line in body.splitlines())
+                                         + "\nrun_main(main)\n", encoding="utf-8")
+        process = subprocess.Popen([sys.executable, "job.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True, **{"preexec_fn": defaults, **keys})
+        wait_for((tmp_path / "ready").exists, seconds=30)
+        return process
+
+    return start_it
+
+
+def defaults():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("stolen", ["", "ctypes.CDLL(None).signal(2, 1)\n"], ids=("", "stolen"))
+def test_a_signal_ends_a_process_that_is_outside_python(number, stolen, start):
+    """A C library's handler for Ctrl-C, here one that ignores it, is not asked."""
+    process = start(f"{stolen}ready()\nsignal.sigwait({{signal.SIGUSR1}})\n")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=20)
+    assert (process.returncode, said) == (128 + number, f"job.py: stopped by {number.name}\n")
+
+
+def test_an_unfinished_folder_is_removed(start, tmp_path):
+    process = start("with partial_folder(Path('a').absolute()) as folder:\n"
+                    "    (folder / 'half').touch()\n    ready()\n    time.sleep(60)\n")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert {path.name for path in tmp_path.iterdir()} == {"job.py", "ready"}
+
+
+def test_what_belongs_together_is_moved_together(start, tmp_path):
+    process = start("with signals.undisturbed():\n    Path('first').touch()\n    ready()\n    time.sleep(1)\n"
+                    "    Path('second').touch()\ntime.sleep(60)\n")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert (tmp_path / "second").exists()
+
+
+POSTPONED = """
+signals.postpone()
+ready()
+while not signals.asked():
+    time.sleep(0.01)
+Path("asked").touch()
+time.sleep({})
+Path("saved").touch()
+signals.settle()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_postponed_signal_lets_the_work_end_in_good_order(number, start, tmp_path):
+    process = start(POSTPONED.format(0))
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert said == (f"job.py: {number.name}: ends after this step, with a checkpoint; Ctrl-C ends it at once\n"
+                    f"job.py: stopped by {number.name}\n")
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
+    process = start(POSTPONED.format(60))
+    process.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "asked").exists)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_a_second_sigterm_does_not_cost_the_checkpoint(start, tmp_path):
+    process = start(POSTPONED.format(1))
+    process.send_signal(signal.SIGTERM)
+    wait_for((tmp_path / "asked").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert (tmp_path / "saved").exists()
+
+
+def test_signals_that_are_ignored_stay_so(start):
+    process = start("ready()\ntime.sleep(1)\n", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_processes_that_are_started_can_be_terminated(start):
+    process = start("""
+children = [subprocess.Popen(["sleep", "60"]), os.fork()]
+if not children[1]:
+    time.sleep(60)
+ready()
+time.sleep(0.2)
+children[0].terminate()
+os.kill(children[1], signal.SIGTERM)
+print(children[0].wait(), os.waitstatus_to_exitcode(os.waitpid(children[1], 0)[1]))
+""")
+    said, _ = process.communicate(timeout=20)
+    assert said == "-15 -15\n"
