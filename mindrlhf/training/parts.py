@@ -60,10 +60,11 @@ def _problems_of_arguments(name: str, kind, block: Mapping[str, Any]) -> Iterabl
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
         return
-    taken = {parameter.name for parameter in parameters}
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for key in sorted(set(block) - taken - {"type"}):
-            yield (f"{name}.{key} is no argument of {block['type']}, expected {', '.join(sorted(taken - {'params'}))}")
+    taken = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    # A schedule keeps others and never looks at them.
+    if kind == MindFormerModuleType.LR or taken == {parameter.name for parameter in parameters}:
+        for key in sorted(set(block) - taken - _GIVEN_BY_RUN[kind] - {"type"}):
+            yield f"{name}.{key} is no argument of {block['type']}, expected {', '.join(sorted(taken - {'params'}))}"
     needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty
               and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
     for key in sorted(needed - set(block) - _GIVEN_BY_RUN[kind]):
