@@ -250,8 +250,20 @@ def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if model.get("checkpoint_name_or_path"):
         yield (f"model.model_config.checkpoint_name_or_path is {model['checkpoint_name_or_path']!r}, expected ''; "
                "name the checkpoint in load_checkpoint or --load_checkpoint")
+    if get(config, "context.device_target") == "CPU":
+        yield from _cpu_problems(model)
     if model["use_flash_attention"] and get(config, "context.device_target") == "CPU":
         yield "model.model_config.use_flash_attention is True, expected False on device_target CPU (Ascend only)"
+
+
+def _cpu_problems(model: Mapping[str, Any]) -> Iterable[str]:
+    """Types of numbers for which MindSpore has no kernel on a CPU, or one that crashes."""
+    for key in ("compute_dtype", "layernorm_compute_type", "rotary_dtype"):
+        if model.get(key) == "bfloat16":
+            yield f"model.model_config.{key} is 'bfloat16', expected float32 or float16 on device_target CPU"
+    for key in ("param_init_type", "residual_dtype"):
+        if model.get(key) not in (None, "float32"):
+            yield f"model.model_config.{key} is {model[key]!r}, expected float32 on device_target CPU"
 
 
 def _layout_problems(config: Mapping[str, Any]) -> Iterable[str]:

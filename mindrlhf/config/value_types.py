@@ -93,6 +93,8 @@ _RECOMPUTE = Kind("True, False, or a list of the number of layers of each stage"
 _SELECT_RECOMPUTE = Kind("True, False, a list of the number of layers of each stage or of operators, or operators with "
                          "such a list each", _is_selection)
 _KEYS_AND_VALUES = Kind("keys and values", lambda value: isinstance(value, Mapping))
+_SIZE = Kind("a size such as '58GB'", lambda value: _is_text(value) and bool(
+    re.fullmatch(r"([1-9][0-9]{0,5}|0(?=\.0*[1-9]))(\.[0-9]{1,6})?GB", value)))  # MindSpore's own form
 _DATASET = {
     "data_loader.type": _NAME,
     "data_loader.dataset_dir": _or_none(_PATHS),
@@ -171,9 +173,20 @@ KINDS = {
         "parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation")},
     "context.mode": _or_none(Kind("0 (GRAPH_MODE) or 1 (PYNATIVE_MODE)", lambda value: type(value) in (int, str)
                                   and value in (0, 1, "GRAPH_MODE", "PYNATIVE_MODE"))),
-    "context.max_device_memory": _or_none(Kind("a size such as '58GB'", lambda value: _is_text(value) and bool(
-        re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?GB", value)))),
-    "context.device_id": _or_none(_FROM_0),
+    "context.max_device_memory": _or_none(_SIZE),
+    **dict.fromkeys(("context.mempool_block_size", "context.variable_memory_max_size"), _or_none(_SIZE)),
+    **{f"context.{key}": _or_none(_FROM_0) for key in (
+        "device_id", "runtime_num_threads", "op_timeout", "inter_op_parallel_num")},
+    "context.max_call_depth": _or_none(_COUNT),
+    "context.deterministic": _or_none(Kind("'ON' or 'OFF'", lambda value: value in ("ON", "OFF"))),
+    "context.memory_optimize_level": _or_none(Kind("O0 or O1", lambda value: value in ("O0", "O1"))),
+    "context.save_graphs": _or_none(Kind("True, False or a whole number from 0 to 3", lambda value: isinstance(
+        value, bool) or _whole(0, 3)(value))),
+    "context.save_graphs_path": _or_none(_PATH),
+    **{f"context.{key}": _or_none(_FLAG) for key in (
+        "enable_graph_kernel", "precompile_only", "enable_reduce_precision", "check_bprop", "enable_compile_cache",
+        "pynative_synchronize", "memory_offload")},
+    "context.ascend_config": _or_none(_KEYS_AND_VALUES),
     "context.jit_config": _or_none(_KEYS_AND_VALUES),
     "context.jit_config.jit_level": Kind("O0, O1 or O2", lambda value: value in ("O0", "O1", "O2")),
     **{f"{block}.{key}": kind for block in ("train_dataset", "eval_dataset") for key, kind in _DATASET.items()},

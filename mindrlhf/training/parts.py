@@ -6,6 +6,7 @@ that a YAML names.
 """
 import copy
 import inspect
+import logging
 from typing import Any, Iterable, Mapping
 
 import mindspore as ms
@@ -35,7 +36,12 @@ _GIVEN_BY_RUN = {
 
 def check_parts(config: RunConfig) -> None:
     """Raise `UserError` unless the blocks that become objects of registered classes are what these classes take."""
-    raise_each(config.path, _problems(config.mapping))
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)  # what the classes say of themselves is said when training makes them
+    try:
+        raise_each(config.path, _problems(config.mapping))
+    finally:
+        logging.disable(before)
 
 
 def _problems(config: Mapping[str, Any]) -> Iterable[str]:
@@ -60,10 +66,11 @@ def _problems_of_arguments(name: str, kind, block: Mapping[str, Any]) -> Iterabl
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
         return
-    taken = {parameter.name for parameter in parameters}
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for key in sorted(set(block) - taken - {"type"}):
-            yield (f"{name}.{key} is no argument of {block['type']}, expected {', '.join(sorted(taken - {'params'}))}")
+    taken = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    # A schedule keeps others and never looks at them.
+    if kind == MindFormerModuleType.LR or taken == {parameter.name for parameter in parameters}:
+        for key in sorted(set(block) - taken - _GIVEN_BY_RUN[kind] - {"type"}):
+            yield f"{name}.{key} is no argument of {block['type']}, expected {', '.join(sorted(taken - {'params'}))}"
     needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty
               and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
     for key in sorted(needed - set(block) - _GIVEN_BY_RUN[kind]):
@@ -74,7 +81,7 @@ def _problems_of_making(config: Mapping[str, Any], scale: Any) -> Iterable[str]:
     """What the constructors of schedule, loss scale and optimizer say, the last one given one weight."""
     block = copy.deepcopy(dict(config["lr_schedule"]))
     if block.get("total_steps") in (None, -1):
-        block["total_steps"] = 2  # training counts them
+        block["total_steps"] = 10 ** 6  # training counts them
     schedule = None
     try:
         schedule = build_lr(MindFormerConfig(**block))

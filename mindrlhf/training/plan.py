@@ -3,6 +3,7 @@
 The check reads the YAML, the data's sidecars and indices, and the headers of checkpoints; it builds no network.
 """
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -308,17 +309,33 @@ def _saved(config: RunConfig, steps: int, done: int) -> Optional[int]:
 
 
 def check_space(plan: TrainingPlan) -> None:
-    """Raise `UserError` unless the disk has room for the checkpoints. The dry run says first what a run would need."""
+    """Raise `UserError` unless the folders of a run can be written and have room for its checkpoints. The dry run says
+    first what a run would need.
+    """
     config, records = plan.config, plan.records
+    directory = (config.checkpoints or {}).get("directory")
+    folder = _writable("output_dir", config.output)
+    if directory:
+        folder = _writable("CheckpointMonitor.directory", Path(directory))
     steps = max(records.pairs // config.global_batch, 1)  # about; only the dry run reads what can be packed
     space = space_for_checkpoints(config, steps * config.epochs)
-    folder = config.output.absolute()
-    while not folder.exists():
-        folder = folder.parent
     free = shutil.disk_usage(folder).free
-    free += sum(file.stat().st_size for file in config.output.glob("checkpoint*/rank_*/*.ckpt"))  # to be replaced
+    place = Path(directory) if directory else config.output
+    free += sum(file.stat().st_size for file in place.glob("checkpoint*/rank_*/*.ckpt"))  # to be replaced
     if free < space.total:
-        raise UserError(f"output_dir: {config.output}: {size_text(free)} free, expected {size_text(space.total)} for "
+        raise UserError(f"output_dir: {place}: {size_text(free)} free, expected {size_text(space.total)} for "
                         f"{space.at_a_time} checkpoints with optimizer state ({size_text(space.each)} each) and the "
                         f"weights alone ({size_text(space.weights_alone)}); lower keep_checkpoint_max or choose "
                         "another folder")
+
+
+def _writable(key: str, folder: Path) -> Path:
+    """The folder, or what there is of the path to it; raises `UserError` unless files can be made there."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".mindrlhf-", dir=there):
+            return there
+    except OSError as error:
+        raise UserError(f"{key}: {folder}: cannot be written: {error.strerror}") from None

@@ -6,6 +6,7 @@
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
 | test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
+| test_a_folder_that_cannot_be_written_...  | where the run's files go                     | messages           |
 | test_a_checkpoint_of_integers_is_refused  | a quantised model                            | message            |
 | test_weights_alone_are_no_checkpoint ...  | checkpoint_network is refused before the run | messages           |
 | test_a_run_that_would_leave_no_weights ...| no CheckpointMonitor, or two of them         | messages           |
@@ -322,6 +323,18 @@ def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
     with pytest.raises(UserError, match=r"output_dir: output: 1.0 MB free, expected 2.5 MB for 1 checkpoints with "
                                         r"optimizer state \(1.9 MB each\) and the weights alone \(0.6 MB\)"):
         check_space(plan_training(arguments()))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"output_dir": "/proc/x"}, "output_dir: /proc/x: cannot be written: "),
+    ({"output_dir": "run.yaml"}, "output_dir: run.yaml: cannot be written: Not a directory"),
+    ({"callbacks": [{"type": "CheckpointMonitor", "directory": "/proc/x"}]},
+     "CheckpointMonitor.directory: /proc/x: cannot be written: "),
+])
+def test_a_folder_that_cannot_be_written_is_told_before_training(arguments, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        check_space(plan_training(arguments(changes)))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
 def test_a_checkpoint_of_integers_is_refused(arguments, tmp_path):
