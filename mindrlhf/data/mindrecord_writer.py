@@ -99,18 +99,20 @@ class RecordWriter:
         return [*(Path(f"{record}.db") for record in self._records), *self._records, sidecar_path(self.path)]
 
     def __enter__(self) -> "RecordWriter":
-        try:
-            self._folder = self._stack.enter_context(partial_folder(self.path))
-        except OSError as error:
-            raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
-        self._check_header_fits()
-        from mindspore.mindrecord import FileWriter
-        self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
-        self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
-                                 else {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()},
-                                "preference pairs")
-        self._writer.set_header_size(HEADER_BYTES)
-        spare_writer(self._writer)
+        with contextlib.ExitStack() as stack:
+            try:
+                self._folder = stack.enter_context(partial_folder(self.path))
+            except OSError as error:
+                raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
+            self._check_header_fits()
+            from mindspore.mindrecord import FileWriter
+            self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
+            self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
+                                     else {"type": np.dtype(kind).name, "shape": [-1]}
+                                     for name, kind in FIELDS.items()}, "preference pairs")
+            self._writer.set_header_size(HEADER_BYTES)
+            spare_writer(self._writer)
+            self._stack = stack.pop_all()
         return self
 
     def _check_header_fits(self) -> None:
