@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Dict, List, Sequence
 
+from mindrlhf.atomic import naming_a_full_disk
+
 __all__ = ["plot_score_histogram", "plot_training_curves", "read_metrics"]
 
 _COLORS = {"chosen": "#2a7fba", "rejected": "#d1603d", "line": "#2a7fba", "mean": "#173f5f"}
@@ -25,7 +27,8 @@ def _axes(columns: int, titles: Sequence[str], width: float = 4.2):
 def _save(figure, path: Path) -> Path:
     from matplotlib import pyplot
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with naming_a_full_disk(path):
+        figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
 

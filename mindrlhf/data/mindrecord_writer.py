@@ -91,6 +91,7 @@ class RecordWriter:
         self._count = 0
         self._rows: List[Dict[str, Any]] = []
         self._folder: Optional[Path] = None
+        self._writer: Any = None
         self._stack = contextlib.ExitStack()
 
     @property
@@ -105,15 +106,18 @@ class RecordWriter:
             except OSError as error:
                 raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
             self._check_header_fits()
-            from mindspore.mindrecord import FileWriter
-            self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
-            self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
-                                     else {"type": np.dtype(kind).name, "shape": [-1]}
-                                     for name, kind in FIELDS.items()}, "preference pairs")
-            self._writer.set_header_size(HEADER_BYTES)
-            spare_writer(self._writer)
             self._stack = stack.pop_all()
         return self
+
+    def open(self) -> None:
+        """Open the files, for which MindSpore is loaded; the first `write` does it otherwise."""
+        from mindspore.mindrecord import FileWriter
+        self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
+        self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
+                                 else {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()},
+                                "preference pairs")
+        self._writer.set_header_size(HEADER_BYTES)
+        spare_writer(self._writer)
 
     def _check_header_fits(self) -> None:
         """Raise `OSError` where a file may not be as large as its header (a limit of the shell, say), which would end
@@ -126,6 +130,8 @@ class RecordWriter:
 
     def write(self, sample: Dict[str, np.ndarray]) -> None:
         """Add a sample with the fields of `FIELDS`."""
+        if self._writer is None:
+            self.open()
         if not self._count:
             size = sum(value.nbytes for value in sample.values())
             self._batch = max(min(self._batch, _BATCH_BYTES // size), len(self._records))
