@@ -193,8 +193,10 @@ def _same(one: Path, other: Path) -> bool:
     try:
         found = os.stat(one)
         return os.path.samestat(found, os.stat(other)) and not stat.S_ISCHR(found.st_mode)
-    except (OSError, ValueError):
+    except OSError:  # one is not there
         return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:  # a NUL byte
+        return False
 
 
 # --- hidden folders and their locks -----------------------------------------------------------------------------------

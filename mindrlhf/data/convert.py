@@ -63,9 +63,8 @@ class ConversionReport:
                  f"cut at the sequence length: {self.cut}; with an empty answer: {self.empty_answers}; "
                  f"skipped because both answers are the same: {self.identical}"]
         if self.prefixes:
-            lines.append(f"one answer is the beginning of the other: {self.prefixes} of {self.lengths.count} pairs; "
-                         "their loss compares the rest of the longer answer with padding alone, so that it says "
-                         "little of which of the two scores higher")
+            lines.append(f"one answer begins the other: {self.prefixes}; their loss compares padding, not answers: a "
+                         "small loss says nothing of their order")
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""
@@ -109,6 +108,7 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
         if seq_length is None:
             seq_length = _fitting_length(read, skip_invalid)
         with read.encoded() as rows, _progress("convert", read) as bar:
+            writer.open()  # while the other processes start
             for row in rows:
                 bar.update()
                 if isinstance(row, InvalidRow):
@@ -154,15 +154,14 @@ def _check_arguments(tokenizer: Tokenizer, seq_length: Optional[int], num_worker
 
 def _rereadable(path: Path) -> Optional[Path]:
     """Where other processes find what `path` leads to (their /dev/stdin is another one); None if it is no file."""
-    place = Path(os.path.realpath(path))
-    return place if place.is_file() else None
+    return Path(os.path.realpath(path)) if os.path.isfile(path) else None
 
 
 @contextlib.contextmanager
 def _file_of(source: Path, folder: Path) -> Iterator[Path]:
     """A file with the content of `source`: where it leads to, or for a pipe a copy in `folder`."""
     place = _rereadable(source)
-    if place or source.is_dir() or not source.exists():
+    if place or os.path.isdir(source) or not os.path.exists(source):
         yield place or source
         return
     place = folder / "source"

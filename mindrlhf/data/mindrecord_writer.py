@@ -92,6 +92,7 @@ class RecordWriter:
         self._count = 0
         self._rows: List[Dict[str, Any]] = []
         self._folder: Optional[Path] = None
+        self._writer: Any = None
         self._stack = contextlib.ExitStack()
 
     @property
@@ -100,11 +101,17 @@ class RecordWriter:
         return [*(Path(f"{record}.db") for record in self._records), *self._records, sidecar_path(self.path)]
 
     def __enter__(self) -> "RecordWriter":
-        try:
-            self._folder = self._stack.enter_context(partial_folder(self.path))
-        except OSError as error:
-            raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
-        self._check_header_fits()
+        with contextlib.ExitStack() as stack:
+            try:
+                self._folder = stack.enter_context(partial_folder(self.path))
+            except OSError as error:
+                raise UserError(f"--dst_file: {self.path}: cannot be written: {error.strerror}") from None
+            self._check_header_fits()
+            self._stack = stack.pop_all()
+        return self
+
+    def open(self) -> None:
+        """Open the files, for which MindSpore is loaded; the first `write` does it otherwise."""
         from mindspore.mindrecord import FileWriter
         self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
         self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
@@ -112,7 +119,6 @@ class RecordWriter:
                                 "preference pairs")
         self._writer.set_header_size(HEADER_BYTES)
         spare_writer(self._writer)
-        return self
 
     def _check_header_fits(self) -> None:
         """Raise `OSError` where a file may not be as large as its header (a limit of the shell, say), which would end
@@ -125,6 +131,8 @@ class RecordWriter:
 
     def write(self, sample: Dict[str, np.ndarray]) -> None:
         """Add a sample with the fields of `FIELDS`."""
+        if self._writer is None:
+            self.open()
         if not self._count:
             size = sum(value.nbytes for value in sample.values())
             self._batch = max(min(self._batch, _BATCH_BYTES // size), len(self._records))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mindrlhf.errors import UserError
+from mindrlhf.file_kinds import known_kind
 
 __all__ = ["GLM4_PATTERN", "GLM4_SPECIAL_TOKENS", "RankTokenizer", "Tokenizer",
            "check_same_tokenizer", "open_tokenizer", "write_rank_file"]
@@ -160,4 +161,4 @@ def write_rank_file(path: Union[str, Path], tokens: Sequence[bytes]) -> None:
 
 
 def _beginning(content: bytes) -> str:
-    return repr(content[:24]) if content else "an empty file"
+    return known_kind(content) or (repr(content[:24]) if content else "an empty file")

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from tqdm import tqdm
 
-from mindrlhf.atomic import partial_folder
+from mindrlhf.atomic import check_outputs, follow_link, is_stream, naming_a_full_disk, partial_file, partial_folder
 from mindrlhf.checkpoints.find import checkpoint_files, list_checkpoints, newest_whole_slices
 from mindrlhf.checkpoints.load import raise_left_over
 from mindrlhf.checkpoints.sharded import merge_slices
@@ -103,7 +103,7 @@ def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, model: Opt
         UserError: a weight is missing, superfluous or has another shape than config.json says; a file is damaged;
             there is no room. Nothing has been written then.
     """
-    _check_output(output, one_file=output.suffix == ".ckpt")
+    output = _check_output(output, output.suffix == ".ckpt", {"--input": source})
     stored = read_safetensors_folder(source)
     layout = find_layout(list(stored), source)
     config = read_json_object(source / "config.json")
@@ -203,7 +203,8 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         UserError: the checkpoint is not that of the YAML, is sliced without a strategy, lacks the head, or the
             tokenizer is not that of training; there is no room. Nothing has been written then.
     """
-    _check_output(output, one_file=False)
+    output = _check_output(output, False, {"--input": source, "--tokenizer": tokenizer_path,
+                                           "--src_strategy": src_strategy})
     size, pad_token_id = model.dimensions, model.pad_token_id
     trained = read_training_notes(source, "input")
     settings = trained.values
@@ -300,7 +301,8 @@ def _read_source(source: str, weights: Sequence[Weight], output: Path, src_strat
                         "sliced checkpoint; expected none")
     slices = newest_whole_slices(Path(source), "input")
     folder = stack.enter_context(partial_folder(output.with_name(f"{output.name}.merged")))
-    return slices[0], _read_named(merge_slices(slices, src_strategy, folder))
+    with naming_a_full_disk(output):
+        return slices[0], _read_named(merge_slices(slices, src_strategy, folder))
 
 
 def _read_named(checkpoint: Path) -> Dict[str, StoredTensor]:
@@ -329,12 +331,16 @@ def _as_json(content: Any) -> str:
 
 # --- writing --------------------------------------------------------------------------------------------------------
 
-def _check_output(output: Path, one_file: bool) -> None:
-    if one_file and output.is_dir():
+def _check_output(output: Path, one_file: bool, inputs: Mapping[str, Any]) -> Path:
+    """Where a link leads to that is the output; all others are their own place."""
+    check_outputs({"--output": output}, inputs)
+    place = follow_link(output)
+    if one_file and place.is_dir():
         raise UserError(f"--output: {output}: a folder, expected a file name")
-    if not one_file and output.exists() and not (output.is_dir() and not os.listdir(output)):
-        raise UserError(f"--output: {output}: {'not empty' if output.is_dir() else 'a file'}, expected a new or empty "
+    if not one_file and place.exists() and not (place.is_dir() and not os.listdir(place)):
+        raise UserError(f"--output: {output}: {'not empty' if place.is_dir() else 'a file'}, expected a new or empty "
                         "folder")
+    return place
 
 
 def _shards(tensors: Sequence[OutputTensor], suffix: str, limit: int) -> List[Tuple[str, List[OutputTensor]]]:
@@ -356,24 +362,30 @@ def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], w
         the names of the shards
     """
     names = tuple(name for name, _ in shards)
-    need = sum(tensor.nbytes for _, group in shards for tensor in group)
     count = sum(len(group) for _, group in shards)
     try:
-        with partial_folder(output) as folder, tqdm(desc=f"write {output.name}", total=count, unit=" tensors") as bar:
-            free = shutil.disk_usage(folder).free
-            if free < need:
-                raise UserError(f"--output: {output}: needs {size_text(need, 2)}, but {size_text(free, 2)} are free "
-                                "on the disk")
-            whole = folder / output.name
+        with partial_file(output) if one_file else partial_folder(output) as place, \
+                tqdm(desc=f"write {output.name}", total=count, unit=" tensors") as bar:
             if one_file:
-                writers[0](whole, shards[0][1], bar.update)
+                if not is_stream(place):
+                    _check_space(output, place.parent, shards)
+                writers[0](place, shards[0][1], bar.update)
             else:
+                _check_space(output, place, shards)
+                whole = place / output.name
                 whole.mkdir()
                 for (name, group), writer in zip(shards, writers):
                     writer(whole / name, group, bar.update)
                 for name, text in (texts or {}).items():
                     (whole / name).write_text(text, encoding="utf-8")
-            os.replace(whole, output)
+                os.replace(whole, output)
     except OSError as error:
         raise UserError(f"--output: {output}: cannot be written: {error.strerror or error}") from None
     return names
+
+
+def _check_space(output: Path, folder: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]]) -> None:
+    need, free = sum(tensor.nbytes for _, group in shards for tensor in group), shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(f"--output: {output}: needs {size_text(need, 2)}, but {size_text(free, 2)} are free on the "
+                        "disk")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
+from mindrlhf.atomic import check_outputs, follow_link, is_stream
 from mindrlhf.checkpoints.find import check_checkpoint_path
 from mindrlhf.checkpoints.training_notes import problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
@@ -142,6 +143,9 @@ def plan_inference(args) -> InferencePlan:
             raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
     problems.raise_all()
     output_file = args.output_file or plan.config.output / "scores.jsonl"
+    check_outputs({"--output_file": output_file}, {
+        "--config": args.config, "--data_file": args.data_file, "--tokenizer": tokenizer.path,
+        "--distributed_ckpt_path": args.distributed_ckpt_path, "data_settings.json": place})
     _check_output_file(output_file)
     return InferencePlan(**vars(plan), data_file=args.data_file, tokenizer=tokenizer, output_file=output_file,
                          template=args.prompt_template or plan.trained.get("prompt_template") or PROMPT_TEMPLATE)
@@ -149,6 +153,9 @@ def plan_inference(args) -> InferencePlan:
 
 def _check_output_file(path: Path) -> None:
     """Raise `UserError`, before anything is scored, if no file can be written at `path`."""
+    if is_stream(path):
+        return
+    path = follow_link(path)
     if path.is_dir():
         raise UserError(f"--output_file: {path} is a folder, expected a file name")
     try:

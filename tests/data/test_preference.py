@@ -5,8 +5,10 @@
 | test_line_numbers_count_blank_lines     | numbers are those an editor shows                   | literal numbers |
 | test_bad_file_is_one_error              | a file that is no list of rows at all               | messages        |
 | test_array_item_that_is_no_row_says_why | the same checks in a .json array, by item           | messages        |
+| test_a_file_of_another_kind_is_named    | compressed, CSV, a pointer, the other kind of JSON  | messages        |
 | test_check_text_fields_without_a_prompt | the check serves rows of other layouts too          | messages        |
 """
+import gzip
 import json
 
 import pytest
@@ -229,3 +231,30 @@ def test_check_text_fields_without_a_prompt(values, reason):
         assert checked is row
     else:
         assert str(checked.as_error()) == f"file.jsonl:3: {reason}"
+
+
+@pytest.mark.parametrize(("name", "content", "found"), [
+    ("pairs.jsonl", gzip.compress(b'{"prompt": 1}'), "found a gzip archive: gunzip it first"),
+    ("pairs.json", b"PK\x03\x04rest", "found a ZIP archive (or an Excel sheet): unpack or export it first"),
+    ("pairs.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+     "found a Git LFS pointer in the file's place: git lfs pull fetches the file"),
+    ("pairs.jsonl", b"\xef\xbb\xbfprompt,pos_resp,neg_resp\r\na,b,c\n",
+     "found a table (CSV): write its rows as JSON lines first"),
+    ("pairs.json", b'"Prompt";"response"\na;b\n', "found a table (CSV): write its rows as JSON lines first"),
+    ("pairs.jsonl", '{"prompt": 1}'.encode("utf-16"), "found UTF-16 text: save it as UTF-8"),
+    ("pairs.jsonl", b'[\n {"prompt": "a"}\n]\n', "found a JSON array: name it .json"),
+    ("pairs.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "name it .jsonl"),
+    ("pairs.json", b'\n{"prompt": "a"}\n\n[broken', "not JSON: "),
+])
+def test_a_file_of_another_kind_is_named(tmp_path, name, content, found):
+    path = write(tmp_path, content, name)
+    with pytest.raises(UserError) as caught:
+        list(read_preferences(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert found in str(caught.value)
+
+
+def test_a_copy_has_the_name_and_the_kind_of_the_original(tmp_path):
+    path = write(tmp_path, b'[{"prompt": 1}]', "copy")
+    row, = read_preferences(path, tmp_path / "pairs.json")
+    assert row.place == f"{tmp_path / 'pairs.json'}:item 1"

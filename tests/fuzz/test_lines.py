@@ -203,9 +203,9 @@ def folder(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def encoding_here(source, tokenizer, template, _workers):
+def encoding_here(_name, path, tokenizer, template, _workers):
     """In the place of processes that encode, which take longer to start than a file takes to convert."""
-    yield iter(convert_module._encode_chunk(read_preferences(source), tokenizer, template))
+    yield iter(convert_module._encode_chunk(read_preferences(path), tokenizer, template))
 
 
 def names_in(folder):
@@ -230,7 +230,7 @@ def check_conversion(folder, content):
         assert one_line(caught.value).startswith(f"{source}:{bad[0]}: ")
         assert len(caught.value.messages) == 1
         assert names_in(folder) == []
-    report = convert_preferences(source, target, TOKENIZER, SEQ, TEMPLATE, skip_invalid=True)
+    report = convert_preferences(source, target, TOKENIZER, SEQ, TEMPLATE, skip_invalid=True, max_invalid=1)
     expected = [expected_row(row) for number, row in lines if number not in bad]
     assert read_record(target) == [row for row in expected if row]
     assert (report.invalid, report.identical) == (len(bad), expected.count(None))
@@ -391,7 +391,7 @@ def test_mutated_lines_through_the_processes_that_encode(folder, outcomes, raws)
     lines = list(parsed_lines(content))
     with outcomes.no_hang():
         report = convert_preferences(source, folder / "out.mindrecord", TOKENIZER, SEQ, TEMPLATE, skip_invalid=True,
-                                     num_workers=2)
+                                     num_workers=2, max_invalid=1)
     rows = [expected_row(row) for _, row in lines if is_usable(row, PAIR)]
     assert read_record(folder / "out.mindrecord") == [row for row in rows if row]
     assert report.invalid == len(lines) - len(rows)

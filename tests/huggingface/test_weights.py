@@ -14,6 +14,7 @@ folders are written by the safetensors package, checkpoints by MindSpore, and wh
 | test_..._refused_..., test_full_disk_...      | one line with file and fact; nothing is   | messages, the folder    |
 |                                               | left, and what was there stays            |                         |
 | test_the_notes_of_training_go_to_ ...         | template, tokenizer, dimensions, types    | what was noted          |
+| test_an_output_that_is_...                    | inputs are kept, links and FIFOs stay     | messages, the folder    |
 | test_a_file_size_limit ...                    | the same for a real failure of the system | a process under ulimit  |
 | test_memory_stays_below_a_shard               | peak memory below 1.25 x a shard's size   | VmHWM of a process      |
 | test_script_...                               | exit codes, one line on stderr            | a process               |
@@ -27,6 +28,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -782,6 +784,44 @@ def test_bad_output_is_refused_and_left_as_it_is(tmp_path, reference, name, expe
         message = message_of(ms_to_hf, str(path), model_of(size_of(reference)), outputs / name)
         assert message.startswith(expected.format(outputs / name))
         assert contents(outputs) == before
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_an_output_that_is_an_input_is_refused_and_the_input_kept(tmp_path, reference, link):
+    folder = write_source(tmp_path / "in", reference, "original")
+    path = save_checkpoint(tmp_path / "a.ckpt", group(reference, "weight/"))
+    make = os.symlink if link == "symbolic" else os.link
+    weights = next(folder.glob("*.safetensors"))
+    make(weights, tmp_path / "b.ckpt")
+    before = contents(tmp_path)
+    assert message_of(hf_to_ms, folder, tmp_path / "b.ckpt") == (
+        f"--output: {tmp_path / 'b.ckpt'} is {weights}, which this run reads (--input), expected another name")
+    assert message_of(ms_to_hf, str(path), model_of(size_of(reference)), path) == (
+        f"--output: {path} is {path}, which this run reads (--input), expected another name")
+    assert contents(tmp_path) == before
+
+
+def test_an_output_that_is_a_link_stays_one_and_its_target_is_written(tmp_path, outputs, reference):
+    folder = write_source(tmp_path / "in", reference, "original")
+    (outputs / "far").mkdir()
+    os.symlink("base.ckpt", outputs / "link.ckpt")
+    os.symlink("far", outputs / "link")
+    hf_to_ms(folder, outputs / "link.ckpt")
+    hf_to_ms(folder, outputs / "link")
+    assert [(outputs / name).is_symlink() for name in ("link.ckpt", "link")] == [True, True]
+    assert (outputs / "base.ckpt").read_bytes() == (outputs / "far" / "model.ckpt").read_bytes() != b"earlier"
+
+
+def test_a_fifo_is_given_the_checkpoint(tmp_path, reference):
+    folder, read = write_source(tmp_path / "in", reference, "original"), []
+    os.mkfifo(tmp_path / "fifo.ckpt")
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "fifo.ckpt").read_bytes()))
+    reader.start()
+    hf_to_ms(folder, tmp_path / "fifo.ckpt")
+    reader.join(timeout=60)
+    hf_to_ms(folder, tmp_path / "file.ckpt")
+    assert read == [(tmp_path / "file.ckpt").read_bytes()]
+    assert (tmp_path / "fifo.ckpt").is_fifo()
 
 
 def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch, outputs, reference):

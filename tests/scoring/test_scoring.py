@@ -6,18 +6,21 @@
 | test_questions_are_read_as ...           | memory does not grow with the input    | how far it has been read |
 | test_every_very_short_text ...           | rows have room for all that fit        | the score of one of them |
 | test_row_shapes ...                      | few graphs; two whole texts fit        | property                 |
+| test_an_evaluation_of_data_without_...   | damage that may go unnoticed is said   | the log                  |
+| test_an_output_that_is_an_input_...      | inputs are kept; devices are outputs   | messages                 |
 | test_the_batch_size_does_not_move ...    | the figures, in the data's order       | another batch size, 1e-5 |
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
 import yaml
-from conftest import PRODUCTION_YAML, TINY_YAML, dimensions_of
+from conftest import PRODUCTION_YAML, SAMPLE, TINY_YAML, dimensions_of
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
@@ -33,7 +36,7 @@ from mindrlhf.scoring import scorer as scoring
 from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.evaluate import evaluate
 from mindrlhf.scoring.infer import infer
-from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation
+from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
 from mindrlhf.scoring.text_scorer import TextScorer
 
@@ -186,6 +189,19 @@ def pairs(tmp_path):
     return tmp_path / "eval.mindrecord", texts
 
 
+def test_an_evaluation_of_data_without_checksums_warns(configure, checkpoint, pairs, in_tmp_path, monkeypatch):
+    path, _ = pairs
+    warnings = []
+    monkeypatch.setattr(logger, "warning", lambda text, *values: warnings.append(text % values))
+    for sidecar, expected in [("", 0), ("{}", 1)]:
+        if sidecar:
+            path.with_name("eval.mindrecord.json").write_text(sidecar)
+        records = RecordSet.open(str(path))
+        evaluate(EvaluationPlan(configure(64), str(checkpoint), {}, records, False))
+        assert sum(f"{path}: no checksums of it, damage may go unnoticed" in text for text in warnings) == expected
+    assert (in_tmp_path / "output").is_dir()
+
+
 @pytest.mark.usefixtures("start")
 def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, scorer, pairs, in_tmp_path,
                                                      monkeypatch):
@@ -263,6 +279,27 @@ def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_pat
                        {**row, "pos_score": len(row["prompt"]) + 3, "neg_score": len(row["prompt"]) + 4}
                        for row in rows]
     assert CountingScorer.windows == [4, 4, 2]
+
+
+def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    (tmp_path / "a.ckpt").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("rows.jsonl")
+    (tmp_path / "run.yaml").write_text(TINY_YAML.read_text(encoding="utf-8"), encoding="utf-8")
+
+    def plan(output):
+        return plan_inference(SimpleNamespace(
+            config=str(tmp_path / "run.yaml"), seq_length=None, data_file=tmp_path / "rows.jsonl", prompt_template=None,
+            tokenizer=str(SAMPLE / "tokenizer.model"), distributed_ckpt_path=str(tmp_path / "a.ckpt"),
+            output_file=output))
+
+    for name, read, flag in [("rows.jsonl", "rows.jsonl", "--data_file"), ("link", "rows.jsonl", "--data_file"),
+                             ("a.ckpt", "a.ckpt", "--distributed_ckpt_path"), ("run.yaml", "run.yaml", "--config")]:
+        with pytest.raises(UserError) as error:
+            plan(tmp_path / name)
+        assert str(error.value) == (f"--output_file: {tmp_path / name} is {tmp_path / read}, which this run reads "
+                                    f"({flag}), expected another name")
+    assert plan(Path("/dev/null")).output_file == Path("/dev/null")
 
 
 def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):
