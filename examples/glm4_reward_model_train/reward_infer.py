@@ -26,7 +26,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--distributed_ckpt_path", required=True,
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
     parser.add_argument("--seq_length", type=positive_int, help="tokens a text; longer ones are cut (default: YAML)")
-    parser.add_argument("--output_file", type=Path, help="default: scores.jsonl in the YAML's output_dir")
+    parser.add_argument("--output_file", type=Path, help="default: scores.jsonl in the YAML's output_dir; for "
+                                                         "the model of a folder's second run, scores_1.jsonl")
     parser.add_argument("--prompt_template", type=template,
                         help="text with {prompt} and {response}; default: the one that the model was trained with")
     return parser.parse_args(argv)
