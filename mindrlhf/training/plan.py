@@ -321,7 +321,8 @@ def check_space(plan: TrainingPlan) -> None:
     space = space_for_checkpoints(config, steps * config.epochs)
     free = shutil.disk_usage(folder).free
     place = Path(directory) if directory else config.output
-    free += sum(file.stat().st_size for file in place.glob("checkpoint*/rank_*/*.ckpt"))  # to be replaced
+    if config.start.resume:  # a new run replaces nothing
+        free += sum(file.stat().st_size for file in place.glob("checkpoint*/rank_*/*.ckpt"))
     if free < space.total:
         raise UserError(f"output_dir: {place}: {size_text(free)} free, expected {size_text(space.total)} for "
                         f"{space.at_a_time} checkpoints with optimizer state ({size_text(space.each)} each) and the "

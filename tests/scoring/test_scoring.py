@@ -9,6 +9,7 @@
 | test_an_evaluation_of_data_without_...   | damage that may go unnoticed is said   | the log                  |
 | test_an_output_that_is_an_input_...      | inputs are kept; devices are outputs   | messages                 |
 | test_the_batch_size_does_not_move ...    | the figures, in the data's order       | another batch size, 1e-5 |
+| test_a_checkpoint_that_cannot_be_ ...    | the others are evaluated; one branch   | names, reasons by hand   |
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
@@ -39,6 +40,7 @@ from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
 from mindrlhf.scoring.text_scorer import TextScorer
+from mindrlhf.weights.ckpt_file import notes_as_bytes
 
 pytestmark = pytest.mark.stack
 
@@ -225,6 +227,46 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
     assert one.margin == pytest.approx(np.mean(expected[:, 0] - expected[:, 1]), abs=1e-5)
     assert 0 < one.accuracy < 1
     assert (in_tmp_path / "output" / "eval_scores.png").is_file()
+
+
+def save_step(folder, scoring_model, step, number=0, branch=0, left=(), **model):
+    """The reference's weights as a step of a run's branch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (f"a_rank_0_{number}-1_{step}.ckpt" if number else f"a_rank_0-1_{step}.ckpt")
+    run = {"number": number, "identity": "ab", "branch": branch, "left": list(left), "step": step}
+    notes = np.frombuffer(notes_as_bytes({"run": run, "model": model}), np.uint8)
+    ms.save_checkpoint(scoring_model, str(path), append_dict={"training_notes": Tensor(notes)})
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.usefixtures("start", "in_tmp_path")
+def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_the_others_their_figures(
+        configure, scoring_model, pairs, tmp_path, monkeypatch):
+    """Of the last run, without the step that it left: step 4 is damaged, 5 of another model, 6 removed meanwhile."""
+    folder = tmp_path / "checkpoint"
+    save_step(folder, scoring_model, 1)
+    save_step(folder, scoring_model, 9, number=1)  # left
+    whole, damaged, other, removed, last = (
+        save_step(folder, scoring_model, step, 1, int(step > 3), [(0, 3)] * (step > 3), **model)
+        for step, model in ((3, {}), (4, {}), (5, {"rope_ratio": 500}), (6, {}), (7, {})))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    found = Scorer.checkpoints
+    monkeypatch.setattr(Scorer, "checkpoints", lambda self, path: (found(self, path), removed.unlink())[0])
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
+    plan = EvaluationPlan(configure(64), str(folder), {}, RecordSet.open(str(pairs[0])), True)
+    with pytest.raises(UserError, match=rf"{folder}: 3 of 5 checkpoints could not be evaluated: .*; .*; "):
+        evaluate(plan)
+    heading, _, *rows = next(line for line in log if line.startswith("all checkpoints:")).splitlines()[1:]
+    assert heading.endswith("not evaluated")
+    assert [row.split()[0] for row in rows] == list(map(str, (whole, damaged, other, removed, last)))
+    assert [row.split()[1] for row in rows] == ["20", "-", "-", "-", "20"]
+    for row, reason in zip(rows, (None, "not readable as a checkpoint, damaged or cut short",
+                                  "model.model_config.rope_ratio is 1, expected 500, with which the model was trained",
+                                  "no such file or folder", None)):
+        assert reason is None or reason in row
+    assert (tmp_path / "output" / "eval_scores_1.png").is_file()
 
 
 # --- inference ------------------------------------------------------------------------------------------------------

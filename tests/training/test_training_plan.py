@@ -5,6 +5,7 @@
 | test_a_layout_that_cannot_be_divided ...  | heads, widths, layers, processes             | messages           |
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
 | test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
+| test_a_run_is_not_resumed_with_another ...| what shapes do not show of its model         | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
 | test_a_folder_that_cannot_be_written_...  | where the run's files go                     | messages           |
 | test_a_checkpoint_of_integers_is_refused  | a quantised model                            | message            |
@@ -33,7 +34,7 @@ import yaml
 from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML
 from helpers import started_by_msrun
 
-from mindrlhf.checkpoints.training_notes import write_data_settings
+from mindrlhf.checkpoints.training_notes import model_notes, write_data_settings
 from mindrlhf.config.check import config_problems, load_config, typed_config
 from mindrlhf.config.read import put, read_config
 from mindrlhf.data.encode import encode_pair
@@ -52,6 +53,7 @@ from mindrlhf.training.plan import (
     plan_training,
     space_for_checkpoints,
 )
+from mindrlhf.weights.ckpt_file import notes_as_bytes
 
 pytestmark = pytest.mark.stack
 
@@ -111,13 +113,15 @@ def configured(production):
     return lambda **changes: typed_config("run.yaml", production(**changes))
 
 
-def write_weights(path, config, with_head=False, dtype=np.float32, **shapes):
+def write_weights(path, config, notes=None, with_head=False, dtype=np.float32, **shapes):
     """A checkpoint with the model's backbone; `shapes`: those that a kind of weight has instead, () for none."""
     import mindspore as ms
     weights = [(weight.name, shapes.get(weight.name.split(".")[-2], weight.shape))
                for weight in weights_of(config.model.dimensions)[:None if with_head else -1]]
-    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, dtype))} for name, shape in weights
-                        if shape], str(path))
+    values = {name: np.zeros(shape, dtype) for name, shape in weights if shape}
+    if notes:
+        values["training_notes"] = np.frombuffer(notes_as_bytes(notes), np.uint8)
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(value)} for name, value in values.items()], str(path))
     return str(path)
 
 
@@ -268,6 +272,27 @@ def test_a_checkpoint_that_does_not_match_is_refused_before_it_is_loaded(argumen
         plan_training(arguments(load_checkpoint=path, resume=resume))
 
 
+@pytest.mark.parametrize(("noted", "message"), [
+    ({"rope_ratio": 500}, "rope_ratio is 1, expected 500, with which the model was trained"),
+    ({"layernorm_epsilon": 1e-6}, "layernorm_epsilon is 1e-05, expected 1e-06, with which the model was trained"),
+    ({"multi_query_group_num": 1}, "multi_query_group_num is 2, expected 1, with which the model was trained"),
+    ({"seq_length": 64}, None), ({"compute_dtype": "bfloat16"}, None)])
+def test_a_run_is_not_resumed_with_another_model_though_shapes_agree(arguments, tmp_path, noted, message):
+    """A new run from these weights is warned; so is one that rounds otherwise."""
+    model = load_config(TINY_YAML).model
+    weights, notes = tmp_path / "a.ckpt", {**model_notes(model.dimensions, "float32", "float32"), **noted}
+    write_weights(weights, load_config(TINY_YAML), notes={"model": notes}, with_head=True)
+    if message:
+        with pytest.raises(UserError, match=rf"run\.yaml: model\.model_config\.{message} \({weights}\)"):
+            plan_training(arguments(load_checkpoint=str(weights), resume=True))
+        doubt, = plan_training(arguments(load_checkpoint=str(weights))).doubts
+        assert message in doubt
+    else:
+        doubts = plan_training(arguments(load_checkpoint=str(weights), resume=True)).doubts
+        assert list(doubts) == (["model.model_config.compute_dtype is float32, the model was trained with bfloat16 "
+                                 f"({weights}): scores are rounded otherwise"] if "compute_dtype" in noted else [])
+
+
 @pytest.fixture
 def check_resumed(arguments, record):
     """A function that checks a run to resume, with changes to its YAML, and to what its beginning left; `order`: None
@@ -318,7 +343,10 @@ def test_a_run_that_left_no_order_of_its_pairs_is_resumed(check_resumed):
     check_resumed({"seed": 1}, order=None)
 
 
-def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
+def test_a_full_disk_is_told_before_training(arguments, monkeypatch, tmp_path):
+    """Checkpoints of another run are there and stay."""
+    (tmp_path / "output" / "checkpoint" / "rank_0").mkdir(parents=True)
+    (tmp_path / "output" / "checkpoint" / "rank_0" / "a_rank_0-1_1.ckpt").write_bytes(bytes(5_000_000))
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
     with pytest.raises(UserError, match=r"output_dir: output: 1.0 MB free, expected 2.5 MB for 1 checkpoints with "
                                         r"optimizer state \(1.9 MB each\) and the weights alone \(0.6 MB\)"):
