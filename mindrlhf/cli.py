@@ -5,7 +5,7 @@ from typing import Callable
 from mindrlhf.data.template import check_template
 from mindrlhf.errors import UserError
 
-__all__ = ["boolean", "new_parser", "not_used", "positive_int", "template"]
+__all__ = ["boolean", "new_parser", "not_used", "positive_int", "score_key", "template"]
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -41,6 +41,13 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
     return value
+
+
+def score_key(text: str) -> str:
+    """A key of a JSON object."""
+    if not text.isprintable() or not text.strip():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected the name of a key")
+    return text
 
 
 def template(text: str) -> str:

@@ -12,7 +12,12 @@ class UserError(Exception):
     """Something the user gave is wrong, or several things.
 
     A message is one line that says where (file and line, or key), what was found and what was expected.
+
+    Attributes:
+        code: the exit code that it ends an entry script with
     """
+
+    code = 1
 
     def __init__(self, *messages: str):
         self.messages = [_one_line(str(message)) for message in messages]
@@ -89,14 +94,15 @@ def run_main(main: Callable[[], int]) -> None:
     """Run an entry script's `main` and end the process with its exit code.
 
     A `UserError` is printed on standard error, a line for each problem and their number if there are several, and ends
-    with exit code 1; a failed system call on a file (no space left, no permission) does too, since it is the machine's
-    state and not a fault of the program, and so does a missing MindSpore or MindFormers, which the user chooses.
+    with its exit code, mostly 1; a failed system call on a file (no space left, no permission) ends with 1 too, since
+    it is the machine's state and not a fault of the program, and so does a missing MindSpore or MindFormers, which the
+    user chooses.
     Anything else is a fault of the program and keeps its traceback.
     """
     try:
         code = main()
     except UserError as error:
-        code = _report(*error.messages)
+        code = _report(*error.messages, code=error.code)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("mindspore", "mindformers"):
             raise
