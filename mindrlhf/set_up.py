@@ -11,8 +11,12 @@ __all__ = ["set_up_mindspore"]
 _STARTED_AS_ONE_OF_SEVERAL = ("MS_ROLE", "OMPI_COMMAND", "RANK_TABLE_FILE")
 
 
-def set_up_mindspore(config: RunConfig):
+def set_up_mindspore(config: RunConfig, verbose: bool = False):
     """Set up the device, the processes' communication and the logs.
+
+    Args:
+        config:  of the run
+        verbose: show MindFormers' log on the terminal too
 
     Returns:
         the configuration as a `MindFormerConfig`, which MindFormers' own parts are given
@@ -39,6 +43,9 @@ def set_up_mindspore(config: RunConfig):
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ side: errors only
     if config.layout.stages == 1:  # in a pipeline the last process has the loss
         os.environ.setdefault("STDOUT_DEVICES", "0")  # what all processes say is printed by one; each has its log file
+
+    from mindrlhf.compat.logs import quiet_terminal
+    quiet_terminal(verbose)
 
     from mindformers import MindFormerConfig
     from mindformers.core.context import build_context

@@ -1,0 +1,121 @@
+"""What of the log a terminal shows, and what its files have.
+
+| test                                     | proves                                                 | judged against   |
+| test_a_terminal_shows_our_lines_and_...  | MindFormers' lines are in the file alone, but errors   | lines            |
+| test_lines_of_which_there_are_many_...   | details: for a worker, a pipe and a terminal           | lines            |
+| test_a_terminal_has_a_bar_...            | a step is a line or a part of the bar                  | lines            |
+| test_verbose_leaves_...                  | the terminal is as MindFormers has it                  | its handlers     |
+| test_a_warning_of_python_...             | Python's warnings go to the file                       | lines            |
+| test_a_log_that_cannot_be_written_...    | one line for a full disk, not a traceback a line       | a device: full   |
+| test_importing_mindformers_...           | nothing is printed by it, and the file has what it says | a process       |
+"""
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import mindformers
+import pytest
+from helpers import ENVIRONMENT
+
+from mindrlhf.compat import logs
+from mindrlhf.compat.logs import DETAIL, STEP, quiet_terminal, shows_bar
+
+pytestmark = pytest.mark.stack
+
+MINDFORMERS = str(Path(mindformers.__file__).parent / "trainer" / "base_trainer.py")
+
+
+@pytest.fixture
+def log(monkeypatch, tmp_path, capsys):  # capsys, for the first handler writes to what it captures
+    """A logger with the handlers of MindFormers', in its place; writes to `tmp_path/info.log`."""
+    logger = logging.Logger("a", logging.INFO)
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.addHandler(logging.FileHandler(tmp_path / "info.log", encoding="utf-8"))
+    monkeypatch.setattr(sys.modules["mindformers.tools.logger"], "get_logger", lambda: logger)
+    monkeypatch.setattr(logs._Terminal, "in_use", False)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.delenv("MS_ROLE", raising=False)
+    return logger
+
+
+def say(log, text, level=logging.INFO, path=__file__, **extra):
+    log.handle(log.makeRecord("a", level, path, 1, text, (), None, extra=extra))
+
+
+def test_a_terminal_shows_our_lines_and_the_errors_of_mindformers(log, tmp_path, capsys):
+    quiet_terminal()
+    quiet_terminal()  # as a second part of the same process may
+    say(log, "ours")
+    say(log, "theirs", path=MINDFORMERS)
+    say(log, "Input model name is not in the supported list", logging.WARNING, MINDFORMERS)
+    say(log, "an error of theirs", logging.ERROR, MINDFORMERS)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(" - ", 1)[1] for line in shown] == ["INFO - ours", "ERROR - an error of theirs"]
+    assert (tmp_path / "info.log").read_text().splitlines() == [
+        "ours", "theirs", "Input model name is not in the supported list", "an error of theirs"]
+
+
+@pytest.mark.parametrize(("role", "shown"), [(None, False), ("MS_WORKER", True)])
+def test_lines_of_which_there_are_many_are_shown_by_a_launchers_worker_alone(log, monkeypatch, capsys, role, shown):
+    if role:
+        monkeypatch.setenv("MS_ROLE", role)
+    quiet_terminal()
+    say(log, "Sample:", **DETAIL)
+    assert ("INFO - Sample:\n" in capsys.readouterr().out) is shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_has_a_bar_in_place_of_the_steps_lines(log, monkeypatch, tmp_path, capsys, terminal):
+    assert not shows_bar()
+    quiet_terminal()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    say(log, "step 1 of 2", **STEP)
+    assert shows_bar() is terminal
+    assert ("step 1 of 2" in capsys.readouterr().out) is not terminal
+    assert (tmp_path / "info.log").read_text() == "step 1 of 2\n"
+
+
+def test_verbose_leaves_the_terminal_as_mindformers_has_it(log, monkeypatch, capsys):
+    before = log.handlers[:]
+    quiet_terminal(verbose=True)
+    say(log, "theirs", path=MINDFORMERS)
+    say(log, "step 1 of 2", **STEP)
+    say(log, "Sample:", **DETAIL)
+    assert log.handlers == before
+    assert capsys.readouterr().out == "theirs\nstep 1 of 2\nSample:\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert not shows_bar()
+
+
+def test_a_warning_of_python_goes_to_the_file(log, tmp_path, capsys):
+    quiet_terminal()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning("old", DeprecationWarning, "a.py", 1)
+    assert (tmp_path / "info.log").read_text() == "DeprecationWarning: old\n"
+    assert "old" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_log_that_cannot_be_written_is_one_line(log, tmp_path, capsys):
+    log.handlers[1].stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 (the handler closes it)
+    quiet_terminal()
+    for number in range(3):
+        say(log, f"line {number}")
+    captured = capsys.readouterr()
+    assert captured.err == (f"warning: {tmp_path / 'info.log'}: this log cannot be written: No space left on device\n")
+    assert [line[-6:] for line in captured.out.splitlines()] == ["line 0", "line 1", "line 2"]
+
+
+@pytest.mark.process
+def test_importing_mindformers_prints_nothing_and_what_it_says_is_in_the_file(tmp_path):
+    code = ("from mindrlhf.compat.logs import quiet_terminal; quiet_terminal(); "
+            "from mindformers.tools.logger import logger; logger.info('a line')")
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+                            env={**ENVIRONMENT, "LOG_MF_PATH": str(tmp_path)})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line.split(" - ", 1)[1] for line in result.stdout.splitlines()] == ["INFO - a line"]
+    assert (tmp_path / "rank_0" / "info.log").read_text(encoding="utf-8").endswith(": a line\n")
