@@ -7,8 +7,8 @@ r"""Score answers with a reward model.
       --distributed_ckpt_path /path/to/checkpoint_network" 8 9123 output/msrun_log False 600
 
 A row of the input is an object with prompt, pos_resp and neg_resp, or with prompt and response. The output has a line
-for each: the row's own keys, and pos_score and neg_score, or score. It grows as OUTPUT_FILE.partial, from which --resume
-goes on. A score that is NaN or infinite is written as null, and the exit code is then 3.
+for each: the row's own keys, and pos_score and neg_score, or score. It grows as OUTPUT_FILE.partial, from which
+--resume goes on. Exit code 3: all rows are written, and scores that are NaN or infinite are null.
 """
 import argparse
 from pathlib import Path
@@ -38,6 +38,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                              "first one ends the run")
     parser.add_argument("--resume", action="store_true",
                         help="go on from OUTPUT_FILE.partial, which a run that was cut short has left, if there is one")
+    parser.add_argument("--verbose", action="store_true",
+                        help="show MindFormers' log, and each text with its score, on the terminal too")
     parser.add_argument("--prompt_template", type=template,
                         help="text with {prompt} and {response}; default: the one that the model was trained with")
     return parser.parse_args(argv)
@@ -48,7 +50,7 @@ def main() -> int:
     args = parse_args()
     from mindrlhf.scoring.infer import infer
     from mindrlhf.scoring.plan import plan_inference
-    infer(plan_inference(args))
+    infer(plan_inference(args), args.verbose)
     return 0
 
 

@@ -11,7 +11,7 @@ from mindrlhf.atomic import partial_file
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.plots import plot_score_histogram
 from mindrlhf.scoring.plan import EvaluationPlan
-from mindrlhf.scoring.report import NotFiniteScores, progress
+from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress
 from mindrlhf.scoring.scorer import Scorer, warn_of_template
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.tables import format_table
@@ -78,19 +78,23 @@ def _four_digits(value: Optional[float]) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def evaluate(plan: EvaluationPlan) -> List[EvalResult]:
+def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
     """Accuracy and margin of one checkpoint, or of each.
 
     Logs `acc: [..]; avg acc: [..]` a batch: its share of pairs whose chosen end score is the larger one, and that of
     all pairs so far. Writes the figures to OUTPUT/eval.json, and draws the score distributions to
     OUTPUT/eval_scores.png (of the last checkpoint, if several).
 
+    Args:
+        plan:    what is evaluated
+        verbose: show MindFormers' log and the lines of batches on the terminal too
+
     Raises:
         UserError: data or checkpoint are damaged, or do not fit the model.
         NotFiniteScores: scores are NaN or infinite; everything is written then.
     """
     config, records = plan.config, plan.records
-    run = set_up_mindspore(config)
+    run = set_up_mindspore(config, verbose)
     from mindformers.tools.logger import logger
 
     from mindrlhf.data.mindrecord_reader import check_first_row
@@ -119,6 +123,7 @@ def evaluate(plan: EvaluationPlan) -> List[EvalResult]:
 def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str) -> EvalResult:
     from mindformers.tools.logger import logger
 
+    from mindrlhf.compat.logs import DETAIL
     from mindrlhf.data.mindrecord_reader import read_pairs
     chosen: List[float] = []
     rejected: List[float] = []
@@ -132,7 +137,7 @@ def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str) -> EvalResult
             right += int((result.chosen > result.rejected)[result.finite].sum())
             others += result.not_finite
             average = right / (len(chosen) - others) if len(chosen) > others else float("nan")
-            logger.info("acc: [%s]; avg acc: [%s]", result.accuracy, average)
+            logger.info("acc: [%s]; avg acc: [%s]", result.accuracy, average, extra=DETAIL)
             bar.update(len(batch))
     return EvalResult(name, np.array(chosen, np.float32), np.array(rejected, np.float32))
 
@@ -157,7 +162,8 @@ def _draw_scores(path: Path, result: EvalResult) -> None:
 
 
 def _raise_not_finite(results: Sequence[EvalResult], files: Sequence[str]) -> None:
-    wrong = [(result, pair) for result in results for pair in np.flatnonzero(~result.finite)]
+    wrong = [(result, pair) for result in results for pair in np.flatnonzero(~result.finite)[:MOST_PLACES]]
     if wrong:
-        raise NotFiniteScores([f"{', '.join(files)}: pair {pair} ({result.checkpoint})" for result, pair in wrong],
-                              "not counted in accuracy and margin")
+        raise NotFiniteScores(sum(result.not_finite for result in results),
+                              [f"{', '.join(files)}: pair {pair} ({result.checkpoint})"
+                               for result, pair in wrong[:MOST_PLACES]], "not counted in accuracy and margin")

@@ -10,9 +10,8 @@ from mindrlhf.checkpoints.find import checkpoint_files
 from mindrlhf.errors import UserError
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.scoring.questions import Question, read_questions
-from mindrlhf.scoring.report import NotFiniteScores, progress, rows_of
+from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress, rows_of
 from mindrlhf.scoring.score_file import InvalidRows, ScoreStream, keep_standard_output, open_output, row_as_line
-from mindrlhf.scoring.scorer import WINDOW
 from mindrlhf.scoring.text_scorer import TextScorer
 from mindrlhf.tables import format_table
 
@@ -21,7 +20,7 @@ __all__ = ["infer"]
 _CHUNK = 16 << 20  # bytes that are read at once
 
 
-def infer(plan: InferencePlan) -> None:
+def infer(plan: InferencePlan, verbose: bool = False) -> None:
     """Score every answer of a file: a log line `Sample:` with the full text and `reward score: [[..]]` each, and one
     JSON line a row, in the input's order, to the plan's output file: the row's own keys and its scores. A score that
     is NaN or infinite is null there.
@@ -29,19 +28,25 @@ def infer(plan: InferencePlan) -> None:
     The file is read once, as a stream, so that memory does not grow with it. What is scored is kept in OUT.partial
     (see `ScoreFile`) if an invalid row, a signal or anything else ends the run.
 
+    Args:
+        plan:    what is scored
+        verbose: show MindFormers' log and the lines of answers on the terminal too
+
     Raises:
         UserError: the checkpoint is damaged or does not fit the model; a row is invalid (unless the plan says to leave
             such out); the output cannot be written, or is another run's.
         NotFiniteScores: scores are NaN or infinite; everything is written then.
     """
     descriptor = keep_standard_output(plan.output_file)
-    scorer = TextScorer(plan)
+    scorer = TextScorer(plan, verbose)
     from mindformers.tools.logger import logger
+
+    from mindrlhf.compat.logs import DETAIL
     first, summary = scorer.rank == 0, _Summary()
-    with open_output(plan.output_file, descriptor, _asked(plan, scorer), plan.resume, WINDOW) if first else \
+    with open_output(plan.output_file, descriptor, _asked(plan, scorer), plan.resume, scorer.window) if first else \
             ScoreStream(os.devnull) as output, \
             InvalidRows(plan.invalid_file if first and plan.skip_invalid else None) as invalid:
-        kept = scorer.said_by_first(output.kept // WINDOW) * WINDOW
+        kept = scorer.said_by_first(output.kept // scorer.window) * scorer.window
         rows = _Rows(plan, invalid)
         if kept:
             logger.info("--resume: going on after %d rows", kept)
@@ -52,8 +57,8 @@ def infer(plan: InferencePlan) -> None:
                                       for question in asked)
             for texts, question in zip(scored, questions):
                 for text in texts:
-                    logger.info("Sample:\n%s", text.text)
-                    logger.info("reward score: [[%s]]", text.score)
+                    logger.info("Sample:\n%s", text.text, extra=DETAIL)
+                    logger.info("reward score: [[%s]]", text.score, extra=DETAIL)
                 scores = dict(zip(question.answers, (text.score if math.isfinite(text.score) else None
                                                      for text in texts)))
                 output.write(row_as_line(question, scores))
@@ -106,12 +111,16 @@ class _Rows:
 def _pass_over(rows: _Rows, kept: int, output, summary: "_Summary", first: bool) -> None:
     """Take the rows that are scored already off the input; the first process, which has their scores, compares them."""
     questions, places = itertools.tee(rows)
-    if first:
+    if not first:
+        summary.rows = sum(1 for _ in itertools.islice(rows, kept))
+        return
+    try:
         for scores in output.scores_of_kept(questions):
             summary.add(scores, next(places).place)
-    else:
-        for _ in itertools.islice(questions, kept):
-            next(places)
+    except UserError:
+        if rows.stopped:
+            raise rows.stopped from None
+        raise
 
 
 def _asked(plan: InferencePlan, scorer: TextScorer) -> Dict[str, Any]:
@@ -119,7 +128,7 @@ def _asked(plan: InferencePlan, scorer: TextScorer) -> Dict[str, Any]:
     model = plan.config.mapping.get("model", {}).get("model_config", {})
     return {"score_key": plan.score_key, "prompt_template": plan.template, "tokenizer": plan.tokenizer.identity,
             "checkpoint": {file.name: _checksum(file) for file in checkpoint_files(scorer.checkpoint)},
-            "rows": scorer.shapes, "window": WINDOW, **{f"model_config.{key}": model[key] for key in model}}
+            "rows": scorer.shapes, "window": scorer.window, **{f"model_config.{key}": model[key] for key in model}}
 
 
 def _checksum(path) -> int:
@@ -160,14 +169,16 @@ class _Summary:
     def __init__(self):
         self.rows = 0
         self._figures: Dict[str, _Figures] = {}
-        self._not_finite: List[str] = []
+        self._not_finite, self._places = 0, []
 
     def add(self, scores: Dict[str, Optional[float]], place: str) -> None:
         self.rows += 1
         for name, score in scores.items():
             self._figures.setdefault(name, _Figures()).add(score)
         if None in scores.values():
-            self._not_finite.append(place)
+            self._not_finite += 1
+            if len(self._places) < MOST_PLACES:
+                self._places.append(place)
 
     def as_table(self) -> str:
         return format_table([["score", "answers", "mean", "lowest", "highest", "NaN or infinite"],
@@ -175,4 +186,4 @@ class _Summary:
 
     def raise_not_finite(self, output_file) -> None:
         if self._not_finite:
-            raise NotFiniteScores(self._not_finite, f"null in {output_file}")
+            raise NotFiniteScores(self._not_finite, self._places, f"null in {output_file}")

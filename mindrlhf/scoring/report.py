@@ -5,23 +5,27 @@ from typing import Optional, Sequence
 
 from tqdm import tqdm
 
-from mindrlhf.errors import UserError, some
+from mindrlhf.errors import UserError
 
-__all__ = ["NotFiniteScores", "progress", "rows_of"]
+__all__ = ["MOST_PLACES", "NotFiniteScores", "progress", "rows_of"]
+
+MOST_PLACES = 4  # that a message names
 
 
 class NotFiniteScores(UserError):
     """Everything is scored and written, and some scores are NaN or infinite; ends a script with exit code 3.
 
     Args:
-        places: of the rows, for the message
+        count:  of the rows
+        places: of the first few, for the message
         done:   what became of these scores
     """
 
     code = 3
 
-    def __init__(self, places: Sequence[str], done: str):
-        super().__init__(f"{len(places)} rows have a score that is NaN or infinite, {done}: {some(places)}")
+    def __init__(self, count: int, places: Sequence[str], done: str):
+        more = f" and {count - len(places)} more" if count > len(places) else ""
+        super().__init__(f"{count} rows have a score that is NaN or infinite, {done}: {', '.join(places)}{more}")
 
 
 def progress(what: str, unit: str, total: Optional[int], done: int = 0) -> tqdm:

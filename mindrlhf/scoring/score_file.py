@@ -185,9 +185,9 @@ class ScoreFile:
                 except (ValueError, TypeError, KeyError, AttributeError):
                     same = False
                 if not same:
-                    place = question.place if question else "of the data file, which has ended"
-                    raise UserError(f"--resume: {self.partial}:{number}: not the row {place}; expected the data file "
-                                    "that it was made from; to begin again, delete it")
+                    found = f"not the row {question.place}" if question else "the data file has ended before"
+                    raise UserError(f"--resume: {self.partial}:{number}: {found}, expected the data file that it was "
+                                    "made from; to begin again, delete it")
                 yield scores
 
     def write(self, line: bytes) -> None:

@@ -17,9 +17,9 @@ from mindrlhf.config.run_config import RunConfig
 from mindrlhf.data.row_packing import Group, longest_row, pack_groups, plan_steps, row_lengths, text_group
 from mindrlhf.processes import sum_over_processes
 
-__all__ = ["WINDOW", "Checkpoint", "Scorer", "row_shapes", "warn_of_template"]
+__all__ = ["Checkpoint", "Scorer", "row_shapes", "warn_of_template"]
 
-WINDOW = 2048              # groups of texts that are sorted by length together; bounds the memory of a run
+_WINDOW = 2048             # groups of texts that are sorted by length together; bounds the memory of a run
 _SHORTEST_ROW = 256        # tokens
 _TOKENS = 4096             # of a batch, at most; larger ones are no faster
 _SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
@@ -64,6 +64,11 @@ class Scorer:
         build_parallel_config(run)
         self._run = run
         self._build()
+
+    @property
+    def window(self) -> int:
+        """Questions that are read, put into rows and scored together."""
+        return _WINDOW
 
     def _build(self) -> None:
         """The network, without weights."""
@@ -126,7 +131,7 @@ class Scorer:
         questions = iter(questions)
         while True:
             window = [text_group([np.asarray(text[:self.seq_length], np.int32) for text in texts])
-                      for texts in islice(questions, WINDOW)]
+                      for texts in islice(questions, self.window)]
             if not window:
                 return
             yield from self._score_window(window)

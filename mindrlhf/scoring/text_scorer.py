@@ -25,12 +25,14 @@ class TextScorer:
     """Sets up the device, loads the plan's last checkpoint, and scores answers.
 
     Args:
-        plan: what is scored with
+        plan:    what is scored with
+        verbose: see `set_up_mindspore`
 
     Attributes:
         rank:       of this process; all of them must score the same questions, and all know all scores
         checkpoint: that was loaded
         shapes:     (rows, length) of the batches
+        window:     questions that are scored together
         texts:      scored so far
         cut:        how many of them were longer than the sequence length, and were cut there
 
@@ -38,13 +40,13 @@ class TextScorer:
         UserError: the checkpoint is damaged or does not fit the model.
     """
 
-    def __init__(self, plan: TextScoringPlan):
-        run = set_up_mindspore(plan.config)
+    def __init__(self, plan: TextScoringPlan, verbose: bool = False):
+        run = set_up_mindspore(plan.config, verbose)
         warn_of_template(plan.template, plan.trained.get("prompt_template"), "--prompt_template")
         self._plan, self._scorer = plan, Scorer(plan.config, run)
         checkpoint = self._scorer.checkpoints(plan.checkpoint)[-1]
         self._scorer.load(checkpoint)
-        self.checkpoint, self.shapes = checkpoint.path, self._scorer.shapes
+        self.checkpoint, self.shapes, self.window = checkpoint.path, self._scorer.shapes, self._scorer.window
         self.rank, self.texts, self.cut = self._scorer.rank, 0, 0
 
     def said_by_first(self, number: int) -> int:
