@@ -143,7 +143,7 @@ class WholeCheckpointMonitor(Callback):
                    choice_func=lambda name: not name.startswith("accu_grads"))
         with partial_file(folder / "meta.json") as file:  # MindFormers' tools read it
             file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
-                                        "last_ckpt_file": target.name}), encoding="utf-8")
+                                        "last_ckpt_file": target.name}, allow_nan=False), encoding="utf-8")
         if self._keep:
             own = sorted(folder.glob(f"{self._prefix}-*_*.ckpt"), key=step_of)
             for old in own[:max(own.index(target) + 1 - self._keep, 0)]:

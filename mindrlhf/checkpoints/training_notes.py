@@ -14,7 +14,8 @@ DATA_SETTINGS = "data_settings.json"
 def write_data_settings(folder: Path, settings: Dict[str, Any]) -> None:
     """Leave with the checkpoints below `folder` how the training data was made and read (template, tokenizer, ...)."""
     with partial_file(folder / DATA_SETTINGS, wait=True) as file:  # each rank writes it
-        file.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(settings, ensure_ascii=False, allow_nan=False, indent=2) + "\n",
+                        encoding="utf-8")
 
 
 def read_data_settings(path: Union[str, Path]) -> Tuple[Optional[Path], Dict[str, Any]]:

@@ -248,7 +248,8 @@ class _InvalidRows:
             raise row.as_error()
         if self._file is None:  # half of a surrogate pair becomes the JSON escape that it came from
             self._file = self._stack.enter_context(self._hidden.open("w", encoding="utf-8", errors="backslashreplace"))
-        json.dump({"line": row.number, "reason": row.reason, "text": row.text}, self._file, ensure_ascii=False)
+        json.dump({"line": row.number, "reason": row.reason, "text": row.text}, self._file, ensure_ascii=False,
+                  allow_nan=False)
         self._file.write("\n")
 
     def finish(self) -> Optional[Path]:

@@ -124,7 +124,7 @@ class RecordWriter:
         files = [f"{record.name}{suffix}" for suffix in (".db", "") for record in self._records]
         sidecar = {**sidecar, "files": {file: fingerprint(self._folder / file, whole=True) for file in sorted(files)}}
         with open(self._folder / f"{name}.json", "w", encoding="utf-8") as file:
-            json.dump(sidecar, file, ensure_ascii=False, indent=2)
+            json.dump(sidecar, file, ensure_ascii=False, allow_nan=False, indent=2)
             file.write("\n")
         for file in (*files, f"{name}.json"):
             os.replace(self._folder / file, self.path.with_name(file))
