@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, Mapping, Optional, Tuple, Union
 
-from mindrlhf.atomic import follow_link, is_stream, naming_a_full_disk, partial_file
+from mindrlhf.atomic import follow_link, is_stream, naming_a_full_disk, partial_file, partial_folder
 from mindrlhf.data.preference import InvalidRow
 from mindrlhf.errors import UserError
 from mindrlhf.json_file import read_json_object
@@ -69,7 +69,7 @@ def check_score_file(path: Path, resume: bool) -> None:
         writable = False
     if not writable:
         raise UserError(f"--output_file: {path}: the folder {target.parent} cannot be written")
-    if not partial.exists():
+    if not partial.exists() or os.environ.get("MS_ROLE") == "MS_SCHED":  # beside a process that may write it already
         return
     try:
         with open(partial, "rb") as file:
@@ -141,8 +141,10 @@ class ScoreFile:
         lines = sum(line.endswith(b"\n") for line in self._file)
         if lines and not resume:
             raise _left_over(self.partial)
+        if self._file.tell() or self._record.exists():
+            before = self._read_record()
         if lines:
-            self._check_asked(asked)
+            self._check_asked(before, asked)
         else:
             with partial_file(self._record) as file:
                 file.write_text(json.dumps(asked, ensure_ascii=False, allow_nan=False, indent=2) + "\n",
@@ -152,11 +154,18 @@ class ScoreFile:
         self._file.truncate(sum(len(next(self._file)) for _ in range(kept)))
         return kept
 
-    def _check_asked(self, asked: Dict[str, Any]) -> None:
+    def _read_record(self) -> Dict[str, Any]:
+        """What was asked when OUT.partial was begun: nothing is taken for ours, and replaced, without it."""
         if not self._record.exists():
-            raise UserError(f"--resume: {self._record} is missing, which says what {self.partial} was made with; to "
-                            f"begin again, delete {self.partial}")
+            raise UserError(f"{self._record} is missing, which says what {self.partial} was made with; to begin again, "
+                            f"delete {self.partial}")
         before = read_json_object(self._record)
+        if "score_key" not in before:
+            raise UserError(f"{self._record}: not made by this program, in the place where a run notes what it was "
+                            "asked: move it away, or give another --output_file")
+        return before
+
+    def _check_asked(self, before: Dict[str, Any], asked: Dict[str, Any]) -> None:
         different = [f"{name} is {asked.get(name)!r}, expected {before.get(name)!r}"
                      for name in {**before, **asked} if asked.get(name) != before.get(name)]
         if different:
@@ -166,7 +175,9 @@ class ScoreFile:
     def __enter__(self) -> "ScoreFile":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
+        if kind and not self._file.seek(0, os.SEEK_END):
+            self.discard()
         self._file.close()  # and with it goes the lock
 
     def scores_of_kept(self, questions: Iterator[Question]) -> Iterator[Dict[str, Optional[float]]]:
@@ -276,27 +287,25 @@ class InvalidRows:
 
     def __init__(self, path: Optional[Path]):
         self.path, self.count = path, 0
-        self.first: Optional[InvalidRow] = None
-        self._hidden = path and path.with_name(f"{path.name}.partial")
-        self._file = open(self._hidden, "wb") if self._hidden else None  # noqa: SIM115
+        self._stack = contextlib.ExitStack()
+        self._file: Optional[BinaryIO] = None
 
     def __enter__(self) -> "InvalidRows":
+        if self.path:
+            self._hidden = self._stack.enter_context(partial_folder(self.path)) / self.path.name
+            self._file = self._stack.enter_context(open(self._hidden, "wb"))
         return self
 
     def __exit__(self, *_) -> None:
-        if self._file:
-            self._file.close()
-            self._hidden.unlink(missing_ok=True)
+        self._stack.close()
 
     def add(self, row: InvalidRow) -> None:
         self.count += 1
-        self.first = self.first or row
         if self._file:
             self._file.write(_line({"line": row.number, "reason": row.reason, "text": row.text}))
-            self._file.flush()
 
     def finish(self) -> None:
         """Give the file its name."""
         if self._file:
             self._file.close()
-            os.replace(self._hidden, self.path)
+            os.replace(self._hidden, follow_link(self.path))

@@ -9,6 +9,8 @@ The score of a text is its number of tokens here, but for the tests that start p
 | test_a_killed_process_goes_on ...              | the same after SIGTERM and SIGKILL                | a run at once   |
 | test_a_run_goes_on_with_what_it_was_begun ...  | other settings, weights or rows are refused       | messages        |
 | test_rows_of_an_earlier_run_are_not_lost       | without --resume nothing is replaced              | bytes           |
+| test_a_file_of_the_users_own_in_their_place .. | what was not made here is not replaced            | bytes           |
+| test_a_run_that_ends_before_its_first_row_...  | nothing is left                                   | names           |
 | test_of_two_at_once_the_second_is_refused      | a lock that ends with its process                 | messages        |
 | test_a_key_of_the_users_own_...                | no key is replaced; --score_key gives other names | rows by hand    |
 | test_a_pipe_is_read_once_and_written_through   | FIFOs as input and output; nothing beside them    | rows by hand    |
@@ -230,7 +232,7 @@ def cut_short(monkeypatch):
      "--resume: out.jsonl.partial:1: not the row in.jsonl:1, expected the data file that it was made from"),
     (lambda: write_rows("in.jsonl", ROWS[:7]), {},
      "--resume: out.jsonl.partial:8: the data file has ended before, expected the data file"),
-    (lambda: Path("out.jsonl.partial.json").unlink(), {}, "--resume: out.jsonl.partial.json is missing"),
+    (lambda: Path("out.jsonl.partial.json").unlink(), {}, "out.jsonl.partial.json is missing, which says what"),
 ], ids=["score key", "template", "length", "tokenizer", "weights", "rows", "fewer rows", "no record"])
 def test_a_run_goes_on_with_what_it_was_begun_with_alone(cut_short, change, given, message):
     if change:
@@ -249,6 +251,28 @@ def test_rows_of_an_earlier_run_are_not_lost(cut_short):
     with pytest.raises(UserError, match="it has rows that an earlier run has scored"):
         ScoreFile(Path("out.jsonl"), {}, False, 4)
     assert Path("out.jsonl.partial").read_bytes() == cut_short
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("out.jsonl.partial", b"a line without an end", "out.jsonl.partial.json is missing, which says what"),
+    ("out.jsonl.partial", b"lines\n", "out.jsonl.partial: it has rows that an earlier run has scored"),
+    ("out.jsonl.partial.json", b'{"my": "notes"}', "out.jsonl.partial.json: not made by this program"),
+])
+def test_a_file_of_the_users_own_in_their_place_is_left_alone(name, content, message):
+    write_rows("in.jsonl", ROWS)
+    Path(name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        score()
+    assert str(caught.value).startswith(message)
+    assert Path(name).read_bytes() == content
+
+
+def test_a_run_that_ends_before_its_first_row_leaves_nothing(monkeypatch):
+    write_rows("in.jsonl", ROWS)
+    monkeypatch.setattr(LengthScorer, "ends_at", 0)
+    with pytest.raises(KeyboardInterrupt):
+        score(skip_invalid=True)
+    assert names() == []
 
 
 def test_of_two_at_once_the_second_is_refused(in_tmp_path):
