@@ -3,6 +3,7 @@
 | test                                  | proves                                            | judged against |
 | test_a_message_is_a_line_that_...     | line breaks, control characters and their escapes | literal text   |
 | test_a_missing_pair_of_releases_...   | which one, and how to install it                  | literal text   |
+| test_an_error_has_its_exit_code       | 1, or its own: 3 for scores that are NaN          | literal text   |
 | test_a_long_message_keeps_...         | the place in front and what was expected behind   | literal text   |
 """
 import subprocess
@@ -10,7 +11,8 @@ import sys
 
 import pytest
 
-from mindrlhf.errors import UserError
+from mindrlhf.errors import UserError, run_main
+from mindrlhf.scoring.report import NotFiniteScores
 
 
 @pytest.mark.parametrize(("given", "told"), [
@@ -27,6 +29,21 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
     assert len(message) < 2100
     assert message.startswith("a.yaml: key is xxx")
     assert message.endswith("xxx, expected a number")
+
+
+@pytest.mark.parametrize(("error", "code", "told"), [
+    (UserError("a.jsonl: no rows"), 1, "a.jsonl: no rows"),
+    (NotFiniteScores(1, ["a.jsonl:2"], "null in b"), 3,
+     "1 rows have a score that is NaN or infinite, null in b: a.jsonl:2"),
+])
+def test_an_error_has_its_exit_code(capsys, error, code, told):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_main(main)
+    assert end.value.code == code
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {told}")
 
 
 @pytest.mark.parametrize("missing", ["mindspore", "mindformers", "yaml"])
