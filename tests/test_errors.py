@@ -34,7 +34,7 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
 @pytest.mark.parametrize(("error", "code", "told"), [
     (UserError("a.jsonl: no rows"), 1, "a.jsonl: no rows"),
     (NotFiniteScores(1, ["a.jsonl:2"], "null in b"), 3,
-     "1 rows have a score that is NaN or infinite, null in b: a.jsonl:2"),
+     "1 row has a score that is NaN or infinite, null in b: a.jsonl:2"),
 ])
 def test_an_error_has_its_exit_code(capsys, error, code, told):
     def main():

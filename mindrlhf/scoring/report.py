@@ -25,7 +25,8 @@ class NotFiniteScores(UserError):
 
     def __init__(self, count: int, places: Sequence[str], done: str):
         more = f" and {count - len(places)} more" if count > len(places) else ""
-        super().__init__(f"{count} rows have a score that is NaN or infinite, {done}: {', '.join(places)}{more}")
+        rows = "1 row has" if count == 1 else f"{count} rows have"
+        super().__init__(f"{rows} a score that is NaN or infinite, {done}: {', '.join(places)}{more}")
 
 
 def progress(what: str, unit: str, total: Optional[int], done: int = 0) -> tqdm:

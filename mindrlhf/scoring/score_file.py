@@ -176,9 +176,10 @@ class ScoreFile:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if kind and not self._file.seek(0, os.SEEK_END):
+        if kind and not os.fstat(self._file.fileno()).st_size:
             self.discard()
-        self._file.close()  # and with it goes the lock
+        with contextlib.suppress(OSError):  # a full disk, which has ended the run: what is left over is no whole line
+            self._file.close()  # and with it goes the lock
 
     def scores_of_kept(self, questions: Iterator[Question]) -> Iterator[Dict[str, Optional[float]]]:
         """The scores of the rows that are kept; takes as many of the questions.
@@ -302,7 +303,8 @@ class InvalidRows:
     def add(self, row: InvalidRow) -> None:
         self.count += 1
         if self._file:
-            self._file.write(_line({"line": row.number, "reason": row.reason, "text": row.text}))
+            with naming_a_full_disk(self.path):
+                self._file.write(_line({"line": row.number, "reason": row.reason, "text": row.text}))
 
     def finish(self) -> None:
         """Give the file its name."""

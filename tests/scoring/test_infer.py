@@ -11,6 +11,7 @@ The score of a text is its number of tokens here, but for the tests that start p
 | test_rows_of_an_earlier_run_are_not_lost       | without --resume nothing is replaced              | bytes           |
 | test_a_file_of_the_users_own_in_their_place .. | what was not made here is not replaced            | bytes           |
 | test_a_run_that_ends_before_its_first_row_...  | nothing is left                                   | names           |
+| test_a_full_disk_names_the_file_and_...        | and half a line is no row                         | a limit         |
 | test_of_two_at_once_the_second_is_refused      | a lock that ends with its process                 | messages        |
 | test_a_key_of_the_users_own_...                | no key is replaced; --score_key gives other names | rows by hand    |
 | test_a_pipe_is_read_once_and_written_through   | FIFOs as input and output; nothing beside them    | rows by hand    |
@@ -22,6 +23,7 @@ The score of a text is its number of tokens here, but for the tests that start p
 """
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -273,6 +275,33 @@ def test_a_run_that_ends_before_its_first_row_leaves_nothing(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         score(skip_invalid=True)
     assert names() == []
+
+
+@pytest.fixture
+def limited():
+    """Files of at most 9 bytes, as a disk that is nearly full has room for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9, hard))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_two_rows():
+    with ScoreFile(Path("out.jsonl"), {"score_key": 1}, True, 1) as file:
+        file.write(b"a row\n")
+        file.write(b"another row\n")
+
+
+def test_a_full_disk_names_the_file_and_what_was_scored_goes_on(request):
+    Path("out.jsonl.partial.json").write_text('{"score_key": 1}\n', encoding="utf-8")
+    Path("out.jsonl.partial").write_bytes(b"a\n")
+    lift = request.getfixturevalue("limited")
+    with pytest.raises(OSError, match="File too large: 'out.jsonl.partial'"):
+        write_two_rows()
+    lift()
+    with ScoreFile(Path("out.jsonl"), {"score_key": 1}, True, 1) as file:
+        assert file.kept == 2
+    assert Path("out.jsonl.partial").read_bytes() == b"a\na row\n"
 
 
 def test_of_two_at_once_the_second_is_refused(in_tmp_path):
