@@ -84,7 +84,9 @@ def content(folder: Path) -> Dict[str, Tuple]:
     for part in ("checkpoint", "checkpoint_network"):
         file = list_checkpoints(folder / "output" / part, 0)[-1]
         for name, tensor in read_ckpt(file).items():
-            found[f"{file.name} {name}"] = tensor.dtype, tensor.shape, tensor.read(0, tensor.nbytes)
+            # A run that was killed before its first checkpoint begins again, with a number in its files' names.
+            named = re.sub(r"(_rank_\d+)_\d+-", r"\1-", file.name)
+            found[f"{named} {name}"] = tensor.dtype, tensor.shape, tensor.read(0, tensor.nbytes)
     return found
 
 

@@ -190,7 +190,8 @@ def test_training_does_not_resume_with_other_data(job):
     assert result.returncode == 1
     lines = result.stderr.splitlines()
     assert lines[0].startswith("reward_train.py: error: --resume: --train_dataset: its number of pairs is 93, expected "
-                               "375, with which the run to resume was trained (output/checkpoint/data_settings.json)")
+                               "375, with which the run to resume was trained (output/checkpoint/rank_0/"
+                               "glm4_tiny_rank_0-5_55.ckpt)")
     assert "--train_dataset: the CRC-32 of its rows is [" in lines[1]
     assert lines[2:] == ["reward_train.py: 2 problems"]
 

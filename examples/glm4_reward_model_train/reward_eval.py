@@ -27,7 +27,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--distributed_ckpt_path", required=True,
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
     parser.add_argument("--load_all_ckpt", type=boolean, metavar="BOOL", default=False,
-                        help="True: all checkpoints of a folder in the order of their steps; False (default): the last")
+                        help="True: all checkpoints of a folder's last run in the order of their steps, without those "
+                             "that it went back from; False (default): the last")
     parser.add_argument("--verbose", action="store_true",
                         help="show MindFormers' log, and the accuracy of each batch, on the terminal too")
     return parser.parse_args(argv)

@@ -1,30 +1,145 @@
-"""Finding checkpoints: the files of a rank, and the newest complete step."""
+"""Finding checkpoints: the files of a rank, their order, and the newest complete step.
+
+A run that is resumed goes on in a branch of its own. Where it went back, to a step before the last, the steps behind it
+are left: they stay where they are, and none of them counts as newer than what came after.
+"""
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
 
 from mindrlhf.errors import UserError, raise_problems, some
-from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
+from mindrlhf.json_file import read_json_object
+from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt, read_notes
 from mindrlhf.weights.shards import ShardName, missing_shards
 
-__all__ = ["TO_RESUME", "check_checkpoint_path", "checkpoint_files", "is_sliced", "list_checkpoints",
-           "newest_whole_checkpoint", "newest_whole_slices", "step_of", "steps_of_slices"]
+__all__ = ["DATA_SETTINGS", "Place", "TO_RESUME", "check_checkpoint_path", "checkpoint_files", "file_of_run",
+           "first_rank", "in_order", "is_sliced", "list_checkpoints", "newest_whole_checkpoint", "newest_whole_slices",
+           "of_current_branch", "place_of", "step_of", "steps_of_slices"]
+
+DATA_SETTINGS = "data_settings.json"
 
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
 _RUN = re.compile(r"_rank_\d+_(\d+)-[^-]*\.ckpt$")
 # What a run continues with, beside weights and optimizer.
 TO_RESUME = ("epoch_num", "step_num", "global_step")
-Step = Tuple[float, float, float]
+# (run, whether of its current branch, branch, step of the whole run, epoch and step in the name), see `in_order`
+Step = Tuple[float, float, float, float, float, float]
 
 
-def step_of(path: Union[str, Path]) -> Step:
+def step_of(path: Union[str, Path]) -> Tuple[float, float, float]:
     """(run, epoch, step) in a checkpoint's name `PREFIX_rank_RANK[_RUN]-EPOCH_STEP.ckpt`. The first run that wrote to a
     folder has no number, which is 0. A name without epoch and step, as that of the network-only file, which is always
     written last, comes after all others of its run.
     """
     run, step = _RUN.search(str(path)), _STEP.search(str(path))
     return (int(run[1]) if run else 0, *((int(step[1]), int(step[2])) if step else (float("inf"), float("inf"))))
+
+
+class Place(NamedTuple):
+    """Where a checkpoint stands among those of its run.
+
+    Attributes:
+        number: of the run, in its files' names
+        run:    text that tells a run from those with the same number in other folders; empty where it is not known
+        branch: grows with each resumption
+        left:   (branch, step) that each resumption up to this branch went on from
+        step:   of the whole run, counted as its branch counts; None where it is not known
+    """
+
+    number: int
+    run: str = ""
+    branch: int = 0
+    left: Tuple[Tuple[int, int], ...] = ()
+    step: Optional[int] = None
+
+    def comes_from(self, other: "Place") -> bool:
+        """Whether another checkpoint of the run was not left behind on the way to this one."""
+        return other.branch == self.branch or any(
+            branch == other.branch and (other.step or 0) <= step for branch, step in self.left)
+
+
+def place_of(path: Path) -> Optional[Place]:
+    """By the notes in a file; None where it cannot be read. Without notes, as files of earlier releases: branch 0, and
+    the step where it is one to resume from.
+    """
+    try:
+        notes = read_notes(path)
+        if notes is None:
+            return Place(int(step_of(path)[0]), step=_noted_step(path))
+        return _place(notes["run"], notes["run"]["step"]) if "run" in notes else Place(int(step_of(path)[0]))
+    except (UserError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _place(run: Mapping[str, Any], step: Optional[int]) -> Place:
+    return Place(int(run["number"]), str(run["identity"]), int(run["branch"]),
+                 tuple((int(branch), int(step)) for branch, step in run["left"]), None if step is None else int(step))
+
+
+def _current_branch(folder: Path, number: int) -> Optional[Place]:
+    """That of a run whose last start has left its notes above a rank's folder; it may not have saved anything yet."""
+    try:
+        return _place(read_json_object(file_of_run(folder.parent / DATA_SETTINGS, number))["run"], None)
+    except (UserError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _noted_step(path: Path) -> Optional[int]:
+    """`step_num`, of which MindFormers and earlier releases make an Int64, Int32 or Float32."""
+    stored = read_ckpt(path).get("step_num")
+    kind = {"Int64": "<i8", "Int32": "<i4", "float32": "<f4"}.get(stored.dtype) if stored else None
+    if kind is None or stored.nbytes != np.dtype(kind).itemsize:
+        return None
+    value = np.frombuffer(stored.read(0, stored.nbytes), kind)[0]
+    return int(value) if np.isfinite(value) else None
+
+
+def in_order(files: Iterable[Path], others: Iterable[Place] = ()) -> Dict[Path, Step]:
+    """{file: what it is ordered by}, in order: run after run, and of each the steps that were left, then those of the
+    current branch, which is that of the last resumption.
+
+    A file that cannot be read counts as one of the current branch, at the place that its name says, so that it is
+    looked at and named.
+
+    Args:
+        files:  of any runs
+        others: what else is known of their branches
+    """
+    others = tuple(others)
+    runs: Dict[int, Dict[Path, Optional[Place]]] = {}
+    for file in sorted(files, key=lambda file: (*step_of(file), file.name)):
+        place = place_of(file)
+        runs.setdefault(place.number if place else step_of(file)[0], {})[file] = place
+    found: Dict[Path, Step] = {}
+    for number, places in runs.items():
+        told = [_current_branch(folder, number) for folder in {file.absolute().parent for file in places}]
+        newest = max((place for place in (*places.values(), *told, *others) if place and place.number == number),
+                     default=Place(number), key=lambda place: (place.branch, place.step or 0))
+        last = 0
+        for file, place in places.items():
+            last = place.step if place and place.step is not None else last
+            found[file] = (number, float(not place or newest.comes_from(place)), (place or newest).branch, last,
+                           *step_of(file)[1:])
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def of_current_branch(checkpoints: Sequence[Path]) -> List[Path]:
+    """Those of the last run, without the steps that it left behind, in order."""
+    steps = in_order(checkpoints)
+    last = max(steps.values())
+    return [file for file, step in steps.items() if step[:2] == last[:2]]
+
+
+def file_of_run(path: Path, number: int) -> Path:
+    """The name of a run's file: that of the first run in a folder, with the number of any other behind it.
+
+    >>> str(file_of_run(Path("output/metrics.csv"), 0)), str(file_of_run(Path("output/metrics.csv"), 2))
+    ('output/metrics.csv', 'output/metrics_2.csv')
+    """
+    return path.with_name(f"{path.stem}_{number}{path.suffix}") if number else path
 
 
 def check_checkpoint_path(flag: str, path: str, expected: str = "a checkpoint (.ckpt)") -> None:
@@ -36,7 +151,7 @@ def check_checkpoint_path(flag: str, path: str, expected: str = "a checkpoint (.
 
 
 def list_checkpoints(path: Union[str, Path], rank: int, flag: str = "distributed_ckpt_path") -> List[Path]:
-    """Checkpoints of one rank in the order of their steps, never of their times (a copy changes those).
+    """Checkpoints of one rank, see `in_order`; never by their times (a copy changes those).
 
     Args:
         path: a .ckpt file, a folder with rank_0, rank_1, ... in it, or a folder of .ckpt files
@@ -64,7 +179,7 @@ def list_checkpoints(path: Union[str, Path], rank: int, flag: str = "distributed
     found = sorted(folder.glob("*.ckpt"), key=lambda file: (*step_of(file), file.name))
     if not found:
         raise UserError(f"--{flag}: {folder}: no checkpoint in it, expected names that end in .ckpt")
-    return [folder] if _is_one_model(folder, found) else found
+    return [folder] if _is_one_model(folder, found) else list(in_order(found))
 
 
 def _is_one_model(folder: Path, files: Sequence[Path]) -> bool:
@@ -96,6 +211,11 @@ def is_sliced(path: Union[str, Path]) -> bool:
     return len(_ranks(path)) > 1
 
 
+def first_rank(path: Union[str, Path]) -> int:
+    """The first of the ranks that a folder has parts of: on another node than the first it is not 0."""
+    return next(iter(_ranks(path)), 0)
+
+
 def _ranks(source: Union[str, Path]) -> List[int]:
     return sorted(int(path.name[5:]) for path in Path(source).glob("rank_*") if path.name[5:].isdigit())
 
@@ -118,20 +238,21 @@ def newest_whole_checkpoint(path: Union[str, Path], rank: int, resume: bool, ski
     Raises:
         UserError: there is none, or none that is complete on all ranks.
     """
-    left, damage = list_checkpoints(path, rank, flag="load_checkpoint"), None
+    steps, damage = in_order(list_checkpoints(path, rank, flag="load_checkpoint")), None
+    left = list(steps)
     while True:
         try:
             _drop_damaged(left, checkpoint_files, lambda file: check(file, TO_RESUME if resume else ()), skipped)
         except UserError as error:
             damage = error
-        found = list(gather(step_of(left[-1]) if left else (-1, -1, -1)))
+        found = list(gather(steps[left[-1]] if left else (-1, -1, -1, -1, -1, -1)))
         earliest = min(found)
         if earliest[0] < 0:
             raise damage or UserError(f"--load_checkpoint: {path}: no step whose checkpoint is complete on all "
                                       f"{len(found)} ranks")
-        if earliest == max(found):
+        if tuple(earliest) == tuple(max(found)):
             return left[-1]
-        left = [checkpoint for checkpoint in left if step_of(checkpoint) <= earliest]
+        left = [checkpoint for checkpoint in left if steps[checkpoint] <= tuple(earliest)]
 
 
 def _drop_damaged(candidates: List[Any], files_of: Callable[[Any], Iterable[Path]], check: Callable[[Path], object],
@@ -154,7 +275,7 @@ def _drop_damaged(candidates: List[Any], files_of: Callable[[Any], Iterable[Path
 
 
 def steps_of_slices(source: Union[str, Path], flag: str) -> List[Dict[int, Path]]:
-    """{rank: file} of each step that all ranks of a folder have, in the order of steps; names alone are looked at.
+    """{rank: file} of each step of the same branch that all ranks of a folder have, in order, see `in_order`.
 
     Args:
         source: folder with rank_0, rank_1, ... (of this node's ranks, where nodes share no disk)
@@ -164,10 +285,17 @@ def steps_of_slices(source: Union[str, Path], flag: str) -> List[Dict[int, Path]
         UserError: there is none.
     """
     files = {rank: {step_of(file): file for file in list_checkpoints(source, rank, flag)} for rank in _ranks(source)}
-    steps = sorted(set.intersection(*(set(of_rank) for of_rank in files.values())))
+    steps: Dict[Path, Dict[int, Path]] = {}
+    places: List[Place] = []
+    for name in sorted(set.intersection(*(set(of_rank) for of_rank in files.values()))):
+        slices = {rank: of_rank[name] for rank, of_rank in files.items()}
+        known = {place: file for file in slices.values() for place in [place_of(file)] if place}
+        places += known
+        if len(known) <= 1:  # otherwise the run was killed when some ranks had replaced that of a branch that was left
+            steps[next(iter((*known.values(), *slices.values())))] = slices
     if not steps:
         raise UserError(f"--{flag}: {source}: no step that all {len(files)} ranks have a checkpoint of")
-    return [{rank: of_rank[step] for rank, of_rank in files.items()} for step in steps]
+    return [steps[file] for file in in_order(steps, places)]
 
 
 def newest_whole_slices(source: Union[str, Path], flag: str, skipped: Optional[Callable[[str], object]] = None,

@@ -9,7 +9,7 @@ import numpy as np
 from mindrlhf.checkpoints.find import checkpoint_files
 from mindrlhf.errors import UserError, some
 from mindrlhf.models.glm4.dimensions import may_be_absent, may_be_beyond, with_prefix
-from mindrlhf.weights.ckpt_file import check_ckpt
+from mindrlhf.weights.ckpt_file import NOTES, check_ckpt
 
 __all__ = ["LoadReport", "check_weights", "load_state_strictly", "load_strictly", "raise_left_over", "read_checkpoint"]
 
@@ -44,7 +44,7 @@ class LoadReport:
 
 
 def read_checkpoint(path: Path) -> Dict[str, Any]:
-    """Name -> Parameter of a checkpoint that `list_checkpoints` named.
+    """Name -> Parameter of a checkpoint that `list_checkpoints` named, without its notes.
 
     Raises:
         UserError: it cannot be read as a checkpoint (empty, truncated, something else), or its checksum is wrong.
@@ -59,6 +59,7 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
             reason = str(error).strip().splitlines()
             raise UserError(f"{file}: not readable as a checkpoint, damaged or cut short: "
                             f"{reason[0] if reason else error!r}") from None
+    parameters.pop(NOTES, None)
     return parameters
 
 

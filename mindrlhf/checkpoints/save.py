@@ -4,19 +4,21 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Sequence
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
 
 import mindspore as ms
+import numpy as np
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_rank
 from mindspore.train.callback import Callback
 
 from mindrlhf.atomic import partial_file, partial_folder
-from mindrlhf.checkpoints.find import step_of
+from mindrlhf.checkpoints.find import of_current_branch
 from mindrlhf.checkpoints.training_notes import write_data_settings
 from mindrlhf.compat.step_outputs import StepOutputs, steps_of_run
 from mindrlhf.errors import UserError, raise_each
+from mindrlhf.weights.ckpt_file import NOTES, notes_as_bytes
 
 __all__ = ["WholeCheckpointMonitor", "save_whole"]
 
@@ -61,15 +63,13 @@ class WholeCheckpointMonitor(Callback):
         save_checkpoint_steps:   steps between two checkpoints, counted from the beginning of the whole run; 0: see next
         save_checkpoint_seconds: seconds between two checkpoints where there are no steps; 0: the last step alone
         keep_checkpoint_max:     checkpoints of this run to keep; the last steps, each removed after a new one is whole;
-                                 0: all
+                                 0: all. Those that a resumption left behind are neither counted nor removed
         integrated_save:         put slices together again before they are saved; never in semi-auto parallel
         save_network_params:     write the weights alone too
         append_info:             [{"epoch_num", "step_num", "loss_scale"}] that a resumed run continues from
         global_batch_size:       noted in the checkpoint, by which MindFormers counts the steps of another batch size
-        resumed_run:             the number in the names of the checkpoint that training continues from, see `step_of`,
-                                 with which files' names go on. None: a run of its own (filled in by `train`)
-        data_settings:           how the data was made, left beside the checkpoints with the first one; a run that
-                                 ends before it does not describe those of an earlier run (filled in likewise)
+        notes:                   what each file says of its training, see `training_notes`; its `run` has the number in
+                                 the files' names. None: a run of its own, without notes (filled in by `train`)
         others:                  arguments of MindFormers' class; what they ask for must be what is done anyhow
 
     Raises:
@@ -79,26 +79,31 @@ class WholeCheckpointMonitor(Callback):
     def __init__(self, prefix: str = "CKP", directory: Optional[str] = None, save_checkpoint_steps: int = 1,
                  save_checkpoint_seconds: int = 0, keep_checkpoint_max: int = 5, integrated_save: bool = True,
                  save_network_params: bool = True, append_info: Optional[Sequence[Dict[str, Any]]] = None,
-                 global_batch_size: Optional[int] = None, resumed_run: Optional[int] = None,
-                 data_settings: Optional[Dict[str, Any]] = None, **others):
+                 global_batch_size: Optional[int] = None, notes: Optional[Mapping[str, Any]] = None, **others):
         super().__init__()
         raise_each("callbacks.CheckpointMonitor", _problems_of_arguments(others))
         self._every, self._seconds, self._keep = save_checkpoint_steps, save_checkpoint_seconds, keep_checkpoint_max
         self._integrated = integrated_save and ms.get_auto_parallel_context("parallel_mode") in ("stand_alone",
                                                                                                  "data_parallel")
-        self._with_network, self._data_settings = save_network_params, data_settings
+        self._with_network, self._notes = save_network_params, notes
         rank = f"rank_{get_real_rank()}"
         self._root = Path(directory or get_output_root_path())
         self._folders = {name: self._root / name / rank for name in ("checkpoint", "checkpoint_network")}
-        if resumed_run is None:
-            resumed_run = _next_run(self._folders["checkpoint"], f"{prefix}_{rank}")
-        self._prefix = f"{prefix}_{rank}" + (f"_{resumed_run}" if resumed_run else "")
+        self._run = notes["run"]["number"] if notes else _next_run(self._folders["checkpoint"], f"{prefix}_{rank}")
+        self._prefix = f"{prefix}_{rank}" + (f"_{self._run}" if self._run else "")
         (begin,) = append_info or [{}]
         self._first_step = begin.get("step_num", 0)
         self._noted = {"loss_scale": begin.get("loss_scale", 1)}
         if global_batch_size is not None:
             self._noted["global_batch_size"] = global_batch_size
         self._saved_step, self._saved_at, self._total = self._first_step, time.monotonic(), None
+
+    def on_train_begin(self, run_context):
+        """Say for people what each file will say, and which branch is the current one, should it not come to a file."""
+        del run_context
+        if self._notes and get_real_rank() == 0:
+            for name in self._folders:
+                write_data_settings(self._root / name, self._notes, self._run)
 
     def on_train_step_end(self, run_context):
         run = run_context.original_args()
@@ -120,9 +125,6 @@ class WholeCheckpointMonitor(Callback):
     def _save(self, run, step: int) -> None:
         for folder in self._folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-            if self._data_settings:
-                write_data_settings(folder.parent, self._data_settings)
-        self._data_settings = None
         parts = [self._save_all, *[self._save_network] * self._with_network]
         for save in reversed(parts) if step >= self._total else parts:
             save(run, step)
@@ -138,20 +140,29 @@ class WholeCheckpointMonitor(Callback):
         noted = {"epoch_num": run.cur_epoch_num, "step_num": step, "global_step": optimizer.global_step, **self._noted}
         if scale is not None:
             noted["loss_scale"] = scale
-        logger.info("step %d: saving %s", step, target)
-        save_whole(run.train_network, str(target), self._integrated, append_dict=noted,
+        replaced = ", in place of the one from before this run went back to an earlier step" if target.exists() else ""
+        logger.info("step %d: saving %s%s", step, target, replaced)
+        save_whole(run.train_network, str(target), self._integrated, append_dict={**noted, **self._notes_at(step)},
                    choice_func=lambda name: not name.startswith("accu_grads"))
         with partial_file(folder / "meta.json") as file:  # MindFormers' tools read it
             file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
                                         "last_ckpt_file": target.name}, allow_nan=False), encoding="utf-8")
         if self._keep:
-            own = sorted(folder.glob(f"{self._prefix}-*_*.ckpt"), key=step_of)
+            own = of_current_branch(list(folder.glob(f"{self._prefix}-*_*.ckpt")))
             for old in own[:max(own.index(target) + 1 - self._keep, 0)]:
                 old.unlink()
 
-    def _save_network(self, run, _step: int) -> None:
+    def _notes_at(self, step: int) -> Dict[str, Any]:
+        """What a file of a step has beside its weights, for `mindspore.save_checkpoint`."""
+        if not self._notes:
+            return {}
+        content = notes_as_bytes({**self._notes, "run": {**self._notes["run"], "step": step}})
+        return {NOTES: ms.Tensor(np.frombuffer(content, np.uint8))}
+
+    def _save_network(self, run, step: int) -> None:
         network = run.network.network if getattr(run.network, "optimizer", None) is not None else run.network
-        save_whole(network, str(self._folders["checkpoint_network"] / f"{self._prefix}-network.ckpt"), self._integrated)
+        save_whole(network, str(self._folders["checkpoint_network"] / f"{self._prefix}-network.ckpt"), self._integrated,
+                   append_dict=self._notes_at(step) or None)
 
 
 def _next_run(folder: Path, prefix: str) -> int:

@@ -120,14 +120,14 @@ CALLBACKS = {
     "CheckpointMonitor": _keys("""
         type prefix directory config save_checkpoint_steps save_checkpoint_seconds keep_checkpoint_max
         keep_checkpoint_per_n_minutes integrated_save save_network_params save_trainable_params async_save
-        saved_network append_info enc_key enc_mode exception_save global_batch_size resumed_run data_settings
+        saved_network append_info enc_key enc_mode exception_save global_batch_size notes
         checkpoint_format remove_redundancy embedding_size embedding_local_norm_threshold use_legacy_format
         use_checkpoint_health_monitor health_ckpts_record_dir save_optimizer"""),
     "MFLossMonitor": _keys("""
         type learning_rate per_print_times micro_batch_num micro_batch_interleave_num origin_epochs dataset_size
         initial_epoch initial_step global_batch_size gradient_accumulation_steps check_for_nan_in_loss_and_grad
         calculate_per_token_loss print_separate_loss is_moe_model is_mtp_model"""),
-    "RewardMonitor": _keys("type facts micro_batches first_step per_print_times"),
+    "RewardMonitor": _keys("type facts micro_batches first_step per_print_times run_number"),
     "SkippedStepMonitor": _keys("type most_in_a_row files first_step"),
 }
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequ
 from mindrlhf.errors import UserError, some
 from mindrlhf.json_file import read_json_object
 
-__all__ = ["HEADER_BYTES", "check_files", "check_head", "find_record_files", "fingerprint", "read_settings",
-           "read_sidecar", "read_sidecars", "sidecar_path"]
+__all__ = ["HEADER_BYTES", "check_files", "check_head", "check_settings", "find_record_files", "fingerprint",
+           "read_settings", "read_sidecar", "read_sidecars", "sidecar_path"]
 
 _RECORD_NAME = re.compile(r"\.mindrecord\d*$")
 HEADER_BYTES = 64 << 20  # of a file, of which most is a hole on the disk
@@ -157,6 +157,9 @@ _SETTINGS = {
     "prompt_template": ("text", lambda value: isinstance(value, str)),
     "tokenizer": ("an object", lambda value: isinstance(value, dict)),
     "order": ("an object", lambda value: isinstance(value, dict)),
+    "objective": ("text", lambda value: isinstance(value, str)),
+    "model": ("an object", lambda value: isinstance(value, dict)),
+    "run": ("an object", lambda value: isinstance(value, dict)),
     "files": ("an object of objects", lambda value: isinstance(value, dict) and all(
         isinstance(entry, dict) for entry in value.values())),
 }
@@ -168,7 +171,11 @@ def read_settings(path: Path) -> Dict[str, Any]:
     Raises:
         UserError: it cannot be read, is no JSON object, or has values of another kind.
     """
-    settings = read_json_object(path)
+    return check_settings(path, read_json_object(path))
+
+
+def check_settings(path: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """The same, which were read from `path`; raises `UserError`."""
     for key, (expected, fits) in _SETTINGS.items():
         if settings.get(key) is not None and not fits(settings[key]):
             raise UserError(f"{path}: {key} is {settings[key]!r}, expected {expected}")

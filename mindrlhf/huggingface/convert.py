@@ -8,6 +8,7 @@ import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -17,12 +18,12 @@ from mindrlhf.atomic import partial_folder
 from mindrlhf.checkpoints.find import checkpoint_files, list_checkpoints, newest_whole_slices
 from mindrlhf.checkpoints.load import raise_left_over
 from mindrlhf.checkpoints.sharded import merge_slices
-from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.run_config import Model
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, RankTokenizer, check_same_tokenizer, open_tokenizer
-from mindrlhf.errors import UserError, raise_problems, some
-from mindrlhf.huggingface.model_files import model_card, model_config
+from mindrlhf.errors import UserError, raise_each, raise_problems, some
+from mindrlhf.huggingface.model_files import model_card, model_config, notes_of_config
 from mindrlhf.huggingface.tokenizer_files import tokenizer_config, tokenizer_json
 from mindrlhf.json_file import read_json_object
 from mindrlhf.models.glm4.dimensions import (
@@ -113,12 +114,16 @@ def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, model: Opt
     _check_output(output, one_file=output.suffix == ".ckpt")
     stored = read_safetensors_folder(source)
     layout = find_layout(list(stored), source)
-    size = Dimensions.from_huggingface(read_json_object(source / "config.json"), layout, str(source / "config.json"))
+    config = read_json_object(source / "config.json")
+    size = Dimensions.from_huggingface(config, layout, str(source / "config.json"))
+    trained = notes_of_config(config, source / "config.json", size)
     weights, dropped = _matching_weights(stored, size, layout, source, "config.json")
     tensors = [_joined(weight, [stored[name] for name, _ in weight.sources(layout)], dtype) for weight in weights]
     one_file = output.suffix == ".ckpt"
     shards = [(output.name, tensors)] if one_file else _shards(tensors, ".ckpt", max_shard_bytes)
-    files = _write(source, output, shards, write_ckpt, one_file=one_file)
+    # The notes are in the first shard alone: no two files of a checkpoint have a tensor of the same name.
+    files = _write(source, output, shards, [partial(write_ckpt, notes=trained), *[write_ckpt] * (len(shards) - 1)],
+                   one_file=one_file)
     heads = _heads(weights)
     notes = [] if HEAD_NAME in {weight.name for weight in weights} else \
         ["no value head in it: training starts from one with random weights, normal with standard deviation 0.02"]
@@ -208,10 +213,12 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
     """
     _check_output(output, one_file=False)
     size, pad_token_id = model.dimensions, model.pad_token_id
-    settings_file, settings = read_data_settings(source)
+    trained = read_training_notes(source, "input")
+    settings = trained.values
+    raise_each("--config", problems_of_model(trained, size))
     size = replace(size, seq_length=settings.get("seq_length") or size.seq_length)  # --seq_length of the training run
-    template = template or settings.get("prompt_template") or PROMPT_TEMPLATE
-    tokenizer = _open_rank_file(tokenizer_path, pad_token_id, size, settings, settings_file)
+    asked, template = template, template or settings.get("prompt_template") or PROMPT_TEMPLATE
+    tokenizer = _open_rank_file(tokenizer_path, pad_token_id, size, settings, trained.place)
     head = LM_HEAD_NAME if language_model else HEAD_NAME
     weights = [*backbone_weights(size), *(weight for weight in head_weights(size) if weight.name == head)]
     with ExitStack() as stack:
@@ -223,7 +230,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         tensors = [tensor for weight in weights for tensor in _split(weight, stored[weight.name], dtype)]
         main_dtype = max({tensor.dtype for tensor in tensors},
                          key=lambda name: sum(tensor.nbytes for tensor in tensors if tensor.dtype == name))
-        texts = {"config.json": _as_json(model_config(size, main_dtype, pad_token_id, not language_model)),
+        texts = {"config.json": _as_json(model_config(size, main_dtype, pad_token_id, not language_model, settings)),
                  "README.md": model_card(size, main_dtype, checkpoint.name, not language_model, template, settings,
                                          tokenizer and tokenizer.path.name)}
         if tokenizer:
@@ -235,16 +242,27 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
             texts[INDEX_NAME] = _as_json({
                 "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
                 "weight_map": {tensor.name: name for name, group in shards for tensor in group}})
-        files = _write(checkpoint, output, shards, write_safetensors, texts)
+        files = _write(checkpoint, output, shards, [write_safetensors] * len(shards), texts)
         taken = [stored[weight.name] for weight in weights]
         dropped = tuple(name for name in stored if name not in expected)
     notes = [f"checkpoint: {checkpoint}",
              f"architecture: {'GlmForCausalLM' if language_model else 'GlmForSequenceClassification, one label'}"]
+    notes += _doubts(trained, asked)
     if not tokenizer:
         notes.append("no tokenizer files: --tokenizer tokenizer.model adds them")
     return Conversion(len(taken), sum(tensor.nbytes for tensor in taken), len(tensors),
                       sum(tensor.nbytes for tensor in tensors), "MindSpore", _heads(weights), dropped, output, files,
                       tuple(notes))
+
+
+def _doubts(trained: TrainingNotes, template: Optional[str]) -> Iterator[str]:
+    """What to warn of, a line each."""
+    if trained.doubt:
+        yield f"WARNING: {trained.doubt}"
+    noted = trained.values.get("prompt_template")
+    if template and noted and template != noted:
+        yield (f"WARNING: --prompt_template is {template!r}, the model was trained with {noted!r} ({trained.place}): "
+               "with the template that is written, its scores mean little")
 
 
 def _open_rank_file(path: Optional[str], pad_token_id: int, size: Dimensions, settings: Mapping[str, Any],
@@ -336,9 +354,9 @@ def _shards(tensors: Sequence[OutputTensor], suffix: str, limit: int) -> List[Tu
             for number, group in enumerate(groups, start=1)]
 
 
-def _write(source: Path, output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], writer: Writer,
+def _write(source: Path, output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], writers: Sequence[Writer],
            texts: Optional[Mapping[str, str]] = None, one_file: bool = False) -> Tuple[str, ...]:
-    """Write a folder of shards and text files, or the one shard as a file.
+    """Write a folder of shards, each by its writer, and text files, or the one shard as a file.
 
     The output appears under its name when all of it is there.
 
@@ -359,10 +377,10 @@ def _write(source: Path, output: Path, shards: Sequence[Tuple[str, Sequence[Outp
                                 "on the disk")
             whole = folder / output.name
             if one_file:
-                writer(whole, shards[0][1], bar.update)
+                writers[0](whole, shards[0][1], bar.update)
             else:
                 whole.mkdir()
-                for name, group in shards:
+                for (name, group), writer in zip(shards, writers):
                     writer(whole / name, group, bar.update)
                 for name, text in (texts or {}).items():
                     (whole / name).write_text(text, encoding="utf-8")

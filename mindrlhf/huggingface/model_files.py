@@ -1,11 +1,16 @@
 """What accompanies the weights of an exported model: config.json and the model card."""
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
 from mindrlhf import __version__
+from mindrlhf.data.mindrecord_files import check_settings
+from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import Dimensions
+from mindrlhf.weights.ckpt_file import NOTES
 
-__all__ = ["model_card", "model_config"]
+__all__ = ["model_card", "model_config", "notes_of_config"]
 
 _CODE = '''```python
 import torch
@@ -22,12 +27,14 @@ with torch.no_grad():
 ```'''
 
 
-def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool) -> Dict[str, Any]:
+def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool,
+                 notes: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
     """The content of config.json.
 
     Args:
         dtype:  of most weights, which transformers loads them as
         reward: `GlmForSequenceClassification` with one label, or `GlmForCausalLM`
+        notes:  of the training, which tools that do not know them leave as they are, see `notes_of_config`
     """
     config = {"architectures": ["GlmForSequenceClassification" if reward else "GlmForCausalLM"], "model_type": "glm",
               **size.as_transformers(), "attention_dropout": 0.0, "initializer_range": 0.02,
@@ -35,7 +42,25 @@ def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool) 
               "eos_token_id": pad_token_id, "torch_dtype": dtype}
     if reward:  # a regression: tools that would squeeze a score into 0..1 leave it alone
         config.update(num_labels=1, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, problem_type="regression")
-    return config
+    return {**config, NOTES: {**notes}} if notes else config
+
+
+def notes_of_config(config: Mapping[str, Any], path: Path, size: Dimensions) -> Dict[str, Any]:
+    """The notes for a checkpoint that is made of an exported or published model: those of its training, as far as its
+    config.json has them, and its dimensions.
+
+    Args:
+        path: of config.json
+        size: what config.json says without them, which somebody may have changed since
+
+    Raises:
+        UserError: the notes have values of another kind.
+    """
+    notes = config.get(NOTES) or {}
+    if not isinstance(notes, dict):
+        raise UserError(f"{path}: {NOTES} is {type(notes).__name__}, expected an object")
+    notes = check_settings(path, {key: value for key, value in notes.items() if key != "run"})
+    return {**notes, "model": {**(notes.get("model") or {}), **asdict(size)}}
 
 
 def model_card(size: Dimensions, dtype: str, source: str, reward: bool, template: str,

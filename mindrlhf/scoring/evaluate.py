@@ -8,7 +8,10 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from mindrlhf.atomic import partial_file
+from mindrlhf.checkpoints.find import file_of_run
+from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.data.encode import FIELDS
+from mindrlhf.errors import UserError, some
 from mindrlhf.plots import plot_score_histogram
 from mindrlhf.scoring.plan import EvaluationPlan
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress
@@ -82,15 +85,16 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
     """Accuracy and margin of one checkpoint, or of each.
 
     Logs `acc: [..]; avg acc: [..]` a batch: its share of pairs whose chosen end score is the larger one, and that of
-    all pairs so far. Writes the figures to OUTPUT/eval.json, and draws the score distributions to
-    OUTPUT/eval_scores.png (of the last checkpoint, if several).
+    all pairs so far. Writes the figures to OUTPUT/eval.json, and draws the score distributions (of the last checkpoint,
+    if several) to OUTPUT/eval_scores.png, with the number of the checkpoint's run in both names where that has one.
 
     Args:
         plan:    what is evaluated
         verbose: show MindFormers' log and the lines of batches on the terminal too
 
     Raises:
-        UserError: data or checkpoint are damaged, or do not fit the model.
+        UserError: data or checkpoint are damaged, or do not fit the model; of several checkpoints, after the others are
+            evaluated.
         NotFiniteScores: scores are NaN or infinite; everything is written then.
     """
     config, records = plan.config, plan.records
@@ -104,20 +108,41 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
     scorer = Scorer(config, run)
     checkpoints = scorer.checkpoints(plan.checkpoint)
     warn_of_template(records.settings.get("prompt_template"), plan.trained.get("prompt_template"), records.files[0])
-    results = []
+    results, rows, failed = [], [], []
     for checkpoint in checkpoints if plan.all_checkpoints else checkpoints[-1:]:
-        scorer.load(checkpoint)
+        try:
+            scorer.load(checkpoint)
+        except UserError as error:
+            if len(checkpoints) == 1 or not plan.all_checkpoints:
+                raise
+            failed.append(str(error))
+            rows.append([str(checkpoint.path), *["-"] * 6, str(error)])
+            logger.error("not evaluated: %s", error)
+            continue
         results.append(_evaluate_one(scorer, plan, str(checkpoint.path)))
+        rows.append([*results[-1].as_row(), ""])
         logger.info(results[-1].as_line())
-    if len(results) > 1:
-        table = [["checkpoint", "pairs", "accuracy", "margin", "chosen mean", "rejected mean", "NaN or infinite"],
-                 *(result.as_row() for result in results)]
-        logger.info("all checkpoints:\n%s", format_table(table))
+    if len(rows) > 1:
+        logger.info("all checkpoints:\n%s", _table(rows))
+    if scorer.rank == 0 and results:
+        number = read_training_notes(results[-1].checkpoint).number
+        _write_figures(file_of_run(config.output / "eval.json", number), records.files, results, failed)
+        _draw_scores(file_of_run(config.output / "eval_scores.png", number), results[-1])
+    if failed:
+        raise UserError(f"{plan.checkpoint}: {len(failed)} of {len(rows)} checkpoints could not be evaluated: "
+                        f"{some(failed, '; ')}")
     if scorer.rank == 0:
-        _write_figures(config.output / "eval.json", records.files, results)
-        _draw_scores(config.output / "eval_scores.png", results[-1])
         _raise_not_finite(results, records.files)
     return results
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """The checkpoints as a table; the last column, where there is anything in it, says why one has no figures."""
+    heading = ["checkpoint", "pairs", "accuracy", "margin", "chosen mean", "rejected mean", "NaN or infinite",
+               "not evaluated"]
+    used = len(heading) - (not any(row[-1] for row in rows))
+    table = format_table([heading[:used], *(row[:used] for row in rows)])
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
 def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str) -> EvalResult:
@@ -142,9 +167,9 @@ def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str) -> EvalResult
     return EvalResult(name, np.array(chosen, np.float32), np.array(rejected, np.float32))
 
 
-def _write_figures(path: Path, files: Sequence[str], results: Sequence[EvalResult]) -> None:
+def _write_figures(path: Path, files: Sequence[str], results: Sequence[EvalResult], failed: Sequence[str]) -> None:
     from mindformers.tools.logger import logger
-    content = {"data": list(files), "results": [result.figures() for result in results]}
+    content = {"data": list(files), "results": [result.figures() for result in results], "not_evaluated": list(failed)}
     with partial_file(path) as file:
         file.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n", encoding="utf-8",
                         errors="backslashreplace")

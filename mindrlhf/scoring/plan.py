@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
 from mindrlhf.checkpoints.find import check_checkpoint_path
-from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.checkpoints.training_notes import problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
@@ -13,7 +13,7 @@ from mindrlhf.data.preference import InvalidRow
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
-from mindrlhf.errors import Problems, UserError
+from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.scoring.questions import read_questions
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
 
@@ -51,7 +51,10 @@ def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[s
                             "the slices of training")
     place, trained = None, {}
     with problems:
-        place, trained = read_data_settings(args.distributed_ckpt_path)
+        notes = read_training_notes(args.distributed_ckpt_path)
+        place, trained = notes.place, notes.values
+        if config:
+            raise_each(args.config, problems_of_model(notes, config.model.dimensions))
     return ScoringPlan(config, args.distributed_ckpt_path, trained), mapping, place
 
 
@@ -61,7 +64,7 @@ class EvaluationPlan(ScoringPlan):
 
     Attributes:
         records:         the pairs to score
-        all_checkpoints: all that are there, in the order of their steps, or the last alone
+        all_checkpoints: all of the last run's current branch, in the order of their steps, or the last alone
     """
 
     records: RecordSet

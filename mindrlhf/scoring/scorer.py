@@ -6,16 +6,18 @@ batches among them; all of them know all scores, and the first one says and writ
 """
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mindrlhf.checkpoints.find import is_sliced, list_checkpoints, steps_of_slices
+from mindrlhf.checkpoints.find import is_sliced, list_checkpoints, of_current_branch, steps_of_slices
 from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
 from mindrlhf.checkpoints.sharded import check_cut
+from mindrlhf.checkpoints.training_notes import doubts_of_model, problems_of_model, read_training_notes
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.data.row_packing import Group, longest_row, pack_groups, plan_steps, row_lengths, text_group
-from mindrlhf.processes import sum_over_processes
+from mindrlhf.errors import UserError, raise_each
+from mindrlhf.processes import stack_over_processes, sum_over_processes
 
 __all__ = ["Checkpoint", "Scorer", "row_shapes", "warn_of_template"]
 
@@ -58,6 +60,7 @@ class Scorer:
         run.parallel_config.update(data_parallel=layout.data, model_parallel=layout.model,
                                    pipeline_stage=layout.stages)
         self.seq_length, self.pad_token_id = config.model.seq_length, config.model.pad_token_id
+        self._config = config
         texts = 2 * config.batching.size
         self.shapes = row_shapes(self.seq_length, min(texts * self.seq_length, _TOKENS), layout.data)
         self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
@@ -85,17 +88,23 @@ class Scorer:
         self._laid_out = False
 
     def checkpoints(self, path: str) -> List[Checkpoint]:
-        """The checkpoints at a path, in the order of their steps, see `list_checkpoints`."""
-        if not (self._semi_auto and is_sliced(path)):
-            return [Checkpoint(file) for file in list_checkpoints(path, 0)]
-        list_checkpoints(path, self.rank)
-        return [Checkpoint(slices[self.rank], shard=True)
-                for slices in steps_of_slices(path, "distributed_ckpt_path")]
+        """The checkpoints at a path that are of its last run's current branch, in order, see `in_order`."""
+        shard = self._semi_auto and is_sliced(path)
+        files = list_checkpoints(path, self.rank if shard else 0)
+        if shard:
+            files = [slices[self.rank] for slices in steps_of_slices(path, "distributed_ckpt_path")]
+        return [Checkpoint(file, shard) for file in of_current_branch(files)]
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint, strictly, and log what was loaded."""
+        """Load a checkpoint, strictly, and log what was loaded.
+
+        Raises:
+            UserError: it is damaged, on this process or another one, or of another model than the YAML's.
+        """
         from mindformers.tools.logger import logger
-        parameters = read_checkpoint(checkpoint.path)
+        parameters, doubts = self._read(checkpoint.path)
+        for doubt in doubts:
+            logger.warning(doubt)
         if self._laid_out and not checkpoint.shard:  # a network that is cut takes shards alone
             self._build()
         if checkpoint.shard:
@@ -106,6 +115,28 @@ class Scorer:
             self._lay_out()
             check_cut({name: value.asnumpy() for name, value in parameters.items()},
                       {value.name: value.asnumpy() for value in self.network.get_parameters()})
+
+    def _read(self, path: Path) -> Tuple[Mapping[str, Any], List[str]]:
+        """(name -> Parameter, what to warn of); where one process fails all of them do, so that none waits for it."""
+        from mindformers.tools.utils import get_real_group_size
+        model, error = self._config.model, None
+        parameters: Mapping[str, Any] = {}
+        doubts: List[str] = []
+        try:
+            notes = read_training_notes(path)
+            raise_each(f"{path}: {self._config.path}", problems_of_model(notes, model.dimensions))
+            doubts += [notes.doubt] if notes.doubt else []
+            doubts += doubts_of_model(notes, model.compute_type, model.parameter_type)
+            parameters = read_checkpoint(path)
+        except UserError as found:
+            error = found
+        if get_real_group_size() > 1:
+            failed = stack_over_processes(np.array([error is not None], np.float32))[:, 0]
+            if failed.any() and error is None:
+                error = UserError(f"{path}: process {int(failed.argmax())} could not read its part, see its log")
+        if error:
+            raise error
+        return parameters, doubts
 
     def _lay_out(self) -> None:
         """Cut the network, and the weights that are in it, for the layout."""

@@ -12,6 +12,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
 from mindspore.train.callback import Callback
 
+from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.compat.step_outputs import StepOutputs, rounded, steps_of_run
 from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import sum_over_processes
@@ -64,10 +65,11 @@ class RewardMonitor(Callback):
         micro_batches:   of a step, whose losses the step adds up (filled in likewise)
         first_step:      steps of the run before this one, where it continues (filled in by `RewardTrainer`)
         per_print_times: steps between two log lines; the table has all steps
+        run_number:      in the names of both files, for a further run in the folder (filled in by `train`)
     """
 
     def __init__(self, facts: Optional[Dict[str, Any]] = None, micro_batches: int = 1, first_step: int = 0,
-                 per_print_times: int = 1):
+                 per_print_times: int = 1, run_number: int = 0):
         super().__init__()
         self.facts = dict(facts or {})
         self.micro_batches = micro_batches
@@ -77,7 +79,7 @@ class RewardMonitor(Callback):
         data_parallel = ms.get_auto_parallel_context("parallel_mode") == "data_parallel"
         self._parts = get_real_group_size() if data_parallel else 1  # of a batch, one a process
         folder = Path(get_output_root_path())
-        self.table, self.curves = folder / "metrics.csv", folder / "curves.png"
+        self.table, self.curves = (file_of_run(folder / name, run_number) for name in ("metrics.csv", "curves.png"))
         self._first_step = first_step
         self._total = 0
         self._step_begin = 0.0

@@ -4,7 +4,7 @@ The check reads the YAML, the data's sidecars and indices, and the headers of ch
 """
 import shutil
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from mindrlhf.checkpoints.find import (
     check_checkpoint_path,
@@ -14,7 +14,13 @@ from mindrlhf.checkpoints.find import (
     newest_whole_checkpoint,
 )
 from mindrlhf.checkpoints.load import check_weights
-from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.checkpoints.training_notes import (
+    OBJECTIVE,
+    doubts_of_model,
+    model_notes,
+    problems_of_model,
+    read_training_notes,
+)
 from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
@@ -43,16 +49,22 @@ class TrainingPlan:
         config:  the YAML with the flags in it
         records: the pairs to train on
         task:    MindFormers' name of what is trained
+        doubts:  what to warn of: in what the weights to start from were trained otherwise
     """
 
     config: RunConfig
     records: RecordSet
     task: str
+    doubts: Tuple[str, ...] = ()
 
     @property
-    def data_settings(self) -> Dict[str, Any]:
-        """How the data was made and what decides the order of its pairs: JSON, which is left with the checkpoints."""
-        return {**self.records.settings, "order": order_of_pairs(self.config, self.records)}
+    def notes(self) -> Dict[str, Any]:
+        """How the data was made, what decides the order of its pairs, and what is trained: JSON, which each checkpoint
+        has inside.
+        """
+        model = self.config.model
+        return {**self.records.settings, "order": order_of_pairs(self.config, self.records), "objective": OBJECTIVE,
+                "model": model_notes(model.dimensions, model.compute_type, model.parameter_type)}
 
 
 def plan_training(args) -> TrainingPlan:
@@ -73,6 +85,7 @@ def plan_training(args) -> TrainingPlan:
     problems = Problems()
     config = check_config(args.config, mapping, problems)
     records: Optional[RecordSet] = None
+    doubts: List[str] = []
     with problems:
         if mapping["run_mode"] != "train":
             raise UserError(f"{args.config}: run_mode is {mapping['run_mode']!r}, expected 'train'")
@@ -83,7 +96,8 @@ def plan_training(args) -> TrainingPlan:
             check_same_tokenizer(f"--tokenizer: {args.tokenizer}", open_tokenizer(args.tokenizer).identity,
                                  records.settings.get("tokenizer"), records.sidecar, "the data was made")
     if config:
-        checks = [lambda: _check_start(config), lambda: _check_resharding(config), lambda: _check_checkpoint(config)]
+        checks = [lambda: _check_start(config), lambda: _check_resharding(config), lambda: _check_checkpoint(config),
+                  lambda: doubts.extend(_check_trained_model(config))]
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
                       lambda: _check_size(config, records), *checks, lambda: _check_resumed_order(config, records)]
@@ -94,7 +108,7 @@ def plan_training(args) -> TrainingPlan:
             with problems:
                 _check_space(config, records)
     problems.raise_all()
-    return TrainingPlan(config, records, args.task)
+    return TrainingPlan(config, records, args.task, tuple(doubts))
 
 
 def _check_size(config: RunConfig, records: RecordSet) -> None:
@@ -171,22 +185,36 @@ def _check_checkpoint(config: RunConfig) -> None:
                   need_head=start.resume)
 
 
+def _check_trained_model(config: RunConfig) -> List[str]:
+    """Whether the model of a run to resume is the one that was trained; what to warn of."""
+    start, model = config.start, config.model
+    if not start.checkpoint:
+        return []
+    notes = read_training_notes(start.checkpoint, "load_checkpoint")
+    different = list(problems_of_model(notes, model.dimensions))
+    rounding = list(doubts_of_model(notes, model.compute_type, model.parameter_type))
+    if not start.resume:
+        return [f"a new run from weights of another model: {problem}" for problem in different]
+    raise_each(config.path, different)
+    return [*([notes.doubt] if notes.doubt else []), *rounding]
+
+
 # What a resumed run has in common with its beginning, under the names that a user knows.
 _OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", "pad_token_id", "padding_side")},
            "pairs": "--train_dataset: its number of pairs", "checksums": "--train_dataset: the CRC-32 of its rows",
            "seed": "seed", "shuffle": "train_dataset.data_loader.shuffle", "batching": "train_dataset.batching",
-           "row_length": "train_dataset.row_length"}
+           "row_length": "train_dataset.row_length", "objective": "the objective"}
 
 
 def _check_resumed_order(config: RunConfig, records: RecordSet) -> None:
     """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
     if config.start.resume and config.start.checkpoint:
-        place, trained = read_data_settings(config.start.checkpoint)
-        trained = {**trained, **(trained.get("order") or {})}
-        found = {**records.settings, **order_of_pairs(config, records)}
+        notes = read_training_notes(config.start.checkpoint, "load_checkpoint")
+        trained = {**notes.values, **(notes.values.get("order") or {})}
+        found = {**records.settings, **order_of_pairs(config, records), "objective": OBJECTIVE}
         raise_each("--resume", (
-            f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained ({place}); "
-            "without --resume a new run starts from its weights"
+            f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
+            f"({notes.place}); without --resume a new run starts from its weights"
             for key, name in _OF_RUN.items() if key in found and key in trained and found[key] != trained[key]))
 
 

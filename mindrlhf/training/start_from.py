@@ -1,6 +1,8 @@
 """The checkpoint that a training run starts from: which one, and what must happen before its weights can be loaded."""
+import os
 import shutil
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -16,10 +18,14 @@ from mindrlhf.checkpoints.sharded import (
     staged_strategy,
 )
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.errors import UserError
 from mindrlhf.processes import stack_over_processes
 
-__all__ = ["Counters", "StartingPoint", "choose_starting_point"]
+__all__ = ["Counters", "StartingPoint", "choose_starting_point", "put_strategies_away", "strategies_of_cutting"]
 
+# In the output folder, below a name that is nobody else's: links to slices, what is cut out of them, strategies. It is
+# there from the choice of a checkpoint to be cut anew until that is loaded.
+_WORK = ".resharding"
 # Of a step cell with a dynamic loss scale: the scale, and what it counts before it changes the scale.
 _LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")
 
@@ -91,13 +97,16 @@ class StartingPoint:
             where this rank's slices are
         """
         from mindformers.tools.ckpt_transform import TransformCkpt
-        from mindformers.tools.utils import get_device_num_per_node, get_real_rank
+        from mindformers.tools.utils import get_device_num_per_node, get_output_root_path, get_real_rank
         cut = TransformCkpt(auto_trans_ckpt=True, transform_process_num=run.transform_process_num or 1,
                             transform_by_rank=bool(run.transform_by_rank),
                             npu_num_per_node=run.npu_num_per_node or get_device_num_per_node())
+        # MindFormers' own two folders may have what others have put there; it empties them, or takes it for its own.
+        work = Path(get_output_root_path()) / _WORK
+        cut.transformed_checkpoint_dir, cut.dst_strategy_dir = str(work / "cut"), str(work / "strategy")
         folder = Path(cut(src_checkpoint=str(self.checkpoint),
                           src_strategy=str(self.strategy) if self.strategy else None))
-        (mine,) = folder.glob(f"*/rank_{get_real_rank()}")  # the run's start has emptied the folder
+        (mine,) = folder.glob(f"*/rank_{get_real_rank()}")
         return replace(self, checkpoint=mine, to_cut=False)
 
     def load(self, step, counters: Optional[Counters]) -> LoadReport:
@@ -145,17 +154,15 @@ def choose_starting_point(config: RunConfig, rank: int, ranks: int,
         return None
     sliced = is_sliced(start.checkpoint)
     stage = stage_of_rank(rank, ranks, config.layout.stages) if config.layout.stages > 1 else None
+    if start.reshard and rank == 0:
+        _empty_work_folder(config)
     if not (start.reshard and sliced):
-        if start.reshard and rank == 0:
-            _empty_folders_of_cutting(config.output)
         return _whole_or_own_slices(config, rank, ranks, warn, sliced and semi_auto, stage)
 
-    folder = config.output / "load_checkpoint"
+    folder = config.output / _WORK / "source"
     if rank == 0:
         slices = newest_whole_slices(start.checkpoint, "load_checkpoint", warn, TO_RESUME if start.resume else ())
         (stage_slices if semi_auto else merge_slices)(slices, start.strategy, folder)
-        if semi_auto:
-            _empty_folders_of_cutting(config.output)  # in which the strategy may have been
     if ranks > 1:
         stack_over_processes(np.zeros(1, np.float32))  # the others wait for the first one
     staged = folder if semi_auto else folder / "slices"
@@ -178,8 +185,38 @@ def _whole_or_own_slices(config: RunConfig, rank: int, ranks: int, warn, own_sli
                          slices=own_slices or to_cut, to_cut=to_cut, stage=stage if own_slices or to_cut else None)
 
 
-def _empty_folders_of_cutting(output: Path) -> None:
-    """`TransformCkpt` takes all strategies and results that it finds, those of earlier runs too."""
-    for name in ("transformed_checkpoint", "strategy"):
-        shutil.rmtree(output / name, ignore_errors=True)
-        (output / name).mkdir(parents=True)
+def _empty_work_folder(config: RunConfig) -> None:
+    """Remove what a killed run has left there; raises `UserError` where this one is to read it."""
+    work = (config.output / _WORK).resolve()
+    for flag, path in (("load_checkpoint", config.start.checkpoint), ("src_strategy", config.start.strategy)):
+        if path and work in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise UserError(f"--{flag}: {path}: in the folder {config.output / _WORK}, which every run with "
+                            "--auto_trans_ckpt empties; expected another one: move it there")
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def strategies_of_cutting(output: Path) -> Path:
+    """Where the strategy files of a run go whose checkpoint is to be cut for them."""
+    return output / _WORK / "strategy"
+
+
+def put_strategies_away(output: Path, place: Path, rank: int, ranks: int) -> None:
+    """End the cutting of a checkpoint, when it is loaded: put the strategy files of this layout in their place, those
+    of an earlier one beside them, for the slices that were cut with them, and remove the rest. Each process must call
+    it.
+
+    Args:
+        output: folder of the run
+        place:  where its strategy files are expected
+        rank, ranks: of this process, and their number
+    """
+    if ranks > 1:
+        stack_over_processes(np.zeros(1, np.float32))  # until all have loaded their slices
+    new = strategies_of_cutting(output)
+    if rank == 0:
+        if new.is_dir() and any(new.iterdir()):
+            if place.is_dir() and any(place.iterdir()):
+                place.rename(next(other for other in (place.with_name(f"{place.name}_before_{number}")
+                                                      for number in count(1)) if not other.exists()))
+            os.replace(new, place)
+        shutil.rmtree(output / _WORK, ignore_errors=True)

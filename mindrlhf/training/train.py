@@ -1,23 +1,42 @@
 """Training: a plan to `RewardTrainer`."""
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Dict, Optional
 
-from mindrlhf.checkpoints.find import step_of
+from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.errors import some
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.training.plan import TrainingPlan
-from mindrlhf.training.start_from import StartingPoint, choose_starting_point
+from mindrlhf.training.run_folder import choose_run, only_run_in, run_notes
+from mindrlhf.training.start_from import (
+    StartingPoint,
+    choose_starting_point,
+    put_strategies_away,
+    strategies_of_cutting,
+)
 
 __all__ = ["train"]
 
 
 def train(plan: TrainingPlan) -> None:
-    """Train a reward model. Checkpoints, metrics.csv and curves.png go to the plan's output folder.
+    """Train a reward model. Checkpoints, metrics.csv and curves.png go to the plan's output folder, beside those of
+    earlier runs.
 
     Raises:
-        UserError: the data or the checkpoint is damaged, or what happens while training.
+        UserError: the data or the checkpoint is damaged, another run is alive in the folder, or what happens while
+            training.
     """
+    run = set_up_mindspore(plan.config)
+
+    from mindformers.tools.logger import logger
+    from mindformers.tools.utils import get_real_rank
+    with only_run_in(plan.config.output, logger.warning) if get_real_rank() == 0 else nullcontext():
+        _train(plan, run)
+
+
+def _train(plan: TrainingPlan, run) -> None:
+    """Train, as the only run in the output folder, with what `set_up_mindspore` has returned."""
     config, records = plan.config, plan.records
-    run = set_up_mindspore(config)
 
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
@@ -34,21 +53,40 @@ def train(plan: TrainingPlan) -> None:
     if rank == 0 and records.unverifiable:
         logger.warning("%s: no checksums of it, damage may go unnoticed; this project's cvalues_comparison.py "
                        "writes them", some(records.unverifiable))
+    for doubt in plan.doubts if rank == 0 else ():
+        logger.warning(doubt)
     begin = choose_starting_point(config, rank, ranks, logger.warning)
+    checkpoints = Path((config.checkpoints or {}).get("directory") or config.output)
+    place = choose_run(config.output, checkpoints, begin.resumed if begin else None, ranks)
+    if place.number and rank == 0:
+        logger.info("%s has files of other runs, which stay as they are: those of this run have its number %d in their "
+                    "names", config.output, place.number)
+    strategies = file_of_run(config.output / "strategy", place.number)
+    if config.layout.semi_auto and not run.only_save_strategy:  # which writes those of a run that is there
+        _save_strategies_in(strategies_of_cutting(config.output) if begin and begin.to_cut else strategies)
     run.train_dataset.update(records=records, seq_length=config.model.seq_length, seed=config.batching.seed,
                              micro_batches=config.micro_batches)
     run.model.model_config.track_step_metrics = True
     if ranks > 1 and not config.layout.semi_auto:
         run.callbacks = callbacks_of_process(run.callbacks, rank)
     known = {
-        "RewardMonitor": {"facts": _facts(plan, ranks, begin), "micro_batches": config.micro_batches},
+        "RewardMonitor": {"facts": _facts(plan, ranks, begin), "micro_batches": config.micro_batches,
+                          "run_number": place.number},
         "SkippedStepMonitor": {"files": list(records.files)},
-        "CheckpointMonitor": {"resumed_run": int(step_of(begin.resumed)[0]) if begin and begin.resumed else None,
-                              "data_settings": plan.data_settings if rank == 0 else None},
+        "CheckpointMonitor": {"notes": {**plan.notes, "run": run_notes(place)}},
     }
     for callback in run.callbacks:
         callback.update(known.get(callback["type"], {}))
-    RewardTrainer(plan.task, run.trainer.model_name).train(plan, run, begin)
+    RewardTrainer(plan.task, run.trainer.model_name).train(
+        plan, run, begin, lambda: put_strategies_away(config.output, strategies, rank, ranks))
+
+
+def _save_strategies_in(folder: Path) -> None:
+    """Have MindSpore write its strategy file there."""
+    import mindspore as ms
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(ms.get_auto_parallel_context("strategy_ckpt_save_file")).name
+    ms.set_auto_parallel_context(strategy_ckpt_save_file=str(folder / name))
 
 
 def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint]) -> Dict[str, str]:

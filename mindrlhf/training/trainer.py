@@ -1,5 +1,5 @@
 """A training run from top to bottom, made of the steps that MindFormers' trainers have in all releases."""
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import mindspore as ms
 from mindformers.core.callback import build_callback
@@ -30,13 +30,15 @@ class RewardTrainer(BaseTrainer):
         task, model_name: for MindFormers' log
     """
 
-    def train(self, plan: TrainingPlan, config, start: Optional[StartingPoint] = None) -> None:
+    def train(self, plan: TrainingPlan, config, start: Optional[StartingPoint] = None,
+              loaded: Callable[[], object] = lambda: None) -> None:
         """Train.
 
         Args:
             plan:   what is trained
             config: the configuration that `set_up_mindspore` returned for it; completed in place
             start:  the checkpoint to start from; None: random weights
+            loaded: called when a checkpoint that was cut anew is loaded
 
         Raises:
             UserError: the data, the checkpoint, or what happens while training.
@@ -69,6 +71,8 @@ class RewardTrainer(BaseTrainer):
         callbacks = self._create_callbacks(config, optimizer, counters)
         model = ms.Model(step)
         self._load(config, semi_auto, model, step, dataset, start, counters)
+        if plan.config.start.reshard:
+            loaded()
         logger.info("training begins; compiling the step takes a while")
         model.train(config.runner_config.epochs, dataset,
                     callbacks=[*callbacks, InterruptionGuard()],

@@ -4,16 +4,22 @@ The format (mindspore/train/checkpoint.proto): a protobuf message `Checkpoint` o
 name and the content, where a large tensor is several values with the same tag behind one another; in newer files a
 checksum follows. MindSpore's own reader holds a file twice, which for GLM-4-9B in float32 is 76 GB, and importing
 MindSpore takes seconds; here a file's values are found by their lengths and read in chunks.
+
+A file may have notes: a JSON object as bytes (UInt8) under the reserved name `training_notes`, which every reader of
+MindSpore takes for one more parameter. It is no tensor of the checkpoint's.
 """
+import json
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from mindrlhf.errors import UserError
 from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Segment, StoredTensor
 
-__all__ = ["check_ckpt", "read_ckpt", "read_ckpt_files", "write_ckpt"]
+__all__ = ["NOTES", "check_ckpt", "notes_as_bytes", "read_ckpt", "read_ckpt_files", "read_notes", "write_ckpt"]
 
+NOTES = "training_notes"
+_MOST_NOTES = 16 << 20  # bytes
 _NAMES = {"Float32": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
 _TYPES = {name: type_name for type_name, name in _NAMES.items()}
 _VALUE_BYTES = 512 << 20  # of one value, as in MindSpore's own files
@@ -44,11 +50,44 @@ def read_ckpt_files(paths: Iterable[Path]) -> Dict[str, StoredTensor]:
 
 
 def read_ckpt(path: Path) -> Dict[str, StoredTensor]:
-    """Name -> tensor of one file; contents are skipped.
+    """Name -> tensor of one file, without its notes; contents are skipped.
 
     Raises:
         UserError: it cannot be read as a checkpoint (empty, truncated, something else).
     """
+    tensors = _read_values(path)
+    tensors.pop(NOTES, None)
+    if not tensors:
+        raise UserError(f"{path}: not readable as a checkpoint: nothing in it but {NOTES}")
+    return tensors
+
+
+def read_notes(path: Path) -> Optional[Dict[str, Any]]:
+    """The notes of one file; None where it has none. Their checksum is that of the file, see `check_ckpt`.
+
+    Raises:
+        UserError: see `read_ckpt`; or they are no JSON object.
+    """
+    stored = _read_values(path).get(NOTES)
+    if stored is None:
+        return None
+    try:
+        if stored.nbytes > _MOST_NOTES:
+            raise ValueError
+        notes = json.loads(stored.read(0, stored.nbytes))
+    except (ValueError, RecursionError):
+        notes = None
+    if not isinstance(notes, dict):
+        raise UserError(f"{path}: damaged: its {NOTES}, {stored.nbytes} bytes, are no JSON object")
+    return notes
+
+
+def notes_as_bytes(notes: Mapping[str, Any]) -> bytes:
+    """What a file has under the name `NOTES`."""
+    return json.dumps(notes, allow_nan=False).encode()
+
+
+def _read_values(path: Path) -> Dict[str, StoredTensor]:
     tensors: Dict[str, StoredTensor] = {}
     try:
         with open(path, "rb") as file:
@@ -183,8 +222,13 @@ def _read_varint(file: BinaryIO, end: int) -> int:
     raise _DamagedError(f"a number that is too long before byte {file.tell()}")
 
 
-def write_ckpt(path: Path, tensors: Sequence[OutputTensor], written: Callable[[], object]) -> None:
-    """Write a file that `mindspore.load_checkpoint` reads; `written` is called after each tensor."""
+def write_ckpt(path: Path, tensors: Sequence[OutputTensor], written: Callable[[], object],
+               notes: Optional[Mapping[str, Any]] = None) -> None:
+    """Write a file that `mindspore.load_checkpoint` reads; `written` is called after each tensor.
+
+    Args:
+        notes: JSON that the file has with its tensors, see `read_notes`
+    """
     with open(path, "wb") as file:
         for tensor in tensors:
             remaining, left = tensor.nbytes, 0
@@ -194,18 +238,21 @@ def write_ckpt(path: Path, tensors: Sequence[OutputTensor], written: Callable[[]
                     if not left:
                         left = min(remaining, _VALUE_BYTES)
                         remaining -= left
-                        file.write(_value_header(tensor, left))
+                        file.write(_value_header(tensor.name, tensor.shape, _TYPES[tensor.dtype], left))
                     file.write(view[:left])
                     done = min(left, len(view))
                     view, left = view[done:], left - done
             written()
+        if notes is not None:
+            content = notes_as_bytes(notes)
+            file.write(_value_header(NOTES, (len(content),), "UInt8", len(content)) + content)
 
 
-def _value_header(tensor: OutputTensor, content: int) -> bytes:
+def _value_header(name: str, shape: Sequence[int], type_name: str, content: int) -> bytes:
     """Everything of a value up to its content, of `content` bytes."""
-    dims = b"".join(_key(_DIMS, _VARINT) + _varint(dim) for dim in tensor.shape)
-    in_tensor = dims + _text(_TYPE, _TYPES[tensor.dtype]) + _key(_CONTENT, _DELIMITED) + _varint(content)
-    in_value = _text(_TAG, tensor.name) + _key(_TENSOR, _DELIMITED) + _varint(len(in_tensor) + content)
+    dims = b"".join(_key(_DIMS, _VARINT) + _varint(dim) for dim in shape)
+    in_tensor = dims + _text(_TYPE, type_name) + _key(_CONTENT, _DELIMITED) + _varint(content)
+    in_value = _text(_TAG, name) + _key(_TENSOR, _DELIMITED) + _varint(len(in_tensor) + content)
     return _key(1, _DELIMITED) + _varint(len(in_value) + len(in_tensor) + content) + in_value + in_tensor
 
 

@@ -5,12 +5,16 @@
 | test_training_starts ..., test_all_ranks ...  | the last step that is whole, on all ranks                       |
 | test_a_damaged_checkpoint ...                 | no byte can be missing, none be wrong                           |
 | test_a_base_checkpoint_fits_by_name           | MindFormers' ChatGLM2 checkpoint loads, its LM head is no fault |
+| test_a_file_of_an_earlier_release ...         | how the data was made, and that it was read beside the file     |
+| test_the_newest_is_that_ ..., test_behind ... | what a run went back from is not newer, on any rank             |
 | test_missing / test_another_shape ...         | nothing is loaded, and the message has names and both shapes    |
 | test_weights_that_are_nan_or_infinite ...     | the same for values that no score survives                      |
 """
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -20,10 +24,16 @@ from mindformers.models.glm2.glm2 import ChatGLM2ForConditionalGeneration
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Parameter, Tensor
 
-from mindrlhf.checkpoints.find import list_checkpoints, newest_whole_checkpoint
+from mindrlhf.checkpoints.find import (
+    list_checkpoints,
+    newest_whole_checkpoint,
+    newest_whole_slices,
+    of_current_branch,
+)
 from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
-from mindrlhf.checkpoints.training_notes import read_data_settings, write_data_settings
+from mindrlhf.checkpoints.training_notes import read_training_notes, write_data_settings
 from mindrlhf.errors import UserError
+from mindrlhf.weights.ckpt_file import notes_as_bytes
 
 pytestmark = pytest.mark.stack
 
@@ -291,13 +301,120 @@ def test_more_layers_than_the_network_has_are_an_error(network):
         load_strictly(network, values, "a.ckpt", need_head=True)
 
 
-def test_settings_of_the_training_data_are_found_from_folder_rank_folder_and_file(tmp_path):
+def test_a_file_of_an_earlier_release_takes_its_notes_from_beside_it_with_a_warning(tmp_path):
     settings = {"prompt_template": "{prompt}{response}"}
-    touch(tmp_path / "checkpoint_network" / "rank_0", "a-network.ckpt")
-    write_data_settings(tmp_path / "checkpoint_network", settings)
-    for path in ("checkpoint_network", "checkpoint_network/rank_0", "checkpoint_network/rank_0/a-network.ckpt"):
-        assert read_data_settings(tmp_path / path) == (tmp_path / "checkpoint_network" / "data_settings.json", settings)
-    assert read_data_settings(tmp_path) == (None, {})
+    folder = tmp_path / "checkpoint_network"
+    first, second = (save(folder / "rank_0" / f"a_rank_0{run}-network.ckpt", "a") for run in ("", "_1"))
+    write_data_settings(folder, settings)
+    write_data_settings(folder, {"prompt_template": "other"}, number=1)
+    for path, file in ((folder, second), (folder / "rank_0", second), (first, first)):
+        name = "data_settings_1.json" if file == second else "data_settings.json"
+        notes = read_training_notes(path)
+        assert (notes.place, notes.number) == (folder / name, int(file == second))
+        assert notes.values == (settings if file == first else {"prompt_template": "other"})
+        assert notes.doubt.startswith(f"{file}: no notes of its training in it, as in files of earlier releases; those "
+                                      f"of {folder / name} are taken")
+    (tmp_path / "elsewhere" / "of" / "all").mkdir(parents=True)
+    copy = Path(shutil.copy(first, tmp_path / "elsewhere" / "of" / "all" / "rm.ckpt"))
+    notes = read_training_notes(copy)
+    assert (notes.place, notes.values) == (None, {})
+    assert "no data_settings.json beside it: whether template, tokenizer and YAML" in notes.doubt
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff"])
+def test_notes_that_are_no_notes_are_named(tmp_path, content):
+    ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])},
+                        {"name": "training_notes", "data": Tensor(np.frombuffer(content, np.uint8))}],
+                       str(tmp_path / "a.ckpt"))
+    with pytest.raises(UserError, match=r"a\.ckpt: damaged: its training_notes, \d bytes, are no JSON object"):
+        read_training_notes(tmp_path / "a.ckpt")
+
+
+# --- branches -------------------------------------------------------------------------------------------------------
+
+def save_branch(folder, name, branch, step, *left, run=0, **others):
+    """A checkpoint to resume from, with the notes of a run's branch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = {"run": {"number": run, "identity": "ab", "branch": branch, "left": list(left), "step": step}, **others}
+    path = folder / name
+    values = {**{known: [0.0] for known in RESUMABLE}, "training_notes": np.frombuffer(notes_as_bytes(notes), np.uint8)}
+    ms.save_checkpoint([{"name": known, "data": Tensor(value)} for known, value in values.items()], str(path),
+                       crc_check=True)
+    path.chmod(0o600)
+    return path
+
+
+def rolled_back(folder):
+    """Epochs of 10 steps: to 13, back to 3, to 5 and 7, back to 5, to 6: {name: path}."""
+    return {name: save_branch(folder, f"a_rank_0-{name}.ckpt", *where) for name, where in {
+        "1_3": (0, 3), "2_3": (0, 13), "1_5": (1, 5, (0, 3)), "1_7": (1, 7, (0, 3)),
+        "1_6": (2, 6, (0, 3), (1, 5))}.items()}
+
+
+def test_the_newest_is_that_of_the_current_branch_after_several_rollbacks(tmp_path):
+    saved = rolled_back(tmp_path)
+    assert list_checkpoints(tmp_path, 0) == [saved[name] for name in ("2_3", "1_7", "1_3", "1_5", "1_6")]
+    assert of_current_branch(list_checkpoints(tmp_path, 0)) == [saved[name] for name in ("1_3", "1_5", "1_6")]
+    assert start_from(tmp_path, resume=True) == (saved["1_6"], [])
+
+
+def test_behind_a_damaged_checkpoint_comes_the_one_before_it_on_its_branch(tmp_path):
+    saved = rolled_back(tmp_path)
+    content = saved["1_6"].read_bytes()
+    saved["1_6"].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found, (said,) = start_from(tmp_path, resume=True)
+    assert found == saved["1_5"]
+    assert said.startswith(str(saved["1_6"]))
+
+
+def test_a_branch_is_the_current_one_before_it_has_a_file_that_can_be_read(tmp_path):
+    """The file beside the checkpoints says so: the first one is cut short, or the run was killed before it."""
+    saved = rolled_back(tmp_path / "rank_0")
+    settings = {"run": {"number": 0, "identity": "ab", "branch": 2, "left": [[0, 3], [1, 5]]}}
+    write_data_settings(tmp_path, settings)
+    saved["1_6"].write_bytes(saved["1_6"].read_bytes()[:-50])
+    found, (said,) = start_from(tmp_path, resume=True)
+    assert found == saved["1_5"]
+    assert said.startswith(str(saved["1_6"]))
+    saved["1_6"].unlink()
+    assert start_from(tmp_path, resume=True) == (saved["1_5"], [])
+
+
+def test_steps_are_counted_over_the_run_whether_names_count_in_epochs_or_in_sink_mode(tmp_path):
+    """Nine steps with data sinking, `-<step>_1`, then epochs of four without; without notes, as in files of earlier
+    releases, by their `step_num`.
+    """
+    steps = {"1_1": 1, "2_1": 2, "9_1": 9, "3_2": 10, "3_3": 11}
+    (tmp_path / "old").mkdir()
+    for name, step in steps.items():
+        save_branch(tmp_path / "new", f"a-{name}.ckpt", 0, step)
+        ms.save_checkpoint([{"name": "step_num", "data": Tensor(step)}], str(tmp_path / "old" / f"a-{name}.ckpt"))
+    for folder in ("new", "old"):
+        assert names_of(list_checkpoints(tmp_path / folder, 0)) == [f"a-{name}.ckpt" for name in steps]
+
+
+def test_ranks_start_from_no_mixture_of_branches(tmp_path):
+    """Killed while rank 0 had written step 13 of the new branch and rank 1 still had that of the one that was left."""
+    for rank in (0, 1):
+        for name, step in (("1_3", 3), ("1_8", 8), ("2_3", 13)):
+            save_branch(tmp_path / f"rank_{rank}", f"a_rank_{rank}-{name}.ckpt", 0, step)
+    save_branch(tmp_path / "rank_0", "a_rank_0-2_3.ckpt", 1, 13, (0, 3))
+    barrier, shared = threading.Barrier(2, timeout=20), {}
+
+    def start(rank):
+        def gather(step):
+            shared[rank] = step
+            barrier.wait()
+            found = [shared[each] for each in range(2)]
+            barrier.wait()
+            return found
+
+        return start_from(tmp_path, rank, resume=True, gather=gather)[0].name
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(start, range(2))) == [f"a_rank_{rank}-1_3.ckpt" for rank in range(2)]
+    found = newest_whole_slices(tmp_path, "load_checkpoint")
+    assert {rank: file.name for rank, file in found.items()} == {rank: f"a_rank_{rank}-1_3.ckpt" for rank in range(2)}
 
 
 @pytest.mark.parametrize("dtype", [ms.float16, ms.bfloat16], ids=str)

@@ -7,10 +7,14 @@
 | test_weights_alone_are_there ...      | the order of the two files behind the last step  | names             |
 | test_a_run_that_is_asked_to_end ...   | the order of the two files at SIGTERM            | names             |
 | test_a_run_beside_another ...         | nothing of another run is overwritten            | names and bytes   |
-| test_how_the_data_was_made ...        | which run's data the checkpoints beside it saw   | settings          |
+| test_each_file_says_how_it_was_ ...   | which run's data a checkpoint saw, also a copy   | what was noted    |
+| test_mindspore_reads_a_file_with ...  | notes are no weight, for MindSpore and for us    | the weights       |
+| test_what_a_run_went_back_from_ ...   | order, keeping and replacing after rollbacks     | names by hand     |
 | test_what_cannot_be_written ...       | a full disk leaves the earlier file as it was    | bytes             |
 """
+import json
 import os
+import shutil
 import signal
 
 import mindspore as ms
@@ -21,8 +25,9 @@ from mindspore.train.callback import Callback
 
 from mindrlhf.checkpoints import save as saving
 from mindrlhf.checkpoints.find import list_checkpoints
+from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
 from mindrlhf.checkpoints.save import WholeCheckpointMonitor, save_whole
-from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.errors import UserError
 from mindrlhf.training.stopping import InterruptionGuard
 
@@ -31,8 +36,30 @@ pytestmark = pytest.mark.stack
 RANK_0 = ("checkpoint/rank_0", "checkpoint_network/rank_0")
 
 
-def train(folder, first_step=0, steps=10, of_epoch=4, others=(), **keys):
-    """Train a matrix in `folder`, beginning after a step; an epoch has 4 steps. `others` are further callbacks."""
+def run(number, branch=0, left=()):
+    """What notes say of a run."""
+    return {"run": {"number": number, "identity": "ab", "branch": branch, "left": list(left)}}
+
+
+def names_in_order(folder):
+    """Epoch and step in the names of a run's checkpoints, the newest last."""
+    return [file.stem.split("-")[1] for file in list_checkpoints(folder / "checkpoint", 0)]
+
+
+class Stop(Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_step_end(self, run_context):
+        if run_context.original_args().cur_step_num >= self.step:
+            run_context.request_stop()
+
+
+def train(folder, first_step=0, steps=10, of_epoch=4, others=(), stop=1000, **keys):
+    """Train a matrix in `folder`, beginning after a step; an epoch has 4 steps. `others` are further callbacks, and
+    behind the step `stop` of the whole run training ends.
+    """
     network = nn.Dense(2, 1)
     append_info = [{"epoch_num": 0, "step_num": first_step, "global_step": 0, "loss_scale": 1}] if first_step else None
     monitor = WholeCheckpointMonitor(prefix="a", directory=str(folder), append_info=append_info, **keys)
@@ -40,7 +67,7 @@ def train(folder, first_step=0, steps=10, of_epoch=4, others=(), **keys):
                                           "y": np.ones((of_epoch, 1), np.float32)}, shuffle=False).batch(1)
     data.set_init_step(first_step)
     ms.Model(network, nn.MSELoss(), nn.Momentum(network.trainable_params(), 0.1, 0.9)).train(
-        -(-steps // of_epoch), data, callbacks=[monitor, *others], dataset_sink_mode=False,
+        -(-steps // of_epoch), data, callbacks=[monitor, *others, Stop(stop - first_step)], dataset_sink_mode=False,
         initial_epoch=first_step // of_epoch)
     return network
 
@@ -61,7 +88,7 @@ def test_a_checkpoint_has_a_checksum_that_mindspore_checks(tmp_path):
 @pytest.mark.parametrize("first_step", [1, 3, 4, 5])
 def test_files_are_named_by_the_step_of_the_whole_run(tmp_path, first_step):
     train(tmp_path / "whole", save_checkpoint_steps=3)
-    train(tmp_path / "resumed", first_step, save_checkpoint_steps=3, resumed_run=0)
+    train(tmp_path / "resumed", first_step, save_checkpoint_steps=3, notes=run(0))
     whole, resumed = files(tmp_path / "whole"), files(tmp_path / "resumed")
     assert whole == ["a_rank_0-1_3.ckpt", "a_rank_0-2_2.ckpt", "a_rank_0-3_1.ckpt", "a_rank_0-3_4.ckpt",
                      "a_rank_0-network.ckpt"]
@@ -74,7 +101,7 @@ def test_the_last_steps_are_kept_whatever_the_times(tmp_path):
     train(tmp_path, steps=4, save_checkpoint_steps=1, keep_checkpoint_max=2)
     assert files(tmp_path)[:2] == ["a_rank_0-1_3.ckpt", "a_rank_0-1_4.ckpt"]
     os.utime(tmp_path / RANK_0[0] / "a_rank_0-1_4.ckpt", (10_000, 10_000))
-    train(tmp_path, 4, steps=5, save_checkpoint_steps=4, keep_checkpoint_max=2, resumed_run=0)
+    train(tmp_path, 4, steps=5, save_checkpoint_steps=4, keep_checkpoint_max=2, notes=run(0))
     assert files(tmp_path) == ["a_rank_0-1_4.ckpt", "a_rank_0-2_4.ckpt", "a_rank_0-network.ckpt"]
 
 
@@ -82,7 +109,7 @@ def test_a_run_beside_another_has_names_of_its_own_and_so_has_its_resumption(tmp
     train(tmp_path, steps=4, save_checkpoint_steps=2)
     first = {name: (tmp_path / RANK_0[0] / name).read_bytes() for name in files(tmp_path)[:2]}
     train(tmp_path, steps=4, save_checkpoint_steps=2)
-    train(tmp_path, 4, steps=8, save_checkpoint_steps=2, resumed_run=1)
+    train(tmp_path, 4, steps=8, save_checkpoint_steps=2, notes=run(1))
     assert files(tmp_path) == ["a_rank_0-1_2.ckpt", "a_rank_0-1_4.ckpt", "a_rank_0_1-1_2.ckpt", "a_rank_0_1-1_4.ckpt",
                                "a_rank_0_1-2_2.ckpt", "a_rank_0_1-2_4.ckpt", "a_rank_0-network.ckpt",
                                "a_rank_0_1-network.ckpt"]
@@ -102,7 +129,7 @@ def saved(monkeypatch):
 @pytest.mark.parametrize("first_step", [0, 4, 6])
 def test_weights_alone_are_there_when_the_last_checkpoint_is(tmp_path, saved, first_step):
     """A run that is killed behind it would not come back to them."""
-    train(tmp_path, first_step, steps=8, save_checkpoint_steps=4, resumed_run=0)
+    train(tmp_path, first_step, steps=8, save_checkpoint_steps=4, notes=run(0))
     assert saved == [*["a_rank_0-1_4.ckpt", "a_rank_0-network.ckpt"] * (first_step == 0),
                      "a_rank_0-network.ckpt", "a_rank_0-2_4.ckpt"]
 
@@ -118,12 +145,46 @@ def test_a_run_that_is_asked_to_end_saves_first_what_it_can_be_resumed_from(tmp_
     assert saved == ["a_rank_0-1_2.ckpt", "a_rank_0-network.ckpt"]
 
 
-def test_how_the_data_was_made_is_told_with_the_first_checkpoint(tmp_path):
-    """A run that ends before it leaves an earlier run's checkpoints described as they were."""
-    train(tmp_path, steps=4, save_checkpoint_steps=2, data_settings={"pad_token_id": 3})
-    assert [read_data_settings(tmp_path / part)[1] for part in RANK_0] == [{"pad_token_id": 3}] * 2
-    WholeCheckpointMonitor(prefix="a", directory=str(tmp_path), data_settings={"pad_token_id": 4})
-    assert [read_data_settings(tmp_path / part)[1] for part in RANK_0] == [{"pad_token_id": 3}] * 2
+def test_each_file_says_how_it_was_trained_and_another_run_does_not_change_that(tmp_path):
+    train(tmp_path, steps=4, save_checkpoint_steps=2, notes={"pad_token_id": 3, **run(0)})
+    train(tmp_path, steps=4, save_checkpoint_steps=2, notes={"pad_token_id": 4, **run(1)})
+    WholeCheckpointMonitor(prefix="a", directory=str(tmp_path), notes={"pad_token_id": 5, **run(1)})
+    shutil.copy(tmp_path / RANK_0[0] / "a_rank_0-1_2.ckpt", tmp_path / "copy.ckpt")
+    last = list(zip(RANK_0, ("1_4", "network")))
+    for name, token, number in (*((f"{part}/a_rank_0-{end}.ckpt", 3, 0) for part, end in last),
+                                *((f"{part}/a_rank_0_1-{end}.ckpt", 4, 1) for part, end in last),
+                                ("copy.ckpt", 3, 0)):
+        notes = read_training_notes(tmp_path / name)
+        assert (notes.place, notes.number, notes.doubt) == (tmp_path / name, number, None)
+        assert notes.values["pad_token_id"] == token
+        assert notes.values["run"]["step"] == (2 if name == "copy.ckpt" else 4)
+    for part in ("checkpoint", "checkpoint_network"):
+        for name, token in (("data_settings.json", 3), ("data_settings_1.json", 4)):
+            assert json.loads((tmp_path / part / name).read_text(encoding="utf-8"))["pad_token_id"] == token
+
+
+def test_mindspore_reads_a_file_with_notes_and_so_does_strict_loading(tmp_path):
+    noted = {"prompt_template": "问{prompt}{response}", **run(0)}
+    network = train(tmp_path, steps=4, save_checkpoint_steps=4, notes=noted)
+    other = nn.Dense(2, 1)
+    for file in (tmp_path / RANK_0[0] / "a_rank_0-1_4.ckpt", tmp_path / RANK_0[1] / "a_rank_0-network.ckpt"):
+        found = ms.load_checkpoint(str(file), other, crc_check=True)
+        assert (other.weight.asnumpy() == network.weight.asnumpy()).all()
+        assert json.loads(found["training_notes"].asnumpy().tobytes())["prompt_template"] == "问{prompt}{response}"
+        report = load_strictly(other, read_checkpoint(file), "a", need_head=True)
+        assert set(report.left_over) <= {"momentum", "moments.weight", "moments.bias"}  # another optimizer's
+
+
+def test_what_a_run_went_back_from_is_neither_newer_nor_counted_nor_removed(tmp_path):
+    """Epochs of 4 steps: 4, 8 and 12; back to 4, on to 7; back to 6, on to 8, whose name is there already."""
+    train(tmp_path, steps=12, save_checkpoint_steps=4, keep_checkpoint_max=3, notes=run(0))
+    assert files(tmp_path)[:3] == ["a_rank_0-1_4.ckpt", "a_rank_0-2_4.ckpt", "a_rank_0-3_4.ckpt"]
+    train(tmp_path, 4, steps=7, of_epoch=4, save_checkpoint_steps=2, keep_checkpoint_max=3, stop=7,
+          notes=run(0, branch=1, left=[[0, 4]]))
+    assert names_in_order(tmp_path) == ["2_4", "3_4", "1_4", "2_2", "2_3"]
+    train(tmp_path, 6, steps=8, save_checkpoint_steps=2, keep_checkpoint_max=2,
+          notes=run(0, branch=2, left=[[0, 4], [1, 6]]))
+    assert names_in_order(tmp_path) == ["3_4", "2_3", "2_2", "2_4"]
 
 
 def test_what_cannot_be_written_leaves_the_earlier_file_as_it_was(tmp_path, monkeypatch):

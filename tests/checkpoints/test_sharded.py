@@ -20,7 +20,12 @@ from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import Start
 from mindrlhf.errors import UserError
 from mindrlhf.huggingface.convert import ms_to_hf
-from mindrlhf.training.start_from import StartingPoint, choose_starting_point
+from mindrlhf.training.start_from import (
+    StartingPoint,
+    choose_starting_point,
+    put_strategies_away,
+    strategies_of_cutting,
+)
 
 pytestmark = pytest.mark.stack
 
@@ -165,6 +170,54 @@ def test_one_process_starts_from_slices_that_are_merged_for_it(slices, reference
     expected = {name[len("weight/"):]: value for name, value in reference.items() if name.startswith("weight/")}
     assert found.keys() == expected.keys()
     assert all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
+
+
+def test_cutting_anew_removes_nothing_that_others_have_left(slices, tmp_path):
+    """Also where MindFormers itself would: slices in two folders of its own names, and their strategy in the third."""
+    output = tmp_path / "output"
+    for name in ("load_checkpoint", "transformed_checkpoint"):
+        shutil.copytree(slices, output / name)
+    (output / "strategy").mkdir()
+    shutil.copy(STRATEGY, output / "strategy" / "ckpt_strategy_rank_0.ckpt")
+    (tmp_path / "notes.txt").write_text("no strategy")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    strategy = str(output / "strategy" / "ckpt_strategy_rank_0.ckpt")
+    for name, given, semi_auto in (("load_checkpoint", tmp_path / "notes.txt", False),
+                                   ("load_checkpoint", strategy, True), ("transformed_checkpoint", strategy, False)):
+        config = load_config(TINY_YAML)
+        config = replace(config, output=output, layout=replace(config.layout, semi_auto=semi_auto),
+                         start=Start(str(output / name), resume=False, reshard=True, strategy=str(given)))
+        if given != strategy:
+            with pytest.raises(UserError, match="not readable as the strategy"):
+                choose_starting_point(config, 0, 1, pytest.fail)
+        else:
+            assert choose_starting_point(config, 0, 1, pytest.fail).to_cut == semi_auto
+        assert before.items() <= {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}.items()
+
+
+def test_the_strategies_of_a_new_layout_take_their_place_when_the_checkpoint_is_loaded(tmp_path):
+    """Those of the layout before stay, for the slices that were cut with them."""
+    place = tmp_path / "strategy"
+    for content in ("one", "two", "three"):
+        strategies_of_cutting(tmp_path).mkdir(parents=True)
+        (strategies_of_cutting(tmp_path) / "ckpt_strategy_rank_0.ckpt").write_text(content)
+        (tmp_path / ".resharding" / "cut").mkdir()
+        put_strategies_away(tmp_path, place, 0, 1)
+    found = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.ckpt")}
+    assert found == {f"{folder}/ckpt_strategy_rank_0.ckpt": content for folder, content in (
+        ("strategy_before_1", "one"), ("strategy_before_2", "two"), ("strategy", "three"))}
+    assert hidden(tmp_path) == []
+
+
+def test_a_checkpoint_in_the_folder_that_cutting_empties_is_refused(slices, tmp_path):
+    shutil.copytree(slices, tmp_path / ".resharding" / "slices")
+    (tmp_path / "link").symlink_to(tmp_path / ".resharding" / "slices")
+    for path in (tmp_path / ".resharding" / "slices", tmp_path / "link"):
+        config = replace(load_config(TINY_YAML), output=tmp_path,
+                         start=Start(str(path), resume=False, reshard=True, strategy=str(STRATEGY)))
+        with pytest.raises(UserError, match=r"--load_checkpoint: .*: in the folder .*\.resharding, which every run "):
+            choose_starting_point(config, 0, 1, pytest.fail)
+    assert len(list((tmp_path / ".resharding" / "slices").rglob("*.ckpt"))) == 4
 
 
 def test_weights_that_a_layout_has_emptied_are_named():

@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from mindrlhf.checkpoints.find import newest_whole_checkpoint
 from mindrlhf.checkpoints.load import check_weights, read_checkpoint
-from mindrlhf.checkpoints.training_notes import read_data_settings
+from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.errors import UserError
 from mindrlhf.json_file import read_json_object
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt
@@ -191,7 +191,8 @@ def test_reading_of_damaged_safetensors(folder, outcomes, change):
 # --- the small files beside them ------------------------------------------------------------------------------------
 
 def read_settings(folder):
-    _, settings = read_data_settings(folder)
+    ms.save_checkpoint([{"name": "a", "data": ms.Tensor([1.0])}], str(folder / "a.ckpt"))
+    settings = read_training_notes(folder).values
     assert isinstance(settings.get("tokenizer", {}), dict)
     assert isinstance(settings.get("prompt_template", ""), str)
 

@@ -13,6 +13,7 @@ folders are written by the safetensors package, checkpoints by MindSpore, and wh
 | test_dtype_rounds_as_ ...                     | --dtype, both directions                  | MindSpore and NumPy     |
 | test_..._refused_..., test_full_disk_...      | one line with file and fact; nothing is   | messages, the folder    |
 |                                               | left, and what was there stays            |                         |
+| test_the_notes_of_training_go_to_ ...         | template, tokenizer, dimensions, types    | what was noted          |
 | test_a_file_size_limit ...                    | the same for a real failure of the system | a process under ulimit  |
 | test_memory_stays_below_a_shard               | peak memory below 1.25 x a shard's size   | VmHWM of a process      |
 | test_script_...                               | exit codes, one line on stderr            | a process               |
@@ -41,6 +42,7 @@ from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Tensor
 
 from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
+from mindrlhf.checkpoints.training_notes import model_notes, read_training_notes
 from mindrlhf.config.run_config import Model
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
 from mindrlhf.data.tokenizer import open_tokenizer
@@ -250,7 +252,7 @@ def test_mindspore_reads_every_weight_of_the_reference(tmp_path, load_reference,
     hf_to_ms(write_source(tmp_path / "in", arrays, source, dtype), tmp_path / "base.ckpt")
     expected = {**group(arrays, "weight/"), LM_HEAD: lm_head(arrays)}
     del expected[LM_HEAD if source == SOURCES[0] else HEAD]
-    found = ms.load_checkpoint(str(tmp_path / "base.ckpt"))
+    found = weights_in(tmp_path / "base.ckpt")
     assert set(found) == set(expected)
     for name, value in as_type(expected, dtype).items():
         assert found[name].dtype == MS_TYPES[dtype], name
@@ -266,7 +268,7 @@ def test_weights_are_the_same_however_they_are_cut_into_chunks_and_values(tmp_pa
     hf_to_ms(folder, tmp_path / "base.ckpt")
     content = (tmp_path / "base.ckpt").read_bytes()
     assert content.count(b"transformer.embedding.embedding_weight") == 9  # 8192 bytes in parts of 1000
-    found = ms.load_checkpoint(str(tmp_path / "base.ckpt"))
+    found = weights_in(tmp_path / "base.ckpt")
     for name, value in group(reference, "weight/").items():
         np.testing.assert_array_equal(found[name].asnumpy(), value, err_msg=name)
     ms_to_hf(str(tmp_path / "base.ckpt"), model_of(size_of(reference)), tmp_path / "back")
@@ -321,7 +323,7 @@ def test_shards_without_an_index_are_read_too(tmp_path, reference):
     folder = write_source(tmp_path / "in", reference, "original", shards=3, index=False)
     result = hf_to_ms(folder, tmp_path / "base.ckpt")
     assert result.layout == "original"
-    assert set(ms.load_checkpoint(str(tmp_path / "base.ckpt"))) == {*group(reference, "weight/"), LM_HEAD} - {HEAD}
+    assert set(weights_in(tmp_path / "base.ckpt")) == {*group(reference, "weight/"), LM_HEAD} - {HEAD}
 
 
 def test_query_key_and_value_of_two_types_become_float32(tmp_path, reference):
@@ -329,7 +331,7 @@ def test_query_key_and_value_of_two_types_become_float32(tmp_path, reference):
     key = "model.layers.0.self_attn.k_proj.weight"
     values[key] = bfloat16(values[key])
     hf_to_ms(write_model(tmp_path / "in", values, transformers_config(size_of(reference))), tmp_path / "base.ckpt")
-    found = ms.load_checkpoint(str(tmp_path / "base.ckpt"))["transformer.encoder.layers.0.self_attention."
+    found = weights_in(tmp_path / "base.ckpt")["transformer.encoder.layers.0.self_attention."
                                                             "query_key_value.weight"]
     expected = [widened(values[f"model.layers.0.self_attn.{part}_proj.weight"]) for part in "qkv"]
     assert found.dtype == ms.float32
@@ -435,7 +437,7 @@ def test_dtype_rounds_as_mindspore_and_numpy_do_in_both_directions(tmp_path, ref
     hf_to_ms(write_model(tmp_path / "in", values, transformers_config(size)), tmp_path / "base.ckpt", dtype=wanted)
     expected = {name: cast(widened(value), wanted) for name, value in values.items()}
 
-    found = ms.load_checkpoint(str(tmp_path / "base.ckpt"))
+    found = weights_in(tmp_path / "base.ckpt")
     assert {value.dtype for value in found.values()} == {MS_TYPES[wanted]}
     np.testing.assert_array_equal(
         found["transformer.encoder.final_layernorm.weight"].astype(ms.float32).asnumpy(), expected["model.norm.weight"])
@@ -997,6 +999,13 @@ def random_model(size):
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def weights_in(path):
+    """What MindSpore reads, without the notes."""
+    found = ms.load_checkpoint(str(path))
+    found.pop("training_notes", None)
+    return found
+
+
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -1044,6 +1053,67 @@ def test_template_is_the_argument_or_that_of_the_training_data_or_the_default(tm
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # as transformers renders it
     text = environment.from_string(settings["chat_template"]).render(messages=messages)
     assert text == render(used, messages[0]["content"], messages[1]["content"])
+
+
+NOTES = {"prompt_template": "问 {prompt} 答 {response}", "tokenizer": {"file": "t.model", "sha256": "ab" * 32},
+         "padding_side": "left", "objective": "token-wise"}
+
+
+def with_notes(path, tiny, **model):
+    """The tiny model's checkpoint under a name of its own, with the notes of its training."""
+    stored = ckpt_file.read_ckpt(tiny.checkpoint)
+    noted = {**model_notes(tiny.model.dimensions, "bfloat16", "float32"), **model}
+    ckpt_file.write_ckpt(path, [tensors.OutputTensor(name, tensor.dtype, tensor.shape,
+                                                     (tensors.Part(tensor, 0, tensor.values),))
+                                for name, tensor in stored.items()], lambda: None, {**NOTES, "model": noted})
+    return path
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_notes_of_training_go_to_hugging_face_and_back(tmp_path, tiny, shards):
+    path = with_notes(tmp_path / "rm.ckpt", tiny)
+    ms_to_hf(str(path), tiny.model, tmp_path / "hf")
+    output = tmp_path / "back.ckpt" if shards == 1 else tmp_path / "back"
+    limit = 10 ** 9 if shards == 1 else sum(tensor.nbytes for tensor in ckpt_file.read_ckpt(path).values()) // 2
+    hf_to_ms(tmp_path / "hf", output, max_shard_bytes=limit)
+    assert sum(1 for _ in output.glob("*.ckpt")) >= shards - 1
+    back = read_training_notes(output)
+    assert back.values == read_training_notes(path).values
+    assert back.doubt is None
+    assert "training_notes" not in read_checkpoint(output)
+
+
+@pytest.mark.parametrize(("key", "noted"), [("rope_ratio", 500), ("layernorm_epsilon", 1e-6), ("kv_channels", 32),
+                                            ("multi_query_group_num", 1)])
+def test_a_yaml_of_another_model_than_was_trained_is_refused_though_shapes_agree(tmp_path, tiny, key, noted):
+    path = with_notes(tmp_path / "rm.ckpt", tiny, **{key: noted})
+    found = getattr(tiny.model.dimensions, key)
+    assert export_refused(tmp_path, path, tiny.model) == (
+        f"--config: model.model_config.{key} is {found!r}, expected {noted!r}, with which the model was trained "
+        f"({path})")
+
+
+def test_another_template_than_that_of_training_is_warned_of(tmp_path, tiny):
+    path = with_notes(tmp_path / "rm.ckpt", tiny)
+    text = ms_to_hf(str(path), tiny.model, tmp_path / "a", template="Q {prompt} A {response}").as_text()
+    assert (f"WARNING: --prompt_template is 'Q {{prompt}} A {{response}}', the model was trained with "
+            f"'问 {{prompt}} 答 {{response}}' ({path})") in text
+    assert "WARNING" not in ms_to_hf(str(path), tiny.model, tmp_path / "b").as_text()
+    text = ms_to_hf(str(path), tiny.model, tmp_path / "c", template=NOTES["prompt_template"]).as_text()
+    assert "WARNING" not in text
+
+
+def test_published_weights_have_notes_of_the_model_alone_and_damaged_ones_are_named(tmp_path, tiny):
+    ms_to_hf(str(with_notes(tmp_path / "rm.ckpt", tiny)), tiny.model, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8"))
+    for notes in (1, {"prompt_template": 1}):
+        (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "training_notes": notes}))
+        with pytest.raises(UserError, match=r"config\.json: (training_notes|prompt_template) is "):
+            hf_to_ms(tmp_path / "hf", tmp_path / "no.ckpt")
+    del config["training_notes"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    hf_to_ms(tmp_path / "hf", tmp_path / "back.ckpt")
+    assert read_training_notes(tmp_path / "back.ckpt").values == {"model": asdict(tiny.model.dimensions)}
 
 
 def test_without_a_tokenizer_the_report_says_how_to_add_it(tmp_path, tiny):

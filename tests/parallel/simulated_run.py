@@ -48,6 +48,7 @@ def main():
     from mindformers.tools import ckpt_transform
 
     import mindrlhf.processes
+    import mindrlhf.training.run_folder
     import mindrlhf.training.start_from
     from mindrlhf.config.check import typed_config
     from mindrlhf.config.read import read_config
@@ -67,7 +68,9 @@ def main():
 
     # Nothing is sent, and nobody waited for: the others find the same in the same files.
     mindrlhf.processes.meet = lambda: None
-    mindrlhf.training.start_from.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
+    for module in (mindrlhf.training.start_from, mindrlhf.training.run_folder, mindrlhf.scoring.scorer):
+        module.stack_over_processes = lambda values: np.stack([values] * int(args.ranks))
+    mindrlhf.training.train.put_strategies_away = lambda *places: None  # the slices of the others are looked at
     ckpt_transform.transform_checkpoint.barrier_world = lambda action: None
     ms.train.Model._init, ms.train.Model.train = compile_step, stop
     if args.unchecked or args.evaluate:

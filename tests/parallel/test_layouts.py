@@ -253,7 +253,7 @@ def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, stra
     code, output = train(config, 0, 2, *flags, "--auto_trans_ckpt", "--weights", "found.npz")
     assert code == 0, output[-3000:]
     expected = [read(next((slices(two) / f"rank_{rank}").iterdir())) for rank in range(2)]
-    (other,) = (tmp_path / "output" / "transformed_checkpoint").glob("*/rank_1/*.ckpt")
+    (other,) = (tmp_path / "output" / ".resharding" / "cut").glob("*/rank_1/*.ckpt")
     other = read(other)
     assert same({name: other[name] for name in expected[1]}, expected[1])
     if not resume:

@@ -8,6 +8,7 @@
 | test_a_text_that_is_nan_spoils_no_other  | healthy neighbours keep their scores   | the model without NaN    |
 | test_row_shapes ...                      | few graphs; two whole texts fit        | property                 |
 | test_the_batch_size_does_not_move ...    | the figures, in the data's order       | another batch size, 1e-5 |
+| test_a_checkpoint_that_cannot_be_ ...    | the others are evaluated; one branch   | names, reasons by hand   |
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
 | test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
@@ -40,6 +41,7 @@ from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan
 from mindrlhf.scoring.report import NotFiniteScores
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
 from mindrlhf.scoring.text_scorer import TextScorer
+from mindrlhf.weights.ckpt_file import notes_as_bytes
 
 pytestmark = pytest.mark.stack
 
@@ -253,7 +255,8 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
     figures = json.loads((in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8"))
     assert figures == {"data": [str(path)], "results": [{
         "checkpoint": str(checkpoint), "pairs": 20, "not_finite": 0, "accuracy": other.accuracy, "margin": other.margin,
-        "chosen_mean": float(other.chosen.mean()), "rejected_mean": float(other.rejected.mean())}]}
+        "chosen_mean": float(other.chosen.mean()), "rejected_mean": float(other.rejected.mean())}],
+        "not_evaluated": []}
 
 
 @pytest.mark.usefixtures("start")
@@ -297,6 +300,46 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(configure, checkpoint, pair
     evaluate(EvaluationPlan(configure(64, 6), str(checkpoint), {}, RecordSet.open(str(pairs[0])), False))
     assert warned[-1] == "output/eval_scores.png cannot be drawn: no display"
     assert (in_tmp_path / "output" / "eval.json").is_file()
+
+
+def save_step(folder, scoring_model, step, number=0, branch=0, left=(), **model):
+    """The reference's weights as a step of a run's branch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (f"a_rank_0_{number}-1_{step}.ckpt" if number else f"a_rank_0-1_{step}.ckpt")
+    run = {"number": number, "identity": "ab", "branch": branch, "left": list(left), "step": step}
+    notes = np.frombuffer(notes_as_bytes({"run": run, "model": model}), np.uint8)
+    ms.save_checkpoint(scoring_model, str(path), append_dict={"training_notes": Tensor(notes)})
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.usefixtures("start", "in_tmp_path")
+def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_the_others_their_figures(
+        configure, scoring_model, pairs, tmp_path, monkeypatch):
+    """Of the last run, without the step that it left: step 4 is damaged, 5 of another model, 6 removed meanwhile."""
+    folder = tmp_path / "checkpoint"
+    save_step(folder, scoring_model, 1)
+    save_step(folder, scoring_model, 9, number=1)  # left
+    whole, damaged, other, removed, last = (
+        save_step(folder, scoring_model, step, 1, int(step > 3), [(0, 3)] * (step > 3), **model)
+        for step, model in ((3, {}), (4, {}), (5, {"rope_ratio": 500}), (6, {}), (7, {})))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    found = Scorer.checkpoints
+    monkeypatch.setattr(Scorer, "checkpoints", lambda self, path: (found(self, path), removed.unlink())[0])
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
+    plan = EvaluationPlan(configure(64), str(folder), {}, RecordSet.open(str(pairs[0])), True)
+    with pytest.raises(UserError, match=rf"{folder}: 3 of 5 checkpoints could not be evaluated: .*; .*; "):
+        evaluate(plan)
+    heading, _, *rows = next(line for line in log if line.startswith("all checkpoints:")).splitlines()[1:]
+    assert heading.endswith("not evaluated")
+    assert [row.split()[0] for row in rows] == list(map(str, (whole, damaged, other, removed, last)))
+    assert [row.split()[1] for row in rows] == ["20", "-", "-", "-", "20"]
+    for row, reason in zip(rows, (None, "not readable as a checkpoint, damaged or cut short",
+                                  "model.model_config.rope_ratio is 1, expected 500, with which the model was trained",
+                                  "no such file or folder", None)):
+        assert reason is None or reason in row
+    assert (tmp_path / "output" / "eval_scores_1.png").is_file()
 
 
 # --- inference ------------------------------------------------------------------------------------------------------

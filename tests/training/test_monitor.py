@@ -5,6 +5,7 @@
 | test_a_step_of_micro_batches_... | loss and figures are those of the whole batch | the batch in one piece |
 | test_several_steps_of_a_sink_... | a row has the figures of all of its steps | sums by hand |
 | test_a_step_s_outputs_... | NaN of any type is read, missing outputs are None | values |
+| test_a_further_run_in_the_folder_... | the first one's table stays | its content |
 | test_the_last_stage_writes_... | which process of a pipeline has the figures | layouts by hand |
 """
 import csv
@@ -92,6 +93,17 @@ def test_a_step_s_outputs_are_read_whatever_the_loss(bad):
     assert np.isnan(outputs.loss)
     assert (outputs.overflow, outputs.scale, outputs.learning_rate, outputs.global_norm) == (True, 8, 0.5, 2)
     assert StepOutputs.of(Tensor(0.25)) == StepOutputs(0.25, False, None, None, None)
+
+
+def test_a_further_run_in_the_folder_has_files_of_its_own(monitor, tmp_path):
+    (tmp_path / "metrics.csv").write_text("of the first run")
+    further = monitor(run_number=2)
+    run = Run(train_network=nn.CellList([]), net_outputs=Tensor(0.5))
+    for call in (further.on_train_begin, further.on_train_step_begin, further.on_train_step_end, further.on_train_end):
+        call(run)
+    assert (tmp_path / "metrics.csv").read_text() == "of the first run"
+    assert (further.table, further.curves) == (tmp_path / "metrics_2.csv", tmp_path / "curves_2.png")
+    assert len((tmp_path / "metrics_2.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(("ranks", "stages", "writer"), [(1, 1, 0), (8, 1, 0), (8, 2, 4), (8, 8, 7)])

@@ -5,6 +5,7 @@
 | test_a_layout_that_cannot_be_divided ...  | heads, widths, layers, processes             | messages           |
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
 | test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
+| test_a_run_is_not_resumed_with_another ...| what shapes do not show of its model         | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
 | test_space_for_checkpoints                | bytes and number of what will be kept        | by hand            |
 | test_memory_of_glm4_9b ...                | shares of a layout; see also tests/parallel  | by hand            |
@@ -24,7 +25,7 @@ import pytest
 import yaml
 from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML
 
-from mindrlhf.checkpoints.training_notes import write_data_settings
+from mindrlhf.checkpoints.training_notes import model_notes, write_data_settings
 from mindrlhf.config.check import config_problems, load_config, typed_config
 from mindrlhf.config.read import put, read_config
 from mindrlhf.data.encode import encode_pair
@@ -37,6 +38,7 @@ from mindrlhf.training import plan as training_plan
 from mindrlhf.training.dry_run import describe
 from mindrlhf.training.memory import Size, estimate_memory, memory_of_backward
 from mindrlhf.training.plan import CheckpointSpace, order_of_pairs, plan_training, space_for_checkpoints
+from mindrlhf.weights.ckpt_file import notes_as_bytes
 
 pytestmark = pytest.mark.stack
 
@@ -96,13 +98,15 @@ def configured(production):
     return lambda **changes: typed_config("run.yaml", production(**changes))
 
 
-def write_weights(path, config, **shapes):
+def write_weights(path, config, notes=None, head=False, **shapes):
     """A checkpoint with the model's backbone; `shapes`: those that a kind of weight has instead, () for none."""
     import mindspore as ms
     weights = [(weight.name, shapes.get(weight.name.split(".")[-2], weight.shape))
-               for weight in weights_of(config.model.dimensions)[:-1]]
-    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.zeros(shape, np.float32))} for name, shape in weights
-                        if shape], str(path))
+               for weight in weights_of(config.model.dimensions)[:None if head else -1]]
+    values = {name: np.zeros(shape, np.float32) for name, shape in weights if shape}
+    if notes:
+        values["training_notes"] = np.frombuffer(notes_as_bytes(notes), np.uint8)
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(value)} for name, value in values.items()], str(path))
     return str(path)
 
 
@@ -243,6 +247,27 @@ def test_a_checkpoint_that_does_not_match_is_refused_before_it_is_loaded(argumen
         plan_training(arguments(load_checkpoint=path, resume=resume))
 
 
+@pytest.mark.parametrize(("noted", "message"), [
+    ({"rope_ratio": 500}, "rope_ratio is 1, expected 500, with which the model was trained"),
+    ({"layernorm_epsilon": 1e-6}, "layernorm_epsilon is 1e-05, expected 1e-06, with which the model was trained"),
+    ({"multi_query_group_num": 1}, "multi_query_group_num is 2, expected 1, with which the model was trained"),
+    ({"seq_length": 64}, None), ({"compute_dtype": "bfloat16"}, None)])
+def test_a_run_is_not_resumed_with_another_model_though_shapes_agree(arguments, tmp_path, noted, message):
+    """A new run from these weights is warned; so is one that rounds otherwise."""
+    model = load_config(TINY_YAML).model
+    weights, notes = tmp_path / "a.ckpt", {**model_notes(model.dimensions, "float32", "float32"), **noted}
+    write_weights(weights, load_config(TINY_YAML), notes={"model": notes}, head=True)
+    if message:
+        with pytest.raises(UserError, match=rf"run\.yaml: model\.model_config\.{message} \({weights}\)"):
+            plan_training(arguments(load_checkpoint=str(weights), resume=True))
+        doubt, = plan_training(arguments(load_checkpoint=str(weights))).doubts
+        assert message in doubt
+    else:
+        doubts = plan_training(arguments(load_checkpoint=str(weights), resume=True)).doubts
+        assert list(doubts) == (["model.model_config.compute_dtype is float32, the model was trained with bfloat16 "
+                                 f"({weights}): scores are rounded otherwise"] if "compute_dtype" in noted else [])
+
+
 @pytest.fixture
 def check_resumed(arguments, record):
     """A function that checks a run to resume, with changes to its YAML, and to what its beginning left; `order`: None
@@ -255,6 +280,7 @@ def check_resumed(arguments, record):
         if order is not None:
             left["order"] = {**order_of_pairs(load_config(TINY_YAML), records), **order}
         write_data_settings(Path("checkpoint"), left)
+        write_weights(Path("checkpoint") / "a-1_1.ckpt", load_config(TINY_YAML))
         config = load_config(arguments(changes).config, {"resume_training": resume, "load_checkpoint": "checkpoint"})
         training_plan._check_resumed_order(config, records)
     return check
