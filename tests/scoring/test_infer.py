@@ -85,9 +85,15 @@ class LetterTokenizer:
         return [[ord(letter) % 1000 for letter in text] for text in texts]
 
 
+def save_weights(value):
+    """A checkpoint that is one, rm.ckpt."""
+    Path("rm.ckpt").unlink(missing_ok=True)
+    ms.save_checkpoint([{"name": "a", "data": ms.Tensor([value], ms.float32)}], "rm.ckpt")
+
+
 @pytest.fixture(autouse=True)
 def without_a_model(monkeypatch, in_tmp_path, request):
-    (in_tmp_path / "rm.ckpt").write_bytes(b"weights")
+    save_weights(1.0)
     if request.node.get_closest_marker("process"):
         return
     monkeypatch.setattr(scoring, "_WINDOW", 4)
@@ -229,7 +235,7 @@ def cut_short(monkeypatch):
     (None, {"prompt_template": "{prompt} {response}"}, "--resume: prompt_template is '{prompt} {response}', expected "),
     (None, {"seq_length": 64}, "--resume: model_config.seq_length is 64, expected 128"),
     (None, {"tokenizer": "others"}, "--resume: tokenizer is {'name': 'others'}, expected {'name': 'letters'}"),
-    (lambda: Path("rm.ckpt").write_bytes(b"weighty"), {}, "--resume: checkpoint is {'rm.ckpt': "),
+    (lambda: save_weights(2.0), {}, "--resume: checkpoint is {'rm.ckpt': "),
     (lambda: write_rows("in.jsonl", ROWS[1:]), {},
      "--resume: out.jsonl.partial:1: not the row in.jsonl:1, expected the data file that it was made from"),
     (lambda: write_rows("in.jsonl", ROWS[:7]), {},
@@ -418,6 +424,7 @@ def job(in_tmp_path):
     """Arguments of reward_infer.py for a model with random weights and the sample's rows."""
     size = load_config(TINY_YAML).model.dimensions
     random = np.random.default_rng(0)
+    Path("rm.ckpt").unlink()
     ms.save_checkpoint([{"name": weight.name, "data": ms.Tensor(random.normal(0, 0.1, weight.shape), ms.float32)}
                         for weight in (*backbone_weights(size), *head_weights(size))], "rm.ckpt")
     (in_tmp_path / "in.jsonl").write_bytes((SAMPLE / "test.jsonl").read_bytes())

@@ -327,7 +327,7 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
     found = Scorer.checkpoints
     monkeypatch.setattr(Scorer, "checkpoints", lambda self, path: (found(self, path), removed.unlink())[0])
     log = []
-    monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
+    monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
     plan = EvaluationPlan(configure(64), str(folder), {}, RecordSet.open(str(pairs[0])), True)
     with pytest.raises(UserError, match=rf"{folder}: 3 of 5 checkpoints could not be evaluated: .*; .*; "):
         evaluate(plan)
@@ -340,6 +340,9 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
                                   "no such file or folder", None)):
         assert reason is None or reason in row
     assert (tmp_path / "output" / "eval_scores_1.png").is_file()
+    figures = json.loads((tmp_path / "output" / "eval_1.json").read_text(encoding="utf-8"))
+    assert [result["checkpoint"] for result in figures["results"]] == [str(whole), str(last)]
+    assert len(figures["not_evaluated"]) == 3
 
 
 # --- inference ------------------------------------------------------------------------------------------------------
