@@ -5,7 +5,7 @@ from typing import Callable
 from mindrlhf.data.template import check_template
 from mindrlhf.errors import UserError
 
-__all__ = ["boolean", "new_parser", "not_used", "positive_int", "share", "template"]
+__all__ = ["boolean", "new_parser", "not_used", "positive_int", "score_key", "share", "template"]
 
 _INT32 = 2 ** 31 - 1
 
@@ -56,6 +56,13 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
     return value
+
+
+def score_key(text: str) -> str:
+    """A key of a JSON object."""
+    if not text.isprintable() or not text.strip():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected the name of a key")
+    return text
 
 
 def template(text: str) -> str:

@@ -15,7 +15,12 @@ class UserError(Exception):
     """Something the user gave is wrong, or several things.
 
     A message is one line that says where (file and line, or key), what was found and what was expected.
+
+    Attributes:
+        code: the exit code that it ends an entry script with
     """
+
+    code = 1
 
     def __init__(self, *messages: str):
         self.messages = [_one_line(str(message)) for message in messages]
@@ -92,15 +97,15 @@ def run_main(main: Callable[[], int]) -> None:
     """Run an entry script's `main` and end the process with its exit code.
 
     A `UserError` is printed on standard error, a line for each problem and their number if there are several, and ends
-    with exit code 1; a failed system call on a file (no space left, no permission) does too, since it is the machine's
-    state and not a fault of the program, and so does a package that is missing: the environment is not active. Work
-    that a signal has ended early ends with 128 + its number. Anything else is a fault of the program and keeps its
-    traceback.
+    with its exit code, mostly 1; a failed system call on a file (no space left, no permission) ends with 1 too, since
+    it is the machine's state and not a fault of the program, and so does a package that is missing: the environment is
+    not active. Work that a signal has ended early ends with 128 + its number. Anything else is a fault of the program
+    and keeps its traceback.
     """
     try:
         code = _run(main)
     except UserError as error:
-        code = _report(*error.messages)
+        code = _report(*error.messages, code=error.code)
     except SystemExit as end:  # argparse's
         code = end.code
     except signals.Interrupted as interrupted:

@@ -2,9 +2,10 @@
 import csv
 import math
 import os
+import warnings
 from array import array
 from pathlib import Path
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -104,6 +105,34 @@ def _steps_of(steps: np.ndarray, rows: int) -> int:
     return round(rows * (steps[-1] - steps[0]) / (len(steps) - 1))
 
 
+def _drawable(text: str) -> Tuple[str, Optional[str]]:
+    """(text, font file): a text that a title draws letter by letter, and a font that has all of its letters, where the
+    usual one has not; without any such font, its other letters become escapes, with a warning.
+    """
+    from matplotlib import font_manager
+    wanted = {ord(letter) for letter in text}
+    usual = font_manager.findfont(font_manager.FontProperties())
+    text = text.replace("$", r"\$")  # matplotlib would read a formula
+    if wanted <= _letters(usual):
+        return text, None
+    for font in font_manager.fontManager.ttflist:
+        if not font.name.startswith("Last Resort") and wanted <= _letters(font.fname):  # which has boxes alone
+            return text, font.fname
+    missing = wanted - _letters(usual)
+    text = "".join(letter.encode("unicode_escape").decode() if ord(letter) in missing else letter for letter in text)
+    warnings.warn(f"no font here has all letters of a picture's title, so that it is written {text!r}", stacklevel=2)
+    return text, None
+
+
+def _letters(font: str) -> Set[int]:
+    """Code points that a font file has; none if it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+    try:
+        return set(FT2Font(font).get_charmap())
+    except (OSError, RuntimeError):
+        return set()
+
+
 def plot_score_histogram(chosen: Sequence[float], rejected: Sequence[float], title: str, target: Path) -> Path:
     """Draw the distributions of chosen and rejected end scores, and of their margin, to a PNG.
 
@@ -113,14 +142,18 @@ def plot_score_histogram(chosen: Sequence[float], rejected: Sequence[float], tit
     if len(pairs) < len(chosen):
         title += f" ({len(chosen) - len(pairs)} pairs are NaN or infinite)"
     chosen, rejected = zip(*pairs) if pairs else ((), ())
+    title, font = _drawable(title)
     figure, axes = _axes(2, [title, "margin (chosen - rejected)"], width=5)
+    if font:
+        axes[0].set_title(title, font=Path(font))
     low, high = min((*chosen, *rejected), default=0), max((*chosen, *rejected), default=0)
     span = (low, high) if high > low else (low - 0.5, high + 0.5)
     for name, scores in (("chosen", chosen), ("rejected", rejected)):
         axes[0].hist(scores, bins=40, range=span, color=_COLORS[name], alpha=0.6, label=name)
     axes[0].set_xlabel("reward score")
     axes[0].set_ylabel("answers")
-    axes[0].legend(frameon=False)
+    axes[0].set_ylim(top=1.15 * axes[0].get_ylim()[1])  # room for the legend above the bars
+    axes[0].legend(frameon=False, ncol=2, loc="upper center")
     axes[1].hist([good - bad for good, bad in zip(chosen, rejected)], bins=40, color=_COLORS["mean"], alpha=0.7)
     axes[1].axvline(0, color="black", linewidth=1)
     axes[1].set_xlabel("margin")

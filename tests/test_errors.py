@@ -4,6 +4,7 @@
 | test_a_message_is_a_line_that_...     | line breaks, control characters and their escapes | literal text   |
 | test_a_missing_package_is_named_...   | which one, and how to install it                  | literal text   |
 | test_without_the_environment_...      | which command activates or makes it               | literal text   |
+| test_an_error_has_its_exit_code       | 1, or its own: 3 for scores that are NaN          | literal text   |
 | test_a_long_message_keeps_...         | the place in front and what was expected behind   | literal text   |
 """
 import os
@@ -14,7 +15,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from mindrlhf.errors import UserError
+from mindrlhf.errors import UserError, run_main
+from mindrlhf.scoring.report import NotFiniteScores
 
 
 @pytest.mark.parametrize(("given", "told"), [
@@ -31,6 +33,21 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
     assert len(message) < 2100
     assert message.startswith("a.yaml: key is xxx")
     assert message.endswith("xxx, expected a number")
+
+
+@pytest.mark.parametrize(("error", "code", "told"), [
+    (UserError("a.jsonl: no rows"), 1, "a.jsonl: no rows"),
+    (NotFiniteScores(1, ["a.jsonl:2"], "null in b"), 3,
+     "1 row has a score that is NaN or infinite, null in b: a.jsonl:2"),
+])
+def test_an_error_has_its_exit_code(capsys, error, code, told):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_main(main)
+    assert end.value.code == code
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {told}")
 
 
 @pytest.mark.parametrize("missing", ["mindspore", "mindformers", "yaml"])

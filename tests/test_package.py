@@ -4,6 +4,7 @@
 | test_all_lists_what_is_public          | `__all__` has every public class and function, once     | the syntax     |
 | test_rooms_import_from_below_only      | no room imports one that stands above it on the map     | the syntax     |
 | test_plans_need_no_mindspore           | arguments are checked before MindSpore is imported      | sys.modules    |
+| test_json_is_written_strictly          | no NaN and no infinity, which JSON does not have        | the syntax     |
 """
 import ast
 import re
@@ -48,3 +49,13 @@ def test_plans_need_no_mindspore(module):
     code = (f"import sys, mindrlhf.{module}; "
             "sys.exit(any(name in sys.modules for name in ('mindspore', 'mindformers')))")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_json_is_written_strictly():
+    """Python's `json` writes NaN as NaN unless it is told not to; other readers refuse the file."""
+    wrong = [f"{path.relative_to(ROOT)}:{node.lineno}"
+             for path in (*MODULES, *(ROOT / "examples").rglob("*.py"), *(ROOT / "scripts").glob("*.py"))
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dump", "json.dumps")
+             and "allow_nan=False" not in map(ast.unparse, node.keywords)]
+    assert wrong == []

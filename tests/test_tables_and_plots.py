@@ -6,6 +6,8 @@
 | test_curves_are_drawn           | one step, NaN, empty cells, no steps          | a PNG of that size   |
 | test_the_learning_rate_is ...   | a schedule is not smoothed                    | the lines drawn      |
 | test_histogram_is_drawn         | one pair, equal scores, NaN                   | a PNG of that size   |
+| test_the_legend_covers_no_bar   | wherever the highest bars stand               | their frames         |
+| test_a_title_is_drawn_...       | a font that has its letters, or escapes       | fonts by hand        |
 | test_running_mean_by_hand       | the thick line of the curves                  | literal numbers      |
 | test_a_line_of_many_steps_ ...  | few points, whatever the steps; all peaks     | values by hand       |
 | test_the_dark_line_says_ ...    | what is smoothed, in steps                    | labels               |
@@ -14,15 +16,19 @@
 | test_a_table_whose_lines_ ...   | the line is named                             | message              |
 """
 import collections
+import contextlib
 import math
 import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib import font_manager, pyplot
 
+from mindrlhf import plots
 from mindrlhf.plots import _mean_before, plot_score_histogram, plot_training_curves, read_metrics
 from mindrlhf.tables import format_table
 
@@ -103,6 +109,41 @@ def lines_drawn(monkeypatch):
     monkeypatch.setattr("matplotlib.axes.Axes.plot",
                         lambda axis, steps, values, **style: drawn[axis.get_title()].append(list(values)))
     return drawn
+
+
+@pytest.mark.parametrize("highest", [0.0, 0.5, 1.0])
+def test_the_legend_covers_no_bar(tmp_path, monkeypatch, highest):
+    kept = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    plot_score_histogram([0.0, 1.0, *[highest] * 50], [0.0, 1.0, *[highest] * 40], "a.ckpt", tmp_path / "scores.png")
+    figure, = kept
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend().get_window_extent()
+    bars = [bar.get_window_extent() for bar in figure.axes[0].patches if bar.get_height()]
+    assert len(bars) >= 4
+    assert not any(legend.overlaps(bar) for bar in bars)
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(("has_chinese", "drawn"), [(True, "模型-1.ckpt"), (False, r"\u6a21\u578b-1.ckpt")])
+def test_a_title_is_drawn_with_a_font_that_has_its_letters(monkeypatch, has_chinese, drawn):
+    fonts = [SimpleNamespace(name="Last Resort", fname="boxes.ttf"), SimpleNamespace(name="Other", fname="latin.ttf"),
+             SimpleNamespace(name="Song", fname="song.ttf" if has_chinese else "latin.ttf")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(font_manager, "findfont", lambda _: "latin.ttf")
+    letters = {"latin.ttf": set(range(128)), "boxes.ttf": set(range(0x10000)),
+               "song.ttf": {*range(128), *map(ord, "模型")}}
+    monkeypatch.setattr(plots, "_letters", letters.get)
+    with contextlib.nullcontext() if has_chinese else pytest.warns(UserWarning, match="no font here has all letters"):
+        assert plots._drawable("模型-1.ckpt") == (drawn, "song.ttf" if has_chinese else None)
+    assert plots._drawable("a$1$.ckpt") == (r"a\$1\$.ckpt", None)
+
+
+def test_a_font_says_which_letters_it_has():
+    usual = plots._letters(font_manager.findfont("DejaVu Sans"))
+    assert ord("a") in usual
+    assert ord("模") not in usual
+    assert plots._letters(__file__) == set()
 
 
 def test_the_learning_rate_is_drawn_as_it_is_and_the_rest_with_a_mean(tmp_path, monkeypatch):

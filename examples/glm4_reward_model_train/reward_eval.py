@@ -6,7 +6,8 @@ r"""Accuracy of a reward model on MindRecord data: how often the better answer g
       --eval_dataset /path/to/test.mindrecord --batch_size 16 \
       --distributed_ckpt_path /path/to/checkpoint_network --load_all_ckpt False" 8 9123 output/msrun_log False 600
 
-A flag that is not given leaves the YAML's value.
+A flag that is not given leaves the YAML's value. The figures go to eval.json in the YAML's output_dir, the
+distributions of the scores to eval_scores.png. Exit code 3: some scores are NaN or infinite, and are not counted.
 """
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--load_all_ckpt", type=boolean, metavar="BOOL", default=False,
                         help="True: all checkpoints of a folder's last run in the order of their steps, without those "
                              "that it went back from; False (default): the last")
+    parser.add_argument("--verbose", action="store_true",
+                        help="show MindFormers' log, and the accuracy of each batch, on the terminal too")
     return parser.parse_args(argv)
 
 
@@ -46,7 +49,7 @@ def main() -> int:
     args = parse_args()
     from mindrlhf.scoring.evaluate import evaluate
     from mindrlhf.scoring.plan import plan_evaluation
-    evaluate(plan_evaluation(args))
+    evaluate(plan_evaluation(args), args.verbose)
     return 0
 
 

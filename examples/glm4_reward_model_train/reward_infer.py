@@ -7,7 +7,8 @@ r"""Score answers with a reward model.
       --distributed_ckpt_path /path/to/checkpoint_network" 8 9123 output/msrun_log False 600
 
 A row of the input is an object with prompt, pos_resp and neg_resp, or with prompt and response. The output has a line
-for each: the row's own keys, and pos_score and neg_score, or score.
+for each: the row's own keys, and pos_score and neg_score, or score. It grows as OUTPUT_FILE.partial, from which
+--resume goes on. Exit code 3: all rows are written, and scores that are NaN or infinite are null.
 """
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import new_parser, positive_int, template
+from mindrlhf.cli import new_parser, positive_int, score_key, template
 from mindrlhf.config.settings import add_set_flag
 from mindrlhf.errors import run_main
 
@@ -29,13 +30,25 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser(__doc__)
     parser.add_argument("--config", required=True, help="the run's YAML")
-    parser.add_argument("--data_file", required=True, type=Path, help="rows to score, .jsonl or .json")
+    parser.add_argument("--data_file", required=True, type=Path,
+                        help="rows to score, .jsonl or .json; or a pipe that .jsonl comes from, as /dev/stdin")
     parser.add_argument("--tokenizer", required=True, help="the tokenizer file that the training data was made with")
     parser.add_argument("--distributed_ckpt_path", required=True,
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
     parser.add_argument("--seq_length", type=positive_int, help="tokens a text; longer ones are cut (default: YAML)")
     add_set_flag(parser)
-    parser.add_argument("--output_file", type=Path, help="default: scores.jsonl in the YAML's output_dir")
+    parser.add_argument("--output_file", type=Path,
+                        help="default: scores.jsonl in the YAML's output_dir; for the model of a folder's second run, "
+                             "scores_1.jsonl. Rows go to a pipe or a device, as /dev/stdout, as they are scored")
+    parser.add_argument("--score_key", type=score_key, default="score", metavar="NAME",
+                        help="the key of a response's score (default: score); a pair's are pos_NAME and neg_NAME")
+    parser.add_argument("--skip_invalid", action="store_true",
+                        help="write rows that cannot be scored to OUTPUT_FILE.invalid.jsonl and go on; otherwise the "
+                             "first one ends the run")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from OUTPUT_FILE.partial, which a run that was cut short has left, if there is one")
+    parser.add_argument("--verbose", action="store_true",
+                        help="show MindFormers' log, and each text with its score, on the terminal too")
     parser.add_argument("--prompt_template", type=template,
                         help="text with {prompt} and {response}; default: the one that the model was trained with")
     return parser.parse_args(argv)
@@ -46,7 +59,7 @@ def main() -> int:
     args = parse_args()
     from mindrlhf.scoring.infer import infer
     from mindrlhf.scoring.plan import plan_inference
-    infer(plan_inference(args))
+    infer(plan_inference(args), args.verbose)
     return 0
 
 

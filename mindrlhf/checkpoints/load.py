@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
+import numpy as np
+
 from mindrlhf.checkpoints.find import checkpoint_files
 from mindrlhf.errors import UserError, some
 from mindrlhf.models.glm4.dimensions import may_be_absent, may_be_beyond, with_prefix
@@ -12,6 +14,7 @@ from mindrlhf.weights.tensors import FLOAT_BYTES
 
 __all__ = ["LoadReport", "check_weights", "load_state_strictly", "load_strictly", "raise_left_over", "read_checkpoint"]
 
+_CHUNK = 1 << 21  # values that are looked at at once
 _NO_WEIGHT = re.compile(r"step_metrics\.")  # figures for the log, which are never loaded
 # The state of an optimizer and of a run, which a checkpoint may have beyond the weights.
 _STATE = re.compile(r"adam_[mv]\.|moment[12]\.|accu_grads|step_metrics\.|"
@@ -73,7 +76,7 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
         stage:      of a pipeline, whose weights alone the checkpoint has; None: it has all
 
     Raises:
-        UserError: weights are missing, or shapes differ; nothing has been loaded then.
+        UserError: weights are missing, shapes differ, or values are NaN or infinite; nothing has been loaded then.
     """
     import mindspore as ms
     for name in [name for name in parameters if with_prefix(name) != name]:
@@ -82,9 +85,29 @@ def load_strictly(network, parameters: Dict[str, Any], source: str, need_head: b
     fresh = check_weights(source, {name: parameter.shape for name, parameter in parameters.items()},
                           {name: parameter.shape for name, parameter in wanted.items()}, need_head,
                           {name: str(parameter.dtype) for name, parameter in parameters.items()})
-    ms.load_param_into_net(network, {name: parameters[name] for name in wanted if name in parameters})
+    chosen = {name: parameters[name] for name in wanted if name in parameters}
+    _raise_not_finite(source, chosen)
+    ms.load_param_into_net(network, chosen)
     left_over = [name for name in parameters if name not in wanted and _is_superfluous(name)]
     return LoadReport(str(source), len(wanted) - len(fresh), tuple(fresh), tuple(left_over))
+
+
+def _raise_not_finite(source: str, parameters: Mapping[str, Any]) -> None:
+    """Raise `UserError` if values that are to be loaded are NaN or infinite: every score would be."""
+    names = [name for name, parameter in parameters.items() if not _is_finite(parameter)]
+    if names:
+        raise UserError(f"{source}: NaN or infinity in {len(names)} of the {len(parameters)} parameters to load, "
+                        f"expected finite values: {some(names)}")
+
+
+def _is_finite(parameter) -> bool:
+    """Of a Parameter; a few MB at a time."""
+    import mindspore as ms
+    if parameter.dtype == ms.bfloat16:  # which NumPy does not have
+        parameter = parameter.astype(ms.float32)
+    values = parameter.asnumpy().reshape(-1)
+    return values.dtype.kind != "f" or all(np.isfinite(values[begin:begin + _CHUNK]).all()
+                                           for begin in range(0, len(values), _CHUNK))
 
 
 def _weights_of(network, stage: Optional[int]) -> Dict[str, Any]:
@@ -112,7 +135,7 @@ def load_state_strictly(optimizer, parameters: Dict[str, Any], source: str, netw
         stage:      see `load_strictly`
 
     Raises:
-        UserError: something is missing, or has another shape; nothing has been loaded then.
+        UserError: something is missing, has another shape, or is NaN or infinite; nothing has been loaded then.
     """
     import mindspore as ms
     weights, of_stage = _weights_of(network, None), _weights_of(network, stage)
@@ -128,6 +151,7 @@ def load_state_strictly(optimizer, parameters: Dict[str, Any], source: str, netw
         raise UserError(f"{source}: {len(wrong)} of the {len(wanted)} values that {type(optimizer).__name__} "
                         f"continues with do not fit (was the run trained with another optimizer? without --resume a "
                         f"new run starts from its weights): {some(wrong, '; ')}")
+    _raise_not_finite(source, {name: parameters[name] for name in wanted})
     # The weights too: MindSpore would load adam_m.WEIGHT into a WEIGHT of the optimizer's that it is not given.
     ms.load_param_into_net(optimizer, {name: parameters[name] for name in (*of_stage, *wanted)})
 

@@ -183,7 +183,7 @@ class WholeCheckpointMonitor(Callback):
         meta = folder / "meta.json"  # MindFormers' tools read it
         with _beside_the_weights(meta), partial_file(meta) as file:
             file.write_text(json.dumps({"last_epoch": run.cur_epoch_num, "last_step": of_epoch,
-                                        "last_ckpt_file": target.name}), encoding="utf-8")
+                                        "last_ckpt_file": target.name}, allow_nan=False), encoding="utf-8")
         if self._keep:
             own = of_current_branch(list(folder.glob(f"{self._prefix}-*_*.ckpt")))
             for old in own[:max(own.index(target) + 1 - self._keep, 0)]:

@@ -36,7 +36,8 @@ _TYPES = ("compute_dtype", "param_init_type")
 def write_data_settings(folder: Path, settings: Mapping[str, Any], number: int = 0) -> None:
     """Leave with the checkpoints of a run below `folder` its notes, as a file for people."""
     with partial_file(file_of_run(folder / DATA_SETTINGS, number)) as file:
-        file.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(settings, ensure_ascii=False, allow_nan=False, indent=2) + "\n",
+                        encoding="utf-8")
 
 
 class TrainingNotes(NamedTuple):

@@ -167,7 +167,7 @@ class RecordWriter:
         # A name that is not UTF-8, in which Python has halves of surrogate pairs, becomes JSON's escapes.
         with naming_a_full_disk(self.files[-1]), open(self._folder / self.files[-1].name, "w", encoding="utf-8",
                                                       errors="backslashreplace") as file:
-            json.dump(sidecar, file, ensure_ascii=False, indent=2)
+            json.dump(sidecar, file, ensure_ascii=False, allow_nan=False, indent=2)
             file.write("\n")
         with undisturbed():
             for place in self.files:

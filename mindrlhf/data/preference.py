@@ -1,5 +1,6 @@
 """Rows of preference files: reading, checking, and errors that name file and line. Knows nothing of MindSpore."""
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _without_mark(raw: bytes) -> bytes:
 
 def _array_rows(path: Path, raw: bytes) -> Iterator[Union[Row, InvalidRow]]:
     try:
-        values = _parse_json(raw)
+        values = _parse_json(raw, strict_numbers=False)  # of which each item is asked below
     except _NotJson as error:
         lines = [line for line in raw.splitlines() if line.strip()]
         if len(lines) > 1 and all(isinstance(_line_row("", 1, line), Row) for line in lines[:2]):
@@ -145,22 +146,39 @@ def _array_rows(path: Path, raw: bytes) -> Iterator[Union[Row, InvalidRow]]:
         raise UserError(f"{path}: found {_name(values)}, expected an array of objects (or a .jsonl file)")
     for number, value in enumerate(values, start=1):
         place = f"{path}:item {number}"
-        if isinstance(value, dict):
-            yield Row(place, number, value)
-        else:
-            yield InvalidRow(place, number, f"found {_name(value)}, expected an object",
-                             json.dumps(value, ensure_ascii=False))
+        reason = None if isinstance(value, dict) else f"found {_name(value)}, expected an object"
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            text = repr(value)
+            reason = reason or "not JSON: found NaN, Infinity or a number that is too large, expected finite numbers"
+        yield Row(place, number, value) if reason is None else InvalidRow(place, number, reason, text)
 
 
-def _parse_json(raw: bytes) -> Any:
+def _parse_json(raw: bytes, strict_numbers: bool = True) -> Any:
+    """The value in UTF-8 JSON. Python's own reading takes NaN and Infinity, which JSON does not have, and makes an
+    infinity of 1e999; `strict_numbers` refuses all three.
+    """
+    numbers = {"parse_constant": _no_number, "parse_float": _finite} if strict_numbers else {}
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_each_key_once)
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_each_key_once, **numbers)
     except UnicodeDecodeError as error:
         raise _NotJson(f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}") from None
     except json.JSONDecodeError as error:
         raise _NotJson(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; a key twice; deep nesting
         raise _NotJson(f"not JSON: {error}") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"found {name}, expected a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large, expected a finite one")
+    return value
 
 
 def _each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -175,8 +193,8 @@ def _each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
 def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, InvalidRow]:
     """`row` if each of `fields` is there and is text that can be encoded, and the prompt is not blank; or why not."""
     reason = _problem_of_fields(row.values, fields)
-    return row if reason is None else InvalidRow(row.place, row.number, reason,
-                                                      json.dumps(row.values, ensure_ascii=False))
+    return row if reason is None else InvalidRow(
+        row.place, row.number, reason, json.dumps(row.values, ensure_ascii=False, allow_nan=False))
 
 
 def _problem_of_fields(values: Dict[str, Any], fields: Sequence[str]) -> Optional[str]:

@@ -42,7 +42,15 @@ from mindrlhf.tables import format_table, size_text
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt_files, write_ckpt
 from mindrlhf.weights.safetensors_file import INDEX_NAME, read_safetensors_folder, write_safetensors
 from mindrlhf.weights.shards import ShardName
-from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Part, StoredTensor, Writer, split_into_shards
+from mindrlhf.weights.tensors import (
+    FLOAT_BYTES,
+    NotFiniteValues,
+    OutputTensor,
+    Part,
+    StoredTensor,
+    Writer,
+    split_into_shards,
+)
 
 __all__ = ["Conversion", "MAX_SHARD_BYTES", "hf_to_ms", "ms_to_hf"]
 
@@ -114,7 +122,7 @@ def hf_to_ms(source: Path, output: Path, dtype: Optional[str] = None, model: Opt
     one_file = output.suffix == ".ckpt"
     shards = [(output.name, tensors)] if one_file else _shards(tensors, ".ckpt", max_shard_bytes)
     # The notes are in the first shard alone: no two files of a checkpoint have a tensor of the same name.
-    files = _write(output, shards, [partial(write_ckpt, notes=trained), *[write_ckpt] * (len(shards) - 1)],
+    files = _write(source, output, shards, [partial(write_ckpt, notes=trained), *[write_ckpt] * (len(shards) - 1)],
                    one_file=one_file)
     heads = _heads(weights)
     notes = [] if HEAD_NAME in {weight.name for weight in weights} else \
@@ -227,7 +235,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
                  "README.md": model_card(size, main_dtype, checkpoint.name, not language_model, template, settings,
                                          tokenizer and tokenizer.path.name)}
         if tokenizer:
-            texts["tokenizer.json"] = json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
+            texts["tokenizer.json"] = json.dumps(tokenizer_json(tokenizer), ensure_ascii=False, allow_nan=False)
             texts["tokenizer_config.json"] = _as_json(
                 tokenizer_config(tokenizer, pad_token_id, size.seq_length, template))
         shards = _shards(tensors, ".safetensors", max_shard_bytes)
@@ -235,7 +243,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
             texts[INDEX_NAME] = _as_json({
                 "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
                 "weight_map": {tensor.name: name for name, group in shards for tensor in group}})
-        files = _write(output, shards, [write_safetensors] * len(shards), texts)
+        files = _write(checkpoint, output, shards, [write_safetensors] * len(shards), texts)
         taken = [stored[weight.name] for weight in weights]
         dropped = tuple(name for name in stored if name not in expected)
     notes = [f"checkpoint: {checkpoint}",
@@ -326,7 +334,7 @@ def _split(weight: Weight, stored: StoredTensor, dtype: Optional[str]) -> Iterat
 
 
 def _as_json(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -352,7 +360,7 @@ def _shards(tensors: Sequence[OutputTensor], suffix: str, limit: int) -> List[Tu
             for number, group in enumerate(groups, start=1)]
 
 
-def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], writers: Sequence[Writer],
+def _write(source: Path, output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], writers: Sequence[Writer],
            texts: Optional[Mapping[str, str]] = None, one_file: bool = False) -> Tuple[str, ...]:
     """Write a folder of shards, each by its writer, and text files, or the one shard as a file.
 
@@ -360,6 +368,9 @@ def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], w
 
     Returns:
         the names of the shards
+
+    Raises:
+        UserError: there is no room; or weights have values that are NaN or infinite (all of them are named).
     """
     names = tuple(name for name, _ in shards)
     count = sum(len(group) for _, group in shards)
@@ -379,6 +390,11 @@ def _write(output: Path, shards: Sequence[Tuple[str, Sequence[OutputTensor]]], w
                 for name, text in (texts or {}).items():
                     (whole / name).write_text(text, encoding="utf-8")
                 os.replace(whole, output)
+    except NotFiniteValues:
+        names = [tensor.name for _, group in shards for tensor in group
+                 if not all(part.are_finite() for part in tensor.parts)]
+        raise UserError(f"{source}: NaN or infinity in {len(names)} of the {count} weights, expected finite values: "
+                        f"{some(names)}") from None
     except OSError as error:
         raise UserError(f"--output: {output}: cannot be written: {error.strerror or error}") from None
     return names

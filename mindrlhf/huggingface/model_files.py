@@ -93,6 +93,6 @@ def model_card(size: Dimensions, dtype: str, source: str, reward: bool, template
         *facts, "", "## Text", "",
         "Prompt and answer, stripped of white space at both ends, are put into this template. No special token is "
         "added in front or behind.", "",
-        "```json", json.dumps(template, ensure_ascii=False), "```", "",
+        "```json", json.dumps(template, ensure_ascii=False, allow_nan=False), "```", "",
         *(["The tokenizer's chat template does the same with a message of the user and one of the assistant:", "",
            _CODE, ""] if tokenizer else [])])

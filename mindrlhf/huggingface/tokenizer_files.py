@@ -73,7 +73,7 @@ def tokenizer_config(tokenizer: RankTokenizer, pad_token_id: int, seq_length: in
 
 def chat_template(template: str) -> str:
     """The prompt template as a Jinja template over `messages`: one of the user, then one of the assistant or none."""
-    before, between, after = (f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
+    before, between, after = (f"{{{{ {json.dumps(text, ensure_ascii=False, allow_nan=False)} }}}}" if text else ""
                               for text in split_template(template))
     return ("{%- if messages | length not in (1, 2) or messages[0]['role'] != 'user' "
             "or (messages | length == 2 and messages[1]['role'] != 'assistant') -%}"

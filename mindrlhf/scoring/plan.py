@@ -1,21 +1,22 @@
 """What a run that scores is given: everything about it that can be checked before a device is touched."""
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
-from mindrlhf.atomic import check_outputs, follow_link, is_stream
+from mindrlhf.atomic import check_outputs
 from mindrlhf.checkpoints.find import check_checkpoint_path, file_of_run
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.data.preference import InvalidRow
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each
 from mindrlhf.scoring.questions import read_questions
+from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
 
 __all__ = ["EvaluationPlan", "InferencePlan", "ScoringPlan", "TextScoringPlan", "plan_evaluation", "plan_inference"]
 
@@ -112,16 +113,24 @@ class InferencePlan(TextScoringPlan):
     """A checked inference; made by `plan_inference` alone.
 
     Attributes:
-        data_file:   rows to score, all of them checked
-        output_file: where the rows go with their scores
+        data_file:    rows to score, the first of them checked
+        output_file:  where the rows go with their scores
+        score_key:    NAME of the score of a response; those of a pair are pos_NAME and neg_NAME
+        resume:       go on from OUTPUT_FILE.partial, if there is one
+        skip_invalid: leave out rows that cannot be scored, instead of ending there
+        invalid_file: where these go; None without `skip_invalid`
     """
 
     data_file: Path
     output_file: Path
+    score_key: str = "score"
+    resume: bool = False
+    skip_invalid: bool = False
+    invalid_file: Optional[Path] = None
 
 
 def plan_inference(args) -> InferencePlan:
-    """The run that `reward_infer.py`'s arguments ask for. Reads all of the input once.
+    """The run that `reward_infer.py`'s arguments ask for. Reads the input's first row, unless it is a pipe.
 
     Raises:
         UserError: everything that is wrong with YAML, flags, input, tokenizer and checkpoint.
@@ -138,29 +147,33 @@ def plan_inference(args) -> InferencePlan:
                             f"padded_vocab_size is {plan.config.model.dimensions.padded_vocab_size}; expected at least "
                             "as many")
     with problems:
-        if not sum(1 for _ in read_questions(args.data_file)):
-            raise UserError(f"--data_file: {args.data_file}: no rows in it, expected at least one")
+        _check_data_file(args.data_file, args, plan.config)
     problems.raise_all()
     output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
-    check_outputs({"--output_file": output_file}, {
+    invalid_file = invalid_rows_path(output_file, plan.config.output) if args.skip_invalid else None
+    check_outputs({"--output_file": output_file, **({"--skip_invalid": invalid_file} if invalid_file else {})}, {
         "--config": args.config, "--data_file": args.data_file, "--tokenizer": tokenizer.path,
         "--distributed_ckpt_path": args.distributed_ckpt_path, "data_settings.json": notes.place})
-    _check_output_file(output_file)
+    check_score_file(output_file, args.resume)
     return InferencePlan(**vars(plan), data_file=args.data_file, tokenizer=tokenizer, output_file=output_file,
-                         template=args.prompt_template or plan.trained.get("prompt_template") or PROMPT_TEMPLATE)
+                         template=args.prompt_template or plan.trained.get("prompt_template") or PROMPT_TEMPLATE,
+                         score_key=args.score_key, resume=args.resume, skip_invalid=args.skip_invalid,
+                         invalid_file=invalid_file)
 
 
-def _check_output_file(path: Path) -> None:
-    """Raise `UserError`, before anything is scored, if no file can be written at `path`."""
-    if is_stream(path):
+def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:
+    """Raise `UserError` if there is no first row, or it cannot be scored. The others are checked when they are reached:
+    what is before an invalid one is then kept. What comes from a pipe can be read once, and so is not looked at.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        if args.resume:
+            raise UserError(f"--resume: --data_file is {path}, which has only what was not read yet; expected a file")
+        if config and config.layout.processes > 1:
+            raise UserError(f"--data_file: {path}: a pipe or a device, expected a file, for each of the "
+                            f"{config.layout.processes} processes reads all rows")
         return
-    path = follow_link(path)
-    if path.is_dir():
-        raise UserError(f"--output_file: {path} is a folder, expected a file name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.parent, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"--output_file: {path}: the folder {path.parent} cannot be written")
+    first = next(read_questions(path, args.score_key), None)
+    if first is None:
+        raise UserError(f"--data_file: {path}: no rows in it, expected at least one")
+    if isinstance(first, InvalidRow) and not args.skip_invalid:
+        raise first.as_error()

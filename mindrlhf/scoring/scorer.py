@@ -21,7 +21,7 @@ from mindrlhf.processes import stack_over_processes, sum_over_processes
 
 __all__ = ["Checkpoint", "Scorer", "row_shapes", "warn_of_template"]
 
-_WINDOW = 2048            # groups of texts that are sorted by length together; bounds the memory of a run
+_WINDOW = 2048             # groups of texts that are sorted by length together; bounds the memory of a run
 _SHORTEST_ROW = 256        # tokens
 _TOKENS = 4096             # of a batch, at most; larger ones are no faster
 _SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
@@ -52,11 +52,11 @@ class Scorer:
         from mindformers.core.parallel_config import build_parallel_config
         from mindformers.tools.utils import get_real_group_size, get_real_rank
 
-        self.rank = get_real_rank()
+        self.rank, self.processes = get_real_rank(), get_real_group_size()
         layout = config.layout
         self._semi_auto = layout.semi_auto
         divided = layout.parallel and not layout.semi_auto
-        self._part, self._parts = (self.rank, get_real_group_size()) if divided else (0, 1)  # of the batches
+        self._part, self._parts = (self.rank, self.processes) if divided else (0, 1)  # of the batches
         run.parallel_config.update(data_parallel=layout.data, model_parallel=layout.model,
                                    pipeline_stage=layout.stages)
         self.seq_length, self.pad_token_id = config.model.seq_length, config.model.pad_token_id
@@ -67,6 +67,11 @@ class Scorer:
         build_parallel_config(run)
         self._run = run
         self._build()
+
+    @property
+    def window(self) -> int:
+        """Questions that are read, put into rows and scored together."""
+        return _WINDOW
 
     def _build(self) -> None:
         """The network, without weights."""
@@ -157,23 +162,45 @@ class Scorer:
         questions = iter(questions)
         while True:
             window = [text_group([np.asarray(text[:self.seq_length], np.int32) for text in texts])
-                      for texts in islice(questions, _WINDOW)]
+                      for texts in islice(questions, self.window)]
             if not window:
                 return
             yield from self._score_window(window)
 
     def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
+        scores, rows = self._score_rows(groups, self.most)
+        alone = [(group, text) for row in rows for group, text in _spoilt(row, scores)]
+        if alone:
+            found, _ = self._score_rows([_text_alone(groups[group], text) for group, text in alone], 1)
+            for (group, text), score in zip(alone, found):
+                scores[group][text] = score[0]
+        return [score.tolist() for score in scores]
+
+    def _score_rows(self, groups: Sequence[Group], most: int) -> Tuple[List[np.ndarray], List[Tuple[int, ...]]]:
+        """(end scores of each group's texts, the groups of each row); at most so many groups share a row."""
         last = np.cumsum([len(group.ends) for group in groups])
         scores = np.zeros(last[-1], np.float32)
         places = [np.arange(end - len(group.ends), end) for group, end in zip(groups, last)]
-        steps = plan_steps([len(group) for group in groups], self.shapes, self.most, None)
+        steps = plan_steps([len(group) for group in groups], self.shapes, most, None)
         for step in steps[self._part::self._parts]:
             inputs, texts = self._tensors([[groups[number] for number in row] for row in step.rows], step.length)
             scores[np.concatenate([places[number] for number in step.groups])] = \
                 self._model.predict(*inputs).asnumpy()[texts]
         if self._parts > 1:
             scores = sum_over_processes(scores)  # each score is there once and 0 elsewhere
-        return [scores[place].tolist() for place in places]
+        return [scores[place] for place in places], [row for step in steps for row in step.rows]
+
+
+def _spoilt(row: Sequence[int], scores: Sequence[np.ndarray]) -> List[Tuple[int, int]]:
+    """(group, text) of a row's texts, if several share it and one of their scores is NaN or infinite: a text whose
+    values overflow makes all scores of its row NaN, for attention multiplies what it masks by 0, and 0 x NaN is NaN.
+    """
+    texts = [(group, text) for group in row for text in range(len(scores[group]))]
+    return texts if len(texts) > 1 and not all(np.isfinite(scores[group]).all() for group in row) else []
+
+
+def _text_alone(group: Group, text: int) -> Group:
+    return text_group([group.ids[(group.sides == 0) | (group.sides == text + 1)]])
 
 
 def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]]:

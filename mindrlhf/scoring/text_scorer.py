@@ -2,8 +2,11 @@
 from collections import deque
 from typing import Deque, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
+import numpy as np
+
 from mindrlhf.data.template import render
 from mindrlhf.errors import UserError
+from mindrlhf.processes import sum_over_processes
 from mindrlhf.scoring.plan import TextScoringPlan
 from mindrlhf.scoring.scorer import Scorer, warn_of_template
 from mindrlhf.set_up import set_up_mindspore
@@ -22,27 +25,39 @@ class TextScorer:
     """Sets up the device, loads the plan's last checkpoint, and scores answers.
 
     Args:
-        plan: what is scored with
+        plan:    what is scored with
+        verbose: see `set_up_mindspore`
 
     Attributes:
-        rank:     of this process; all of them must score the same questions, and all know all scores
-        texts:    scored so far
-        cut:      how many of them were longer than the sequence length, and were cut there
+        rank:       of this process; all of them must score the same questions, and all know all scores
+        checkpoint: that was loaded
+        shapes:     (rows, length) of the batches
+        window:     questions that are scored together
+        texts:      scored so far
+        cut:        how many of them were longer than the sequence length, and were cut there
 
     Raises:
         UserError: the checkpoint is damaged or does not fit the model.
     """
 
-    def __init__(self, plan: TextScoringPlan):
-        run = set_up_mindspore(plan.config)
+    def __init__(self, plan: TextScoringPlan, verbose: bool = False):
+        run = set_up_mindspore(plan.config, verbose)
         warn_of_template(plan.template, plan.trained.get("prompt_template"), "--prompt_template")
         self._plan, self._scorer = plan, Scorer(plan.config, run)
-        self._scorer.load(self._scorer.checkpoints(plan.checkpoint)[-1])
+        checkpoint = self._scorer.checkpoints(plan.checkpoint)[-1]
+        self._scorer.load(checkpoint)
+        self.checkpoint, self.shapes, self.window = checkpoint.path, self._scorer.shapes, self._scorer.window
         self.rank, self.texts, self.cut = self._scorer.rank, 0, 0
+
+    def said_by_first(self, number: int) -> int:
+        """The number that the first process gives (a whole one, below 2 ** 24); all of them wait for it, and the others
+        give 0.
+        """
+        return int(sum_over_processes(np.array([number], np.float32))[0]) if self._scorer.processes > 1 else number
 
     def score(self, prompt: str, answers: Sequence[str]) -> List[float]:
         """The score of each answer; the better the answer, the higher. Only differences between answers to the same
-        prompt mean something.
+        prompt mean something. NaN or infinite where the network overflows.
 
         Raises:
             UserError: a text has no token.

@@ -85,7 +85,7 @@ def read_notes(path: Path) -> Optional[Dict[str, Any]]:
 
 def notes_as_bytes(notes: Mapping[str, Any]) -> bytes:
     """What a file has under the name `NOTES`."""
-    return json.dumps(notes).encode()
+    return json.dumps(notes, allow_nan=False).encode()
 
 
 def _read_values(path: Path) -> Dict[str, StoredTensor]:

@@ -127,7 +127,7 @@ def write_safetensors(path: Path, tensors: Sequence[OutputTensor], written: Call
         header[tensor.name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape),
                                "data_offsets": [begin, begin + tensor.nbytes]}
         begin += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

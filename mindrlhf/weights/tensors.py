@@ -12,13 +12,19 @@ import numpy as np
 
 from mindrlhf.errors import UserError
 
-__all__ = ["FLOAT_BYTES", "MOST_DIMENSIONS", "OutputTensor", "Part", "Segment", "StoredTensor", "cast",
-           "split_into_shards"]
+__all__ = ["FLOAT_BYTES", "MOST_DIMENSIONS", "NotFiniteValues", "OutputTensor", "Part", "Segment", "StoredTensor",
+           "are_finite", "cast", "split_into_shards"]
 
 # The types that weights have, and bytes of a value.
 FLOAT_BYTES: Dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MOST_DIMENSIONS = 8  # of a tensor in a file, as MindSpore has it
 _CHUNK = 1 << 21  # values
+# A value whose exponent has all bits set is NaN or infinite.
+_EXPONENT = {"float32": ("<u4", 0x7F800000), "bfloat16": ("<u2", 0x7F80), "float16": ("<u2", 0x7C00)}
+
+
+class NotFiniteValues(UserError):
+    """A weight has values that are NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,16 @@ class Part:
         width = math.prod(tensor.shape[1:])
         return cls(tensor, begin * width, end * width)
 
+    def chunks(self) -> Iterator[bytes]:
+        """Their bytes, a few MB at a time."""
+        size = FLOAT_BYTES[self.tensor.dtype]
+        for begin in range(self.begin, self.end, _CHUNK):
+            yield self.tensor.read(begin * size, min(begin + _CHUNK, self.end) * size)
+
+    def are_finite(self) -> bool:
+        """Whether none of them is NaN or infinite."""
+        return all(are_finite(raw, self.tensor.dtype) for raw in self.chunks())
+
 
 @dataclass(frozen=True)
 class OutputTensor:
@@ -108,17 +124,29 @@ class OutputTensor:
         """Its bytes, a few MB at a time.
 
         Raises:
+            NotFiniteValues: a value is NaN or infinite.
             UserError: a value is too large for `dtype`.
         """
         for part in self.parts:
-            size = FLOAT_BYTES[part.tensor.dtype]
-            for begin in range(part.begin, part.end, _CHUNK):
-                raw = part.tensor.read(begin * size, min(begin + _CHUNK, part.end) * size)
+            for raw in part.chunks():
+                if not are_finite(raw, part.tensor.dtype):
+                    raise NotFiniteValues(f"{self.name}: NaN or infinity in it, expected finite values")
                 try:
                     yield cast(raw, part.tensor.dtype, self.dtype)
                 except OverflowError as error:
                     raise UserError(f"{self.name}: {error}; expected values that {self.dtype} can hold (choose "
                                     "another --dtype)") from None
+
+
+def are_finite(raw: bytes, dtype: str) -> bool:
+    """Whether none of the values in some bytes is NaN or infinite.
+
+    >>> are_finite(np.array([1, 65504], "<f2").tobytes(), "float16"), are_finite(b"\\x80\\x7f", "bfloat16")
+    (True, False)
+    """
+    unsigned, exponent = _EXPONENT[dtype]
+    bits = np.frombuffer(raw, unsigned)
+    return not bool(np.any((bits & exponent) == exponent))
 
 
 def cast(raw: bytes, source: str, target: str) -> bytes:

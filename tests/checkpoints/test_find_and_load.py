@@ -8,6 +8,7 @@
 | test_a_file_of_an_earlier_release ...         | how the data was made, and that it was read beside the file     |
 | test_the_newest_is_that_ ..., test_behind ... | what a run went back from is not newer, on any rank             |
 | test_missing / test_another_shape ...         | nothing is loaded, and the message has names and both shapes    |
+| test_weights_that_are_nan_or_infinite ...     | the same for values that no score survives                      |
 """
 import os
 import shutil
@@ -264,6 +265,25 @@ def test_another_shape_is_an_error_with_the_parameter_and_both_shapes(network):
     values["transformer.encoder.final_layernorm.weight"] = Parameter(Tensor(np.ones(64, np.float32)))
     with pytest.raises(UserError, match=r"final_layernorm\.weight: checkpoint \(64,\), network \(32,\)"):
         load_strictly(network, values, "a.ckpt", need_head=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16, ms.float16], ids=str)
+def test_weights_that_are_nan_or_infinite_are_refused_by_name(network, dtype, value):
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+    values = parameters_of(network)
+    for name in ("v_head0.weight", "transformer.encoder.final_layernorm.weight"):
+        array = values[name].asnumpy().copy()
+        array.flat[-1] = value
+        values[name] = Parameter(Tensor(array).astype(dtype), name=name)
+    values["step_metrics.value"] = Parameter(Tensor([value], ms.float32), name="step_metrics.value")  # is not loaded
+    with pytest.raises(UserError) as caught:
+        load_strictly(network, values, "a.ckpt", need_head=True)
+    assert str(caught.value) == (
+        f"a.ckpt: NaN or infinity in 2 of the {len(values) - 1} parameters to load, expected finite values: "
+        "transformer.encoder.final_layernorm.weight, v_head0.weight")
+    for parameter in network.get_parameters():
+        np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
 
 
 def test_what_is_left_over_is_reported_but_optimizer_state_is_expected(network):

@@ -86,8 +86,12 @@ BAD_LINES = {
                         "key 'pos_resp' is null, expected a string"),
     "a value is a number": (b'{"prompt": 12, "pos_resp": "a", "neg_resp": "b"}',
                             "key 'prompt' is a number, expected a string"),
-    "a value is not a number": (b'{"prompt": NaN, "pos_resp": "a", "neg_resp": "b"}',
-                                "key 'prompt' is a number, expected a string"),
+    "a value is not a number": (b'{"prompt": "q", "pos_resp": "a", "neg_resp": "b", "note": [NaN]}',
+                                "not JSON: found NaN, expected a finite number"),
+    "a value is infinite": (b'{"prompt": "q", "pos_resp": "a", "neg_resp": "b", "note": -Infinity}',
+                            "not JSON: found -Infinity, expected a finite number"),
+    "a number becomes infinite": (b'{"prompt": "q", "pos_resp": "a", "neg_resp": "b", "note": -1e999}',
+                                  "not JSON: the number -1e999 is too large, expected a finite one"),
     "a value is a boolean": (b'{"prompt": "q", "pos_resp": "a", "neg_resp": false}',
                              "key 'neg_resp' is a boolean, expected a string"),
     "a value is a list": (b'{"prompt": ["q"], "pos_resp": "a", "neg_resp": "b"}',
@@ -164,6 +168,8 @@ def test_array_items_are_rows(tmp_path):
     ("\ud800", "found a string, expected an object"),
     ({"prompt": "q"}, f"key 'pos_resp', 'neg_resp' missing; found prompt; {EXPECTED}"),
     ({**GOOD, "prompt": " "}, "key 'prompt' is empty, expected text"),
+    ({**GOOD, "note": float("nan")},
+     "not JSON: found NaN, Infinity or a number that is too large, expected finite numbers"),
 ])
 def test_array_item_that_is_no_row_says_why(tmp_path, item, reason):
     path = write(tmp_path, json.dumps([GOOD, item, GOOD]).encode(), "pairs.json")

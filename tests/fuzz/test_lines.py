@@ -7,14 +7,17 @@ and fields that are put together here: conversion writes exactly the rows that a
 | test_conversion_of_mutated_lines      | every line is converted right or named; nothing stays | json, tiktoken |
 | test_arrays_with_a_mutated_item       | the same for a .json array, by item                   | json           |
 | test_reader_of_mutated_questions      | the same for what reward_infer.py scores              | json           |
-| test_scored_rows_are_written_...      | a row's own keys come back in scores.jsonl            | json           |
+| test_scored_rows_are_written_...      | a row's own keys come back, up to the first bad row   | json           |
+| test_invalid_rows_are_left_out_...    | the others do, and every bad row is in a file         | json           |
 | test_a_line_of_10_mb_...              | size is no reason to fail, or to fail otherwise       | tiktoken       |
 | test_mutated_lines_through_the_...    | processes that encode see the same lines              | json           |
 """
 import contextlib
 import json
+import math
 import re
 import types
+from pathlib import Path
 
 import mindspore.dataset as ds
 import pytest
@@ -32,6 +35,7 @@ from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.scoring.questions import read_questions
+from mindrlhf.scoring.scorer import Checkpoint
 
 pytestmark = pytest.mark.stack
 
@@ -143,13 +147,26 @@ def once(pairs):
     return dict(pairs)
 
 
+def no_number(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+def finite(text):
+    if math.isinf(float(text)):
+        raise ValueError("an infinity")
+    return float(text)
+
+
 def parsed_lines(content):
-    """(number, object or None) of each line that is not blank: None where it is no object with each key once."""
+    """(number, object or None) of each line that is not blank: None where it is no object with each key once and
+    numbers that are finite.
+    """
     for number, line in enumerate(content.split(b"\n"), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
             try:
-                row = json.loads(line.decode("utf-8"), object_pairs_hook=once)
+                row = json.loads(line.decode("utf-8"), object_pairs_hook=once, parse_constant=no_number,
+                                 parse_float=finite)
             except (ValueError, RecursionError):
                 row = None
             yield number, row if isinstance(row, dict) else None
@@ -161,8 +178,15 @@ def items_of(content):
         items = json.loads(content.removeprefix(b"\xef\xbb\xbf").decode("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError):
         return None
-    return [(number, item if isinstance(item, dict) else None) for number, item in enumerate(items, start=1)] \
-        if isinstance(items, list) else None
+    return [(number, item if isinstance(item, dict) and is_finite(item) else None)
+            for number, item in enumerate(items, start=1)] if isinstance(items, list) else None
+
+
+def is_finite(item):
+    try:
+        return bool(json.dumps(item, allow_nan=False))
+    except ValueError:
+        return False
 
 
 def is_usable(row, fields):
@@ -283,18 +307,22 @@ def test_arrays_with_a_mutated_item(folder, outcomes, raw):
 # --- reward_infer.py ------------------------------------------------------------------------------------------------
 
 def expected_questions(content):
-    """(rows with the names of their scores, number of the first line that is none)."""
+    """(number, row or None where it cannot be scored, names of its scores) of each line up to the first row that has a
+    key of such a name itself; the number of that one.
+    """
     rows = []
     for number, row in parsed_lines(content):
         single = bool(row) and "response" in row and "pos_resp" not in row
-        if not is_usable(row, SINGLE if single else PAIR):
+        names = ["score"] if single else ["pos_score", "neg_score"]
+        usable = is_usable(row, SINGLE if single else PAIR)
+        if usable and set(names) & set(row):
             return rows, number
-        rows.append((row, ["score"] if single else ["pos_score", "neg_score"]))
+        rows.append((number, row if usable else None, names))
     return rows, None
 
 
 def same(found, expected):
-    """Equality by the text, for which NaN is itself."""
+    """Equality by the text."""
     return json.dumps(found) == json.dumps(expected)
 
 
@@ -303,29 +331,31 @@ def same(found, expected):
 @fuzz(few=200, full=5000)
 def test_reader_of_mutated_questions(folder, outcomes, raw):
     source = emptied(folder, file_of(raw))
-    expected, bad = expected_questions(file_of(raw))
+    expected, clash = expected_questions(file_of(raw))
     found = []
     with outcomes.no_hang():
-        if bad is None:
+        if clash is None:
             found += read_questions(source)
         else:
             with pytest.raises(UserError) as caught:
                 found.extend(read_questions(source))
-            assert one_line(caught.value).startswith(f"{source}:{bad}: ")
-    outcomes.count("questions read" if bad is None else "questions refused")
-    assert same([(question.values, list(question.answers)) for question in found], expected)
+            assert one_line(caught.value).startswith(f"{source}:{clash}: the row has a key ")
+    outcomes.count("questions read" if clash is None else "questions refused")
+    assert [row.place for row in found] == [f"{source}:{number}" for number, _, _ in expected]
+    assert same([None if isinstance(row, InvalidRow) else [row.values, list(row.answers)] for row in found],
+                [row and [row, names] for _, row, names in expected])
 
 
 class LengthScorer:
     """In the place of a model: a text's score is its number of tokens."""
 
-    rank, seq_length = 0, SEQ
+    rank, processes, seq_length, shapes, window = 0, 1, SEQ, (), 2048
 
     def __init__(self, *_):
         pass
 
     def checkpoints(self, path):
-        return [path]
+        return [Checkpoint(Path(path))]
 
     def load(self, path):
         pass
@@ -335,15 +365,15 @@ class LengthScorer:
             yield [float(len(ids)) for ids in texts]
 
 
-CONFIG = types.SimpleNamespace(model=types.SimpleNamespace(seq_length=SEQ))
+CONFIG = types.SimpleNamespace(model=types.SimpleNamespace(seq_length=SEQ), mapping={})
 
 
 @pytest.fixture
 def without_a_model(monkeypatch):
-    monkeypatch.setattr(text_scorer, "set_up_mindspore", lambda config: None)
+    monkeypatch.setattr(text_scorer, "set_up_mindspore", lambda *_: None)
     monkeypatch.setattr(text_scorer, "Scorer", LengthScorer)
     from mindformers.tools.logger import logger
-    monkeypatch.setattr(logger, "info", lambda *_: None)
+    monkeypatch.setattr(logger, "info", lambda *_, **__: None)
     monkeypatch.setattr(logger, "warning", lambda *_: None)
 
 
@@ -353,18 +383,43 @@ def without_a_model(monkeypatch):
 def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes, raw):
     source, target = emptied(folder, file_of(raw)), folder / "scores.jsonl"
     plan = InferencePlan(CONFIG, str(folder), {}, TOKENIZER, TEMPLATE, source, target)
-    expected, bad = expected_questions(file_of(raw))
+    expected, clash = expected_questions(file_of(raw))
+    bad = next((number for number, row, _ in expected if row is None), clash)
     with outcomes.no_hang():
-        if bad is not None:
-            with pytest.raises(UserError):
+        if bad is None:
+            infer(plan)
+        else:
+            with pytest.raises(UserError) as caught:
                 infer(plan)
-            assert names_in(folder) == []
-            return
-        infer(plan)
-    written = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n")[:-1]]
-    rows = [{**row, **{name: float(len(ids_of(row, ANSWERS[name]))) for name in names}} for row, names in expected]
-    assert same(written, rows)
+            assert one_line(caught.value).startswith(f"{source}:{bad}: ")
+            assert names_in(folder) == ["scores.jsonl.partial", "scores.jsonl.partial.json"]
+    written = rows_in(target if bad is None else folder / "scores.jsonl.partial")
+    assert same(written, with_scores([entry for entry in expected if bad is None or entry[0] < bad]))
     outcomes.count("rows scored", len(written))
+
+
+@FOUND
+@given(raw=lines())
+@fuzz(few=50, full=1000)
+def test_invalid_rows_are_left_out_and_named(folder, without_a_model, outcomes, raw):
+    source, target, noted = emptied(folder, file_of(raw)), folder / "scores.jsonl", folder / "invalid.jsonl"
+    expected, clash = expected_questions(file_of(raw))
+    plan = InferencePlan(CONFIG, str(folder), {}, TOKENIZER, TEMPLATE, source, target, skip_invalid=True,
+                         invalid_file=noted)
+    with outcomes.no_hang(), contextlib.nullcontext() if clash is None else pytest.raises(UserError):
+        infer(plan)
+    if clash is None:
+        assert same(rows_in(target), with_scores([entry for entry in expected if entry[1] is not None]))
+        assert [row["line"] for row in rows_in(noted)] == [number for number, row, _ in expected if row is None]
+        outcomes.count("rows left out", len(rows_in(noted)))
+
+
+def rows_in(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def with_scores(entries):
+    return [{**row, **{name: float(len(ids_of(row, ANSWERS[name]))) for name in names}} for _, row, names in entries]
 
 
 # --- size, and processes --------------------------------------------------------------------------------------------

@@ -413,9 +413,9 @@ def test_dimensions_are_read_from_both_kinds_of_config_json(load_reference, case
 
 # --- --dtype ---------------------------------------------------------------------------------------------------------
 
-# Ties and a value just above one, the largest of float16 and one that is rounded to it, tiny and infinite ones.
+# Ties and a value just above one, the largest of float16 and one that is rounded to it, and tiny ones.
 AWKWARD = np.array([1 + 2 ** -8, 1 + 3 * 2 ** -8, 1 + 2 ** -8 + 2 ** -20, 1 + 2 ** -11, 1 + 3 * 2 ** -11, -0.0, 65504,
-                    65519, -1e-30, 1e-40, 6e-8, np.inf, -np.inf, np.nan], np.float32)
+                    65519, -1e-30, 1e-40, 6e-8], np.float32)
 
 
 def cast(value, dtype):
@@ -469,6 +469,27 @@ def test_value_too_large_for_the_type_is_refused_and_nothing_is_left(tmp_path, o
     hf_to_ms(folder, tmp_path / "base.ckpt")
     message = message_of(ms_to_hf, str(tmp_path / "base.ckpt"), model_of(size), outputs / "hf", dtype=dtype)
     assert message == f"model.norm.weight: {expected}"
+    assert contents(outputs) == {"base.ckpt": b"earlier"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_nan_or_infinite_are_refused_by_name(tmp_path, outputs, reference, value, dtype):
+    values = transformers_tensors(reference, "score.weight")
+    size = size_of(reference)
+    for name in ("model.norm.weight", "model.layers.1.self_attn.k_proj.weight"):
+        values[name] = values[name].copy()
+        values[name].flat[-1] = value
+    folder = write_model(tmp_path / "in", as_type(values, dtype), transformers_config(size), shards=2)
+    assert refused(outputs, folder) == (
+        f"{folder}: NaN or infinity in 2 of the 17 weights, expected finite values: transformer.encoder.layers.1."
+        "self_attention.query_key_value.weight, transformer.encoder.final_layernorm.weight")
+    checkpoint = save_checkpoint(tmp_path / "rm.ckpt", {
+        name: np.where(np.arange(array.size).reshape(array.shape) == 0, value, array) if name == HEAD else array
+        for name, array in group(reference, "weight/").items()}, MS_TYPES[dtype])
+    message = message_of(ms_to_hf, str(checkpoint), model_of(size), outputs / "hf", dtype="float32")
+    assert message.startswith(f"{checkpoint}: NaN or infinity in 1 of the ")
+    assert message.endswith(" weights, expected finite values: score.weight")
     assert contents(outputs) == {"base.ckpt": b"earlier"}
 
 

@@ -5,12 +5,15 @@
 | test_scores_come_in_the_order ...        | sorting by length is undone            | the scores in one window |
 | test_questions_are_read_as ...           | memory does not grow with the input    | how far it has been read |
 | test_every_very_short_text ...           | rows have room for all that fit        | the score of one of them |
+| test_a_text_that_is_nan_spoils_no_other  | healthy neighbours keep their scores   | the model without NaN    |
 | test_row_shapes ...                      | few graphs; two whole texts fit        | property                 |
 | test_an_evaluation_of_data_without_...   | damage that may go unnoticed is said   | the log                  |
 | test_an_output_that_is_an_input_...      | inputs are kept; devices are outputs   | messages                 |
 | test_the_batch_size_does_not_move ...    | the figures, in the data's order       | another batch size, 1e-5 |
 | test_a_checkpoint_that_cannot_be_ ...    | the others are evaluated; one branch   | names, reasons by hand   |
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
+| test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
+| test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
@@ -35,9 +38,10 @@ from mindrlhf.errors import UserError
 from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
 from mindrlhf.scoring import text_scorer
-from mindrlhf.scoring.evaluate import evaluate
+from mindrlhf.scoring.evaluate import EvalResult, evaluate
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
+from mindrlhf.scoring.report import NotFiniteScores
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
 from mindrlhf.scoring.text_scorer import TextScorer
 from mindrlhf.weights.ckpt_file import notes_as_bytes
@@ -156,6 +160,42 @@ def test_every_very_short_text_gets_a_score(scorer, answers):
     np.testing.assert_allclose(found, [expected] * 300, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def nan_of_token_61(scorer):
+    """The scorer's model with a token that is NaN, which `make_texts` never uses."""
+    embedding = next(parameter for parameter in scorer.network.get_parameters()
+                     if parameter.name == "transformer.embedding.embedding_weight")
+    whole = embedding.asnumpy().copy()
+    damaged = whole.copy()
+    damaged[61] = np.nan
+    embedding.set_data(Tensor(damaged))
+    yield
+    embedding.set_data(Tensor(whole))
+
+
+def with_token_61(texts, *numbers):
+    """The texts of a question, some of them with the token behind their common beginning."""
+    return [np.concatenate([text[:-1], [61]]) if number in numbers else text for number, text in enumerate(texts)]
+
+
+def test_a_text_that_is_nan_spoils_no_other(scorer, questions, request):
+    expected = list(scorer.score(questions))
+    request.getfixturevalue("nan_of_token_61")
+    changed = [with_token_61(texts, 0) if number in (2, 5) else texts for number, texts in enumerate(questions)]
+    found = list(scorer.score(changed))
+    for number, (scores, healthy) in enumerate(zip(found, expected)):
+        nan = [number in (2, 5) and answer == 0 for answer in range(len(scores))]
+        assert np.isnan(scores).tolist() == nan
+        np.testing.assert_allclose(np.array(scores)[~np.array(nan)], np.array(healthy)[~np.array(nan)], rtol=1e-5,
+                                   atol=1e-5)
+
+
+def test_a_window_of_nothing_but_nan_is_nan(scorer, nan_of_token_61):
+    found = list(scorer.score([with_token_61(make_texts(5, 9), 0, 1)] * 3))
+    assert np.isnan(found).all()
+    assert np.shape(found) == (3, 2)
+
+
 @pytest.mark.parametrize("split", [1, 4])
 @pytest.mark.parametrize("seq_length", [1, 12, 100, 128, 129, 1000, 1024, 8192])
 def test_row_shapes_hold_two_whole_texts_in_at_most_four_lengths(seq_length, split):
@@ -177,7 +217,8 @@ def test_row_shapes_hold_two_whole_texts_in_at_most_four_lengths(seq_length, spl
 def start(monkeypatch):
     """Let a run go on in this process, whose device is set up."""
     for module in (evaluation, text_scorer):
-        monkeypatch.setattr(module, "set_up_mindspore", lambda config: MindFormerConfig(**config.mapping))
+        monkeypatch.setattr(module, "set_up_mindspore",
+                            lambda config, verbose: MindFormerConfig(**config.mapping))
 
 
 @pytest.fixture
@@ -210,7 +251,7 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
     """Data of a smaller sequence length than the model's; the last batch is a smaller one."""
     path, texts = pairs
     log = []
-    monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
+    monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
     results = []
     for size in (1, 6):
         log.clear()
@@ -227,6 +268,54 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
     assert one.margin == pytest.approx(np.mean(expected[:, 0] - expected[:, 1]), abs=1e-5)
     assert 0 < one.accuracy < 1
     assert (in_tmp_path / "output" / "eval_scores.png").is_file()
+    figures = json.loads((in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8"))
+    assert figures == {"data": [str(path)], "results": [{
+        "checkpoint": str(checkpoint), "pairs": 20, "not_finite": 0, "accuracy": other.accuracy, "margin": other.margin,
+        "chosen_mean": float(other.chosen.mean()), "rejected_mean": float(other.rejected.mean())}],
+        "not_evaluated": []}
+
+
+@pytest.mark.usefixtures("start")
+def test_pairs_that_are_nan_are_counted_apart(configure, checkpoint, pairs, in_tmp_path, monkeypatch):
+    path, _ = pairs
+    scores = np.random.default_rng(0).normal(0, 1, (20, 2)).astype(np.float32)
+    scores[3, 0], scores[7, 1], scores[11] = np.nan, np.inf, -np.inf
+    monkeypatch.setattr(Scorer, "score", lambda _self, questions: iter([row.tolist() for row, _ in
+                                                                        zip(scores, questions)]))
+    with pytest.raises(NotFiniteScores) as caught:
+        evaluate(EvaluationPlan(configure(64, 6), str(checkpoint), {}, RecordSet.open(str(path)), False))
+    assert caught.value.code == 3
+    assert str(caught.value) == ("3 rows have a score that is NaN or infinite, not counted in accuracy and margin: " +
+                                 ", ".join(f"{path}: pair {number} ({checkpoint})" for number in (3, 7, 11)))
+    content = (in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8")
+    result, = json.loads(content, parse_constant=pytest.fail)["results"]
+    finite = np.delete(scores, [3, 7, 11], axis=0)
+    assert (result["pairs"], result["not_finite"]) == (20, 3)
+    assert result["accuracy"] == pytest.approx(np.mean(finite[:, 0] > finite[:, 1]))
+    assert result["margin"] == pytest.approx(np.mean(finite[:, 0] - finite[:, 1]), abs=1e-6)
+    assert result["chosen_mean"] == pytest.approx(np.mean(finite[:, 0]), abs=1e-6)
+    assert (in_tmp_path / "output" / "eval_scores.png").is_file()
+
+
+def test_an_evaluation_without_a_finite_pair_has_no_figures():
+    result = EvalResult("a.ckpt", np.array([np.nan, 1], np.float32), np.array([0, np.inf], np.float32))
+    assert result.figures() == {"checkpoint": "a.ckpt", "pairs": 2, "not_finite": 2, "accuracy": None, "margin": None,
+                                "chosen_mean": None, "rejected_mean": None}
+    assert result.as_line() == ("a.ckpt: 2 pairs, accuracy -, mean margin - (of the 0 pairs whose scores are finite; "
+                                "of 2 they are NaN or infinite)")
+
+
+@pytest.mark.usefixtures("start")
+def test_a_picture_that_cannot_be_drawn_is_a_warning(configure, checkpoint, pairs, in_tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no display")
+
+    warned = []
+    monkeypatch.setattr(evaluation, "plot_score_histogram", fails)
+    monkeypatch.setattr(logger, "warning", lambda text, *values: warned.append(text % values))
+    evaluate(EvaluationPlan(configure(64, 6), str(checkpoint), {}, RecordSet.open(str(pairs[0])), False))
+    assert warned[-1] == "output/eval_scores.png cannot be drawn: no display"
+    assert (in_tmp_path / "output" / "eval.json").is_file()
 
 
 def save_step(folder, scoring_model, step, number=0, branch=0, left=(), **model):
@@ -254,7 +343,7 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
     found = Scorer.checkpoints
     monkeypatch.setattr(Scorer, "checkpoints", lambda self, path: (found(self, path), removed.unlink())[0])
     log = []
-    monkeypatch.setattr(logger, "info", lambda text, *values: log.append(text % values))
+    monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
     plan = EvaluationPlan(configure(64), str(folder), {}, RecordSet.open(str(pairs[0])), True)
     with pytest.raises(UserError, match=rf"{folder}: 3 of 5 checkpoints could not be evaluated: .*; .*; "):
         evaluate(plan)
@@ -267,6 +356,9 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
                                   "no such file or folder", None)):
         assert reason is None or reason in row
     assert (tmp_path / "output" / "eval_scores_1.png").is_file()
+    figures = json.loads((tmp_path / "output" / "eval_1.json").read_text(encoding="utf-8"))
+    assert [result["checkpoint"] for result in figures["results"]] == [str(whole), str(last)]
+    assert len(figures["not_evaluated"]) == 3
 
 
 # --- inference ------------------------------------------------------------------------------------------------------
@@ -277,7 +369,8 @@ class CountingScorer(Scorer):
     windows = []
 
     def __init__(self, config, run):
-        self.rank, self._semi_auto, self.seq_length = 0, False, config.model.seq_length
+        self.rank, self.processes, self._semi_auto, self.seq_length = 0, 1, False, config.model.seq_length
+        self.shapes = []
 
     def load(self, path):
         pass
@@ -288,6 +381,8 @@ class CountingScorer(Scorer):
 
 
 class CharacterTokenizer:
+    identity = {"name": "letters"}
+
     def encode_batch(self, texts):
         return [[ord(letter) % 60 for letter in text] for text in texts]
 

@@ -117,6 +117,18 @@ def test_the_loss_scale_and_its_counters_are_those_of_the_checkpoint(tmp_path):
     assert [float(loaded[name]) for name in names] == [5, 6, 7, 1]
 
 
+def test_a_state_that_is_nan_ends_the_run(tmp_path):
+    values = save_state(tmp_path / "a.ckpt")
+    values["adam_v.first.weight"] = np.full_like(values["adam_v.first.weight"], np.nan)
+    ms.save_checkpoint([{"name": name, "data": Tensor(value)} for name, value in values.items()],
+                       str(tmp_path / "a.ckpt"))
+    step = _Step()
+    with pytest.raises(UserError, match=r"a\.ckpt: NaN or infinity in 1 of the 5 parameters to load, expected finite "
+                                        r"values: adam_v\.first\.weight"):
+        start_from(tmp_path / "a.ckpt").load(step, COUNTERS)
+    assert not step.optimizer.moments1[0].asnumpy().any()
+
+
 @pytest.mark.parametrize(("saved", "message"), [
     ({"leave_out": ("adam_v.first.weight", "adam_v.second.bias")},
      r"a\.ckpt: 2 of the 5 values that Float32StateAdamWeightDecay continues with do not fit \(was the run trained "

@@ -80,7 +80,7 @@ def main() -> None:
         rows = [row for question, act in part for row in pairs(question, act, rng)]
         rng.shuffle(rows)
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         sys.stdout.write(f"{name}.jsonl: {len(rows)} pairs, {len(part)} questions\n")
 
 
