@@ -19,8 +19,9 @@ _OF_MPIRUN = ("OMPI_COMMAND", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WO
 _OTHERS = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_NODE_ID", "RANK_ID",
            "RANK_SIZE", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "HELP_CLUSTER")
 # What says of a single process that it is one: rank 0, or 1 process; DEVICE_ID is removed where it is no number.
-_ALONE = {"MS_ROLE": "MS_WORKER", "DEVICE_ID": "0", "RANK_ID": "0", "RANK_SIZE": "1", "MS_NODE_ID": "0", "MS_WORKER_NUM": "1",
-          "PMIX_RANK": "0", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+_ALONE = {
+    "MS_ROLE": "MS_WORKER", "MS_NODE_ID": "0", "MS_WORKER_NUM": "1", "RANK_ID": "0", "RANK_SIZE": "1", "DEVICE_ID": "0",
+    "PMIX_RANK": "0", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
 
 
 def processes_of_job() -> Optional[int]:
