@@ -18,9 +18,10 @@ _JOBS = {
 _OF_MPIRUN = ("OMPI_COMMAND", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
 _OTHERS = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_NODE_ID", "RANK_ID",
            "RANK_SIZE", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "HELP_CLUSTER")
-# What says of a single process that it is one: rank 0, or 1 process.
-_ALONE = {"RANK_ID": "0", "RANK_SIZE": "1", "MS_NODE_ID": "0", "MS_WORKER_NUM": "1", "PMIX_RANK": "0",
-          "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+# What says of a single process that it is one: rank 0, or 1 process; DEVICE_ID is removed where it is no number.
+_ALONE = {
+    "MS_ROLE": "MS_WORKER", "MS_NODE_ID": "0", "MS_WORKER_NUM": "1", "RANK_ID": "0", "RANK_SIZE": "1", "DEVICE_ID": "0",
+    "PMIX_RANK": "0", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
 
 
 def processes_of_job() -> Optional[int]:
@@ -50,8 +51,7 @@ def forget_job() -> str:
     found = _remove((*_OF_MPIRUN, *_OTHERS))
     if not os.environ.get("DEVICE_ID", "0").isdigit():
         found.update(_remove(("DEVICE_ID",)))
-    others = [f"{name}={value}" for name, value in found.items() if value != _ALONE.get(name)
-              and (name in _ALONE or name in ("MS_ROLE", "RANK_TABLE_FILE", "DEVICE_ID"))]
+    others = [f"{name}={value}" for name, value in found.items() if value != _ALONE.get(name, value)]
     return f"this process is rank 0 of 1; ignoring {', '.join(others)}, which no launcher has set" if others else ""
 
 

@@ -33,7 +33,9 @@ def set_up_mindspore(config: RunConfig, verbose: bool = False):
         print("scheduler: use_parallel is False, one process does the work; nothing to do here", flush=True)
         sys.exit(0)
     if not parallel:
-        forget_job()  # of one process, as msrun may start it
+        remark = forget_job()  # of one process, as msrun may start it
+        if remark:
+            print(remark, file=sys.stderr, flush=True)
     elif not role_in_job():
         raise UserError("use_parallel is True, but this process was not started as one of several: start it with "
                         "msrun_launcher.sh, or set --use_parallel False")

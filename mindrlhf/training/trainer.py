@@ -79,7 +79,7 @@ class RewardTrainer(BaseTrainer):
         logger.info("training begins; compiling the step takes a while")
         with saving_first(callbacks):
             model.train(config.runner_config.epochs, dataset,
-                        callbacks=[*callbacks, InterruptionGuard()],
+                        callbacks=[InterruptionGuard(), *callbacks],  # first: a step that is noted anywhere is saved
                         dataset_sink_mode=config.runner_config.sink_mode, sink_size=config.runner_config.sink_size,
                         initial_epoch=config.runner_config.initial_epoch)
         for callback in callbacks:

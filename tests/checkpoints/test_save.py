@@ -29,6 +29,7 @@ import pytest
 from mindspore import Tensor, nn
 from mindspore.train.callback import Callback
 
+from mindrlhf import signals
 from mindrlhf.checkpoints import save as saving
 from mindrlhf.checkpoints.find import list_checkpoints
 from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
@@ -175,12 +176,15 @@ def test_weights_alone_are_there_when_the_last_checkpoint_is(tmp_path, saved, fi
                      "a_rank_0-network.ckpt", "a_rank_0-2_4.ckpt"]
 
 
-def test_a_run_that_is_asked_to_end_saves_first_what_it_can_be_resumed_from(tmp_path, saved):
+def test_a_run_that_is_asked_to_end_saves_first_what_it_can_be_resumed_from(tmp_path, saved, monkeypatch):
     """Whoever asks may not wait for more than that."""
+    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(signals, "_postponed", False)
+
     class Asked(Callback):
         def on_train_step_begin(self, run_context):
             if run_context.original_args().cur_step_num == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signals.note(signal.SIGTERM)
 
     train(tmp_path, steps=4, save_checkpoint_steps=100, others=[Asked(), InterruptionGuard()])
     assert saved == ["a_rank_0-1_2.ckpt", "a_rank_0-network.ckpt"]
