@@ -9,10 +9,12 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
+import numpy as np
+
 from mindrlhf.errors import UserError
 from mindrlhf.weights.tensors import FLOAT_BYTES, MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor
 
-__all__ = ["check_ckpt", "check_names", "read_ckpt", "read_ckpt_files", "write_ckpt"]
+__all__ = ["check_ckpt", "check_names", "read_ckpt", "read_ckpt_files", "read_numbers", "write_ckpt"]
 
 _NAMES = {"Float32": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
 _TYPES = {name: type_name for type_name, name in _NAMES.items()}
@@ -73,6 +75,20 @@ def read_ckpt(path: Path) -> Dict[str, StoredTensor]:
     if not tensors:
         raise UserError(f"{path}: not readable as a checkpoint: nothing in it")
     return tensors
+
+
+def read_numbers(path: Path, names: Iterable[str]) -> Dict[str, float]:
+    """Name -> first value of each of these tensors that a file has; the others are not read.
+
+    Raises:
+        UserError: see `read_ckpt`; or one of them holds no numbers.
+    """
+    tensors = read_ckpt(path)
+    try:
+        return {name: float(np.frombuffer(tensors[name].read(0, tensors[name].nbytes), tensors[name].dtype.lower())[0])
+                for name in names if name in tensors}
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: not readable as a checkpoint to resume from: {error}") from None
 
 
 def check_names(path: Path, needed: Iterable[str] = ()) -> None:
