@@ -157,13 +157,14 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield (f"context.mode is {get(config, 'context.mode')!r}, expected 0 (graph mode), for which the model and its "
                "training step are written")
     for position, callback in enumerate(config["callbacks"]):
-        prefix = str(callback.get("prefix", ""))
+        prefix = callback.get("prefix") or "CKP"
         if callback["type"] == "CheckpointMonitor" and "-" in prefix:
             yield (f"callbacks[{position}].prefix is {prefix!r}, expected no dash: MindFormers reads the rank out of "
                    "the file name")
-        elif callback["type"] == "CheckpointMonitor" and not re.fullmatch(r"\w{1,200}", prefix or "CKP"):
-            yield (f"callbacks[{position}].prefix is {prefix!r}, expected letters, digits and _: names of files begin "
-                   "with it")
+        elif callback["type"] == "CheckpointMonitor" and (not re.fullmatch(r"\w[\w.]*", prefix)
+                                                          or len(prefix.encode("utf-8", "replace")) > 150):
+            yield (f"callbacks[{position}].prefix is {shown(prefix)}, expected letters, digits, _ and '.', at most 150 "
+                   "bytes: names of files begin with it")
 
 
 def _optimizer_problems(config: Mapping[str, Any]) -> Iterable[str]:

@@ -102,7 +102,7 @@ BLOCKS.update({f"eval_dataset{block[len('train_dataset'):]}": keys for block, ke
                if block.startswith("train_dataset")})
 BLOCKS["eval_dataset_task"] = BLOCKS["train_dataset_task"]
 
-# Class -> keys of a block with that `type`; those of other classes are in their signatures (`mindrlhf.compat`).
+# Class -> keys of a block with that `type`; those of other classes are in their signatures (`mindrlhf.training.parts`).
 TYPES = {
     # beta1 and betas are known to either, which has one of them: `mindrlhf.config.check` says which one.
     "FP32StateAdamWeightDecay": _keys("type params learning_rate beta1 beta2 betas eps weight_decay"),
@@ -143,7 +143,8 @@ IGNORED = {
         profile_rank_ids profiler_level profile_level init_start_profile with_stack data_simplification mstx data_size
         hub_model_id hub_token hub_private_repo resume_by_last_timestamp_ckpt auto_tune autotune_per_step
         filepath_prefix top_k save_file balanced_load reshard_worker_num generation_config
-        check_for_nan_in_loss_and_grad predict_batch_size adapter_id trust_remote_code"""),
+        check_for_nan_in_loss_and_grad predict_batch_size adapter_id trust_remote_code layer_decay
+        postprocess_use_numpy use_graceful_exit"""),
     "runner_config": _keys("""
         image_size num_classes step_scale origin_epochs mini_batch_size global_batch_size initial_epoch initial_step
         has_trained_epoches has_trained_steps layer_decay"""),

@@ -124,7 +124,8 @@ REFUSED_OF_CALLBACKS: Dict[str, Dict[str, Refused]] = {
     },
 }
 
-# What a block with this name may be, of all classes that MindFormers has registered for it. Each has trained here.
+# What a block with this name may be, of all classes that MindFormers has registered for it. Each has trained here,
+# the one for pipelines has been compiled.
 TYPES_THAT_WORK: Dict[str, Tuple[str, ...]] = {
     "runner_wrapper": ("RewardTrainOneStepCell", "MFTrainOneStepCell", "MFPipelineWithLossScaleCell"),
     "runner_wrapper.scale_sense": ("DynamicLossScaleUpdateCell", "FixedLossScaleUpdateCell",

@@ -43,8 +43,8 @@ def describe(plan: TrainingPlan) -> str:
     else:
         computed, text, sizes = _packed_tokens(dataset.steps, config)
         tokens = f"{computed:,} computed, {text:,} of text"
-    checkpoint = starting_checkpoint(config)
-    done = _steps_done(config, checkpoint, steps) if checkpoint and config.start.resume else 0
+    resumed = starting_checkpoint(config) if config.start.resume else None
+    done = _steps_done(config, resumed, steps) if resumed else 0
     space = space_for_checkpoints(config, steps * config.epochs, done)
     facts = {
         "device": f"{config.layout.device}, {_layout_text(config)}",
@@ -53,7 +53,7 @@ def describe(plan: TrainingPlan) -> str:
                  f"epoch{'s' if config.epochs > 1 else ''}",
         "tokens": f"{tokens}, an epoch",
         "rows": "of a device: " + ", ".join(f"{size.rows} x {size.length} tokens" for size in sizes),
-        "weights from": _start_text(config, checkpoint, done, steps * config.epochs),
+        "weights from": _start_text(config, resumed, done, steps * config.epochs),
         "checkpoints": _checkpoints_text(space),
         "memory": _memory_text(config, max((estimate_memory(config, size) for size in sizes),
                                            key=lambda estimate: estimate.total)),
@@ -65,20 +65,18 @@ def describe(plan: TrainingPlan) -> str:
     return "\n".join(["this run would train:", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
 
 
-def _steps_done(config: RunConfig, checkpoint: Path, steps_of_epoch: int) -> int:
+def _steps_done(config: RunConfig, resumed: Path, steps_of_epoch: int) -> int:
     """Steps that the run to resume has behind it, in steps of this run."""
     from mindrlhf.training.start_from import StartingPoint
-    start = StartingPoint(checkpoint, str(checkpoint), checkpoint)
+    start = StartingPoint(resumed, str(resumed), resumed)
     return start.counters(config.global_batch, steps_of_epoch, config.sink_mode).steps
 
 
-def _start_text(config: RunConfig, checkpoint: Optional[Path], done: int, steps: int) -> str:
-    if checkpoint is None:
-        return "random initialisation"
-    if not config.start.resume:
-        return str(config.start.checkpoint)
+def _start_text(config: RunConfig, resumed: Optional[Path], done: int, steps: int) -> str:
+    if resumed is None:
+        return config.start.checkpoint or "random initialisation"
     left = f"{steps - done:,} are left" if done < steps else "nothing is left to train"
-    return f"{checkpoint}, resumed after step {done:,} of {steps:,}: {left}"
+    return f"{resumed}, resumed after step {done:,} of {steps:,}: {left}"
 
 
 def _checkpoints_text(space: CheckpointSpace) -> str:

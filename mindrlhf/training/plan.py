@@ -208,7 +208,7 @@ def starting_checkpoint(config: RunConfig) -> Optional[Path]:
     if not start.checkpoint:
         return None
     if is_sliced(start.checkpoint):
-        return steps_of_slices(start.checkpoint, "load_checkpoint")[-1][0]
+        return next(iter(steps_of_slices(start.checkpoint, "load_checkpoint")[-1].values()))
     return newest_whole_checkpoint(start.checkpoint, 0, start.resume, skipped=lambda message: None, check=check_names)
 
 

@@ -20,6 +20,7 @@ from mindrlhf.checkpoints.sharded import (
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.errors import UserError
 from mindrlhf.processes import stack_over_processes
+from mindrlhf.weights.ckpt_file import read_numbers
 
 __all__ = ["Counters", "StartingPoint", "choose_starting_point", "put_strategies_away", "strategies_of_cutting"]
 
@@ -80,10 +81,7 @@ class StartingPoint:
         Raises:
             UserError: the checkpoint cannot be read, or is no run's.
         """
-        import mindspore as ms
-        saved = ms.load_checkpoint(str(self.resumed), choice_func=lambda name: name in (
-            *TO_RESUME, "loss_scale", "global_batch_size"))
-        value = {name: float(parameter.asnumpy().reshape(-1)[0]) for name, parameter in saved.items()}
+        value = read_numbers(self.resumed, (*TO_RESUME, "loss_scale", "global_batch_size"))
         scale = value.get("global_batch_size", global_batch) / global_batch
         steps = int(value["step_num"] * scale)
         epoch = int(value["epoch_num"] * scale) if sink_mode else \

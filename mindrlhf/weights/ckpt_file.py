@@ -13,11 +13,13 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+import numpy as np
+
 from mindrlhf.errors import UserError
 from mindrlhf.weights.tensors import FLOAT_BYTES, MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor
 
 __all__ = ["NOTES", "check_ckpt", "check_names", "notes_as_bytes", "read_ckpt", "read_ckpt_files", "read_notes",
-           "write_ckpt"]
+           "read_numbers", "write_ckpt"]
 
 NOTES = "training_notes"
 _MOST_NOTES = 16 << 20  # bytes
@@ -113,6 +115,20 @@ def _read_values(path: Path) -> Dict[str, StoredTensor]:
     if not tensors:
         raise UserError(f"{path}: not readable as a checkpoint: nothing in it")
     return tensors
+
+
+def read_numbers(path: Path, names: Iterable[str]) -> Dict[str, float]:
+    """Name -> first value of each of these tensors that a file has; the others are not read.
+
+    Raises:
+        UserError: see `read_ckpt`; or one of them holds no numbers.
+    """
+    tensors = read_ckpt(path)
+    try:
+        return {name: float(np.frombuffer(tensors[name].read(0, tensors[name].nbytes), tensors[name].dtype.lower())[0])
+                for name in names if name in tensors}
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: not readable as a checkpoint to resume from: {error}") from None
 
 
 def check_names(path: Path, needed: Iterable[str] = ()) -> None:

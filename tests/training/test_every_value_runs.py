@@ -57,7 +57,7 @@ def test_what_passes_the_check_runs(tmp_path, source):
     ("lr_schedule.total_steps", 0, "lr_schedule.total_steps is 0, expected -1 or a whole number above 0"),
     ("runner_wrapper.type", "wrapper", "runner_wrapper.type is 'wrapper', expected RewardTrainOneStepCell, "),
     ("callbacks.0.type", "a[b]", "callbacks[0].type is 'a[b]', expected RewardMonitor, "),
-    ("callbacks.2.prefix", "a[b]", "callbacks[2].prefix is 'a[b]', expected letters, digits and _"),
+    ("callbacks.2.prefix", "a[b]", "callbacks[2].prefix is 'a[b]', expected letters, digits, _ and '.'"),
     ("callbacks.2.async_save", True, "callbacks[2].async_save is True, expected False"),
     ("only_save_strategy", True, "only_save_strategy is True, expected False outside semi-auto parallel"),
     ("recompute_config.recompute", {"a": 1}, "recompute_config.recompute is {'a': 1}, expected True, False, or a list"),
