@@ -240,7 +240,7 @@ def test_check_text_fields_without_a_prompt(values, reason):
 
 
 @pytest.mark.parametrize(("name", "content", "found"), [
-    ("pairs.jsonl", gzip.compress(b'{"prompt": 1}'), "found a gzip archive: gunzip it first"),
+    ("pairs.jsonl", gzip.compress(b'{"prompt": 1}', mtime=0), "found a gzip archive: gunzip it first"),
     ("pairs.json", b"PK\x03\x04rest", "found a ZIP archive (or an Excel sheet): unpack or export it first"),
     ("pairs.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
      "found a Git LFS pointer in the file's place: git lfs pull fetches the file"),
@@ -251,7 +251,7 @@ def test_check_text_fields_without_a_prompt(values, reason):
     ("pairs.jsonl", b'[\n {"prompt": "a"}\n]\n', "found a JSON array: name it .json"),
     ("pairs.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "name it .jsonl"),
     ("pairs.json", b'\n{"prompt": "a"}\n\n[broken', "not JSON: "),
-])
+], ids=lambda value: "" if isinstance(value, bytes) else None)
 def test_a_file_of_another_kind_is_named(tmp_path, name, content, found):
     path = write(tmp_path, content, name)
     with pytest.raises(UserError) as caught:
