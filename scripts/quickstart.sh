@@ -11,23 +11,28 @@ case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BAS
 example=$root/examples/glm4_reward_model_train
 config=$root/model_configs/glm_config/run_glm4_tiny_rm_cpu.yaml
 sample=$example/sample_data
-run=$example/output/quickstart
+run=$example/output/quickstart new=$example/output/.quickstart.new old=$example/output/.quickstart.old
 mkdir -p "$example/output"
 exec 8>"$example/output/.quickstart.lock"
 flock -n 8 || { echo "error: another quickstart is running in $example/output" >&2; exit 1; }
-rm -rf "$run.new"  # of one that was killed
-mkdir -p "$run.new/logs"
-cd "$run.new"
+rm -rf "$new"  # of one that was killed
+mkdir -p "$new/logs"
+cd "$new"
 
 step() { # TITLE NAME COMMAND...: run it with its output in logs/NAME.log
-  local title=$1 log=logs/$2.log begin=$SECONDS
+  local title=$1 log=logs/$2.log begin=$SECONDS code=0
   shift 2
   echo "== $title"
-  if ! "$@" >"$log" 2>&1; then
-    tail -n 20 "$log" >&2
-    echo "error: this step failed; all of its output is in $run.new/$log" >&2
-    exit 1
-  fi
+  "$@" >"$log" 2>&1 || code=$?
+  case $code in
+    0) ;;
+    129 | 130 | 143) echo "error: stopped; an earlier quickstart's results are as they were" >&2 && exit "$code" ;;
+    *)
+      tail -n 20 "$log" >&2
+      echo "error: this step failed; all of its output is in $new/$log" >&2
+      exit 1
+      ;;
+  esac
   echo "   $((SECONDS - begin)) s"
 }
 
@@ -62,10 +67,10 @@ for line in open("output/scores.jsonl", encoding="utf-8"):
 PY
 echo
 echo "held-out: $(sed -n 's/.*: \([0-9]* pairs, accuracy .*\)/\1/p' logs/eval.log | tail -n 1)"
-rm -rf "$run.old"
-[ ! -e "$run" ] || mv "$run" "$run.old"
-mv "$run.new" "$run"
-rm -rf "$run.old"
+rm -rf "$old"
+[ ! -e "$run" ] || mv "$run" "$old"
+mv "$new" "$run"
+rm -rf "$old"
 echo
 cat <<TEXT
 all of it is in ${run#"$root/"}:

@@ -207,8 +207,9 @@ def _beside_the_weights(file: Path):
     """A file that weights do not wait for: where it cannot be written, a warning says so."""
     try:
         yield
-    except OSError as error:
-        logger.warning("%s cannot be written: %s; the weights beside it are", file, error.strerror or error)
+    except (OSError, UserError) as error:
+        logger.warning("%s cannot be written: %s; the weights beside it are", file,
+                       getattr(error, "strerror", None) or error)
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def plan_inference(args) -> InferencePlan:
     output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
     invalid_file = invalid_rows_path(output_file, plan.config.output) if args.skip_invalid else None
     check_outputs({"--output_file": output_file, **({"--skip_invalid": invalid_file} if invalid_file else {})}, {
-        "--config": args.config, "--data_file": args.data_file, "--tokenizer": tokenizer.path,
+        "--config": args.config, "--data_file": args.data_file, "--tokenizer": args.tokenizer,
         "--distributed_ckpt_path": args.distributed_ckpt_path, "data_settings.json": notes.place})
     check_score_file(output_file, args.resume)
     return InferencePlan(**vars(plan), data_file=args.data_file, tokenizer=tokenizer, output_file=output_file,
