@@ -141,8 +141,8 @@ KINDS = {
     "lr_schedule.warmup_steps": _or_none(_FROM_0),
     "lr_schedule.total_steps": _or_none(_ALL_OR_COUNT),
     "runner_wrapper.type": _NAME,
-    "runner_wrapper.scale_sense": _or_none(Kind("keys and values, or a number above 0", lambda value: isinstance(
-        value, Mapping) or _ABOVE_0.fits(value))),
+    "runner_wrapper.scale_sense": Kind("keys and values, or a number above 0", lambda value: isinstance(
+        value, Mapping) or _ABOVE_0.fits(value)),
     "runner_wrapper.scale_sense.type": _NAME,
     "runner_wrapper.scale_sense.loss_scale_value": _ABOVE_0,
     "runner_wrapper.scale_sense.scale_factor": _COUNT,
