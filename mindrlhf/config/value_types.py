@@ -15,6 +15,7 @@ __all__ = ["KINDS", "PATHS", "REQUIRED", "Kind", "shown", "wrong_value", "wrong_
 _LARGEST = 2 ** 31 - 1  # of whole numbers: MindSpore's are int32
 _FLOATS = ("float32", "float16", "bfloat16")
 _MOST_LAYERS = 10_000
+_MOST_ROWS = 1 << 16  # of a batch, which is made whole even where there is less data
 
 
 class Kind(NamedTuple):
@@ -122,7 +123,7 @@ KINDS = {
     **dict.fromkeys(("auto_trans_ckpt", "only_save_strategy", "resume_training", "use_parallel"), _or_none(_FLAG)),
     "trainer.model_name": _or_none(_TEXT),
     "runner_config.epochs": _COUNT,
-    "runner_config.batch_size": _COUNT,
+    "runner_config.batch_size": Kind(f"a whole number above 0, at most {_MOST_ROWS:,}", _whole(1, _MOST_ROWS)),
     "runner_config.sink_mode": _or_none(_FLAG),
     "runner_config.sink_size": _or_none(_ALL_OR_COUNT),
     "runner_config.gradient_accumulation_steps": _or_none(_COUNT),
