@@ -108,7 +108,7 @@ _DATASET = {
     "batching": _NAME,
     "pad_token_id": _or_none(_ID),
     "num_parallel_workers": _or_none(_COUNT),
-    "prefetch_size": _or_none(_COUNT),
+    "prefetch_size": _or_none(Kind("a whole number above 0, at most 1,024", _whole(1, 1024))),
     "repeat": _or_none(_COUNT),
     "seed": _or_none(_FROM_0),
     "drop_remainder": _or_none(_FLAG),
