@@ -151,6 +151,9 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
                "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
+    if get(config, "runner_wrapper.type") == "MFPipelineWithLossScaleCell" and not is_semi_auto(config):
+        yield ("runner_wrapper.type is 'MFPipelineWithLossScaleCell', expected MFTrainOneStepCell outside semi-auto "
+               "parallel")
     if config["only_save_strategy"] and not is_semi_auto(config):
         yield "only_save_strategy is True, expected False outside semi-auto parallel, where there is no strategy"
     if get(config, "context.mode") not in (0, "GRAPH_MODE"):

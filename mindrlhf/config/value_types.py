@@ -15,6 +15,7 @@ __all__ = ["KINDS", "PATHS", "REQUIRED", "Kind", "shown", "wrong_value", "wrong_
 _LARGEST = 2 ** 31 - 1  # of whole numbers: MindSpore's are int32
 _FLOATS = ("float32", "float16", "bfloat16")
 _MOST_LAYERS = 10_000
+_MOST_ROWS = 1 << 16  # of a batch, which is made whole even where there is less data
 
 
 class Kind(NamedTuple):
@@ -107,7 +108,7 @@ _DATASET = {
     "batching": _NAME,
     "pad_token_id": _or_none(_ID),
     "num_parallel_workers": _or_none(_COUNT),
-    "prefetch_size": _or_none(_COUNT),
+    "prefetch_size": _or_none(Kind("a whole number above 0, at most 1,024", _whole(1, 1024))),
     "repeat": _or_none(_COUNT),
     "seed": _or_none(_FROM_0),
     "drop_remainder": _or_none(_FLAG),
@@ -122,7 +123,7 @@ KINDS = {
     **dict.fromkeys(("auto_trans_ckpt", "only_save_strategy", "resume_training", "use_parallel"), _or_none(_FLAG)),
     "trainer.model_name": _or_none(_TEXT),
     "runner_config.epochs": _COUNT,
-    "runner_config.batch_size": _COUNT,
+    "runner_config.batch_size": Kind(f"a whole number above 0, at most {_MOST_ROWS:,}", _whole(1, _MOST_ROWS)),
     "runner_config.sink_mode": _or_none(_FLAG),
     "runner_config.sink_size": _or_none(_ALL_OR_COUNT),
     "runner_config.gradient_accumulation_steps": _or_none(_COUNT),
@@ -141,8 +142,8 @@ KINDS = {
     "lr_schedule.warmup_steps": _or_none(_FROM_0),
     "lr_schedule.total_steps": _or_none(_ALL_OR_COUNT),
     "runner_wrapper.type": _NAME,
-    "runner_wrapper.scale_sense": _or_none(Kind("keys and values, or a number above 0", lambda value: isinstance(
-        value, Mapping) or _ABOVE_0.fits(value))),
+    "runner_wrapper.scale_sense": Kind("keys and values, or a number above 0", lambda value: isinstance(
+        value, Mapping) or _ABOVE_0.fits(value)),
     "runner_wrapper.scale_sense.type": _NAME,
     "runner_wrapper.scale_sense.loss_scale_value": _ABOVE_0,
     "runner_wrapper.scale_sense.scale_factor": _COUNT,

@@ -10,6 +10,7 @@ from mindrlhf.training.memory import MemoryEstimate, Size, estimate_memory
 from mindrlhf.training.plan import (
     CheckpointSpace,
     TrainingPlan,
+    check_sink_size,
     check_space,
     space_for_checkpoints,
     starting_checkpoint,
@@ -37,6 +38,7 @@ def describe(plan: TrainingPlan) -> str:
     """
     config, dataset = plan.config, _open_dataset(plan)
     steps = dataset.get_dataset_size()
+    check_sink_size(config, steps)
     if config.batching.padded:
         tokens = f"{steps * 2 * config.global_batch * config.model.seq_length:,} computed"
         sizes = [Size(2 * config.batching.size, config.model.seq_length)]

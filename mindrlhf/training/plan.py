@@ -42,7 +42,7 @@ from mindrlhf.tables import size_text
 from mindrlhf.weights.ckpt_file import check_names, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
-__all__ = ["CheckpointSpace", "TrainingPlan", "check_space", "order_of_pairs", "plan_training",
+__all__ = ["CheckpointSpace", "TrainingPlan", "check_sink_size", "check_space", "order_of_pairs", "plan_training",
            "space_for_checkpoints", "starting_checkpoint"]
 
 
@@ -306,6 +306,15 @@ def _saved(config: RunConfig, steps: int, done: int) -> Optional[int]:
     if heard >= every:
         return -(-left // heard)
     return steps // every - done // every + (steps % every != 0)
+
+
+def check_sink_size(config: RunConfig, steps_of_epoch: int) -> None:
+    """Raise `UserError` if a run in sink mode has fewer steps than one call of it, and would train nothing."""
+    steps = steps_of_epoch * config.epochs
+    size = config.mapping["runner_config"].get("sink_size") or 1
+    if config.sink_mode and size > steps:
+        raise UserError(f"{config.path}: runner_config.sink_size is {size}, expected at most {steps}, the steps of "
+                        "this run")
 
 
 def check_space(plan: TrainingPlan) -> None:

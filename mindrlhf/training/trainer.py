@@ -13,7 +13,7 @@ from mindspore.train.callback import Callback
 from mindrlhf import signals
 from mindrlhf.checkpoints.save import WholeCheckpointMonitor, saving_first
 from mindrlhf.compat.trainer import arguments_of_optimizer
-from mindrlhf.training.plan import TrainingPlan
+from mindrlhf.training.plan import TrainingPlan, check_sink_size
 from mindrlhf.training.start_from import Counters, StartingPoint
 from mindrlhf.training.stopping import InterruptionGuard
 
@@ -52,6 +52,7 @@ class RewardTrainer(BaseTrainer):
         config = self.set_config(config, is_full_config=True)
         dataset = self.create_train_dataset()
         steps_of_epoch = dataset.get_dataset_size()
+        check_sink_size(plan.config, steps_of_epoch)
         logger.info("the data has %d steps an epoch", steps_of_epoch)
         counters = None
         if start and start.resumed:

@@ -56,6 +56,13 @@ def test_what_passes_the_check_runs(tmp_path, source):
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("lr_schedule.total_steps", 0, "lr_schedule.total_steps is 0, expected -1 or a whole number above 0"),
     ("runner_wrapper.type", "wrapper", "runner_wrapper.type is 'wrapper', expected RewardTrainOneStepCell, "),
+    ("runner_wrapper.type", "MFPipelineWithLossScaleCell",
+     "runner_wrapper.type is 'MFPipelineWithLossScaleCell', expected MFTrainOneStepCell outside semi-auto"),
+    ("runner_config.batch_size", 2 ** 31 - 1,
+     "runner_config.batch_size is 2147483647, expected a whole number above 0, at most 65,536"),
+    ("train_dataset.prefetch_size", 2 ** 31 - 1, "train_dataset.prefetch_size is 2147483647, expected a whole number "),
+    ("runner_wrapper.scale_sense", None, "runner_wrapper.scale_sense is None, expected keys and values, or a number"),
+    ("callbacks.3.most_in_a_row", None, "callbacks[3].most_in_a_row is None, expected a whole number, 0 or more"),
     ("callbacks.0.type", "a[b]", "callbacks[0].type is 'a[b]', expected RewardMonitor, "),
     ("callbacks.2.prefix", "a[b]", "callbacks[2].prefix is 'a[b]', expected letters, digits, _ and '.'"),
     ("callbacks.2.async_save", True, "callbacks[2].async_save is True, expected False"),

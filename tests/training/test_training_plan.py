@@ -12,6 +12,7 @@
 | test_weights_alone_are_no_checkpoint ...  | checkpoint_network is refused before the run | messages           |
 | test_a_run_that_would_leave_no_weights ...| no CheckpointMonitor, or two of them         | messages           |
 | test_the_dry_run_names_the_step_that_...  | what a resumed run has left                  | by hand            |
+| test_a_sink_of_more_steps_than_the_run_...| a run that would train nothing               | message            |
 | test_the_dry_run_names_keys_that_have_... | keys that nothing reads                      | by hand            |
 | test_the_dry_run_prints_its_plan_also_... | the plan is seen where the disk is too small | output             |
 | test_checkpoints_are_counted_as_they_...  | boundary values of CheckpointMonitor's keys  | by hand            |
@@ -440,6 +441,13 @@ def test_the_dry_run_names_the_step_that_a_run_goes_on_from(arguments, tmp_path,
         add_counters(path, step_num=done)
         flags = {"load_checkpoint": path, "resume": True}
     assert text in describe(plan_training(arguments({"runner_config.epochs": epochs}, **flags)))
+
+
+def test_a_sink_of_more_steps_than_the_run_has_is_refused(arguments):
+    plan = plan_training(arguments({"runner_config.sink_mode": True, "runner_config.sink_size": 21,
+                                    "train_dataset.batching": "packing", "runner_config.epochs": 1}))
+    with pytest.raises(UserError, match="runner_config.sink_size is 21, expected at most [1-9], the steps of this run"):
+        describe(plan)
 
 
 def test_the_dry_run_names_keys_that_have_no_effect(arguments):

@@ -28,7 +28,7 @@ SMALL = {"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 48, "num_attenti
          "pad_token_id": 996, "eos_token_id": 996, "compute_dtype": "float32", "use_flash_attention": False}
 SMALL_RUN = {"runner_config.epochs": 1, "context.device_target": "CPU", "use_parallel": False,
              "train_dataset.pad_token_id": 996, "eval_dataset.pad_token_id": 996}
-ENDLESS = {("runner_config.epochs", HUGE)}  # no fault
+ENDLESS = [("runner_config.epochs", HUGE)]  # no fault
 
 
 def leaves(value, name=""):
