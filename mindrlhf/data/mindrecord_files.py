@@ -196,7 +196,7 @@ def sidecar_path(record: Union[str, Path]) -> Path:
 def sidecar_checksum(content: Mapping[str, Any]) -> int:
     """CRC-32 of a sidecar's content but for the checksum itself: of its JSON in ASCII, with sorted keys."""
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode("ascii"))
+    return zlib.crc32(json.dumps(rest, allow_nan=False, sort_keys=True).encode("ascii"))
 
 
 def read_sidecar(record: Union[str, Path]) -> Optional[Dict[str, Any]]:

@@ -19,6 +19,8 @@ from mindrlhf.config.read import get, read_config
 from mindrlhf.config.settings import Setting
 from mindrlhf.errors import Problems, UserError
 
+pytestmark = pytest.mark.stack
+
 
 def settings(*texts):
     return [Setting.parse(text) for text in texts]

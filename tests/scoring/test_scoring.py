@@ -14,6 +14,7 @@
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
 | test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
+| test_a_copied_checkpoint_is_scored_ ...  | template, dimensions, number of a run  | what was noted           |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
@@ -24,7 +25,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
-from conftest import PRODUCTION_YAML, SAMPLE, TINY_YAML, dimensions_of
+from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML, dimensions_of
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
@@ -420,7 +421,7 @@ def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_pat
 
 def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
-    (tmp_path / "a.ckpt").write_bytes(b"weights")
+    ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])}], str(tmp_path / "a.ckpt"))
     (tmp_path / "link").symlink_to("rows.jsonl")
     (tmp_path / "run.yaml").write_text(TINY_YAML.read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -428,7 +429,7 @@ def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(t
         return plan_inference(SimpleNamespace(
             config=str(tmp_path / "run.yaml"), seq_length=None, data_file=tmp_path / "rows.jsonl", prompt_template=None,
             tokenizer=str(SAMPLE / "tokenizer.model"), distributed_ckpt_path=str(tmp_path / "a.ckpt"),
-            output_file=output))
+            output_file=output, score_key="score", resume=False, skip_invalid=False))
 
     for name, read, flag in [("rows.jsonl", "rows.jsonl", "--data_file"), ("link", "rows.jsonl", "--data_file"),
                              ("a.ckpt", "a.ckpt", "--distributed_ckpt_path"), ("run.yaml", "run.yaml", "--config")]:
@@ -437,6 +438,26 @@ def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(t
         assert str(error.value) == (f"--output_file: {tmp_path / name} is {tmp_path / read}, which this run reads "
                                     f"({flag}), expected another name")
     assert plan(Path("/dev/null")).output_file == Path("/dev/null")
+
+
+@pytest.mark.parametrize("rope_ratio", [1, 500])
+def test_a_copied_checkpoint_is_scored_as_it_was_trained_or_not_at_all(in_tmp_path, monkeypatch, rope_ratio):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from reward_infer import parse_args
+    notes = {"prompt_template": "Q {prompt} A {response}", "model": {"rope_ratio": rope_ratio, "kv_channels": 16},
+             "run": {"number": 1, "identity": "ab", "branch": 0, "left": [], "step": 3}}
+    ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])}, {
+        "name": "training_notes", "data": Tensor(np.frombuffer(notes_as_bytes(notes), np.uint8))}], "rm.ckpt")
+    (in_tmp_path / "in.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    args = parse_args(["--config", str(TINY_YAML), "--data_file", "in.jsonl", "--tokenizer",
+                       str(SAMPLE / "tokenizer.model"), "--distributed_ckpt_path", "rm.ckpt"])
+    if rope_ratio == 1:
+        plan = plan_inference(args)
+        assert plan.template == "Q {prompt} A {response}"
+        assert plan.output_file.name == "scores_1.jsonl"
+    else:
+        with pytest.raises(UserError, match=r"rope_ratio is 1, expected 500, with which the model was trained \(rm"):
+            plan_inference(args)
 
 
 def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):

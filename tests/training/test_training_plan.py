@@ -35,6 +35,7 @@ import yaml
 from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML
 from helpers import started_by_msrun
 
+from mindrlhf.checkpoints.find import TO_RESUME
 from mindrlhf.checkpoints.training_notes import model_notes, write_data_settings
 from mindrlhf.config.check import config_problems, load_config, typed_config
 from mindrlhf.config.read import put, read_config
@@ -114,12 +115,14 @@ def configured(production):
     return lambda **changes: typed_config("run.yaml", production(**changes))
 
 
-def write_weights(path, config, notes=None, with_head=False, dtype=np.float32, **shapes):
+def write_weights(path, config, notes=None, with_head=False, to_resume=False, dtype=np.float32, **shapes):
     """A checkpoint with the model's backbone; `shapes`: those that a kind of weight has instead, () for none."""
     import mindspore as ms
     weights = [(weight.name, shapes.get(weight.name.split(".")[-2], weight.shape))
                for weight in weights_of(config.model.dimensions)[:None if with_head else -1]]
     values = {name: np.zeros(shape, dtype) for name, shape in weights if shape}
+    if to_resume:
+        values.update((name, np.ones(1, np.int32)) for name in TO_RESUME)
     if notes:
         values["training_notes"] = np.frombuffer(notes_as_bytes(notes), np.uint8)
     ms.save_checkpoint([{"name": name, "data": ms.Tensor(value)} for name, value in values.items()], str(path))
@@ -282,7 +285,7 @@ def test_a_run_is_not_resumed_with_another_model_though_shapes_agree(arguments, 
     """A new run from these weights is warned; so is one that rounds otherwise."""
     model = load_config(TINY_YAML).model
     weights, notes = tmp_path / "a.ckpt", {**model_notes(model.dimensions, "float32", "float32"), **noted}
-    write_weights(weights, load_config(TINY_YAML), notes={"model": notes}, with_head=True)
+    write_weights(weights, load_config(TINY_YAML), notes={"model": notes}, with_head=True, to_resume=True)
     if message:
         with pytest.raises(UserError, match=rf"run\.yaml: model\.model_config\.{message} \({weights}\)"):
             plan_training(arguments(load_checkpoint=str(weights), resume=True))

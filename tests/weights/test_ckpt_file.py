@@ -209,10 +209,11 @@ def test_a_file_has_the_bytes_that_mindspore_would_have_written(tmp_path, monkey
 
 
 def test_mindspore_widens_every_bfloat16_as_we_do(tmp_path):
-    raw = np.arange(1 << 16, dtype="<u2").tobytes()
+    every = np.arange(1 << 16, dtype="<u2")
+    raw = every[every & 0x7F80 != 0x7F80].tobytes()  # but NaN and infinity, which are not written
     (tmp_path / "raw").write_bytes(raw)
-    stored = StoredTensor("bfloat16", (1 << 16,), (Segment(tmp_path / "raw", 0, len(raw)),))
-    write_ckpt(tmp_path / "a.ckpt", [OutputTensor("a", "bfloat16", stored.shape, (Part(stored, 0, 1 << 16),))],
+    stored = StoredTensor("bfloat16", (len(raw) // 2,), (Segment(tmp_path / "raw", 0, len(raw)),))
+    write_ckpt(tmp_path / "a.ckpt", [OutputTensor("a", "bfloat16", stored.shape, (Part(stored, 0, len(raw) // 2),))],
                lambda: None)
     theirs = ms.load_checkpoint(str(tmp_path / "a.ckpt"))["a"].astype(ms.float32).asnumpy()
     ours = np.frombuffer(cast(raw, "bfloat16", "float32"), "<f4")
