@@ -29,8 +29,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
     parser.add_argument("--seq_length", type=positive_int, help="tokens a text; longer ones are cut (default: YAML)")
     parser.add_argument("--output_file", type=Path,
-                        help="default: scores.jsonl in the YAML's output_dir; rows go to a pipe or a device, as "
-                             "/dev/stdout, as they are scored")
+                        help="default: scores.jsonl in the YAML's output_dir; for the model of a folder's second run, "
+                             "scores_1.jsonl. Rows go to a pipe or a device, as /dev/stdout, as they are scored")
     parser.add_argument("--score_key", type=score_key, default="score", metavar="NAME",
                         help="the key of a response's score (default: score); a pair's are pos_NAME and neg_NAME")
     parser.add_argument("--skip_invalid", action="store_true",

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
-from mindrlhf.checkpoints.find import check_checkpoint_path
-from mindrlhf.checkpoints.training_notes import problems_of_model, read_training_notes
+from mindrlhf.checkpoints.find import check_checkpoint_path, file_of_run
+from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
@@ -35,9 +35,9 @@ class ScoringPlan:
     trained: Mapping[str, Any]
 
 
-def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[str, Any], Optional[Path]]:
-    """What evaluation and inference have in common: (plan, the YAML's keys, the file that says how the model was
-    trained); raises `UserError` where nothing further can be checked.
+def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[str, Any], TrainingNotes]:
+    """What evaluation and inference have in common: (plan, the YAML's keys, the notes of the model's training); raises
+    `UserError` where nothing further can be checked.
     """
     mapping = read_config(args.config, {"model.model_config.seq_length": args.seq_length, "run_mode": "eval",
                                         **overrides})
@@ -49,13 +49,12 @@ def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[s
             raise UserError(f"parallel_config.pipeline_stage is {config.layout.stages}, expected 1 to score: the "
                             "stages of a pipeline do not hear of the scores; scripts/convert_weight.py ms_to_hf merges "
                             "the slices of training")
-    place, trained = None, {}
+    notes = TrainingNotes(None, {}, 0, None)
     with problems:
         notes = read_training_notes(args.distributed_ckpt_path)
-        place, trained = notes.place, notes.values
         if config:
             raise_each(args.config, problems_of_model(notes, config.model.dimensions))
-    return ScoringPlan(config, args.distributed_ckpt_path, trained), mapping, place
+    return ScoringPlan(config, args.distributed_ckpt_path, notes.values), mapping, notes
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def plan_evaluation(args) -> EvaluationPlan:
         UserError: everything that is wrong with YAML, flags, data and checkpoint.
     """
     problems = Problems()
-    plan, mapping, place = _plan(args, problems, **{"eval_dataset.data_loader.dataset_dir": args.eval_dataset,
+    plan, mapping, notes = _plan(args, problems, **{"eval_dataset.data_loader.dataset_dir": args.eval_dataset,
                                                     "runner_config.batch_size": args.batch_size})
     records: Optional[RecordSet] = None
     with problems:
@@ -86,7 +85,7 @@ def plan_evaluation(args) -> EvaluationPlan:
     if records:
         with problems:
             check_same_tokenizer(str(records.sidecar), records.settings.get("tokenizer"),
-                                 plan.trained.get("tokenizer"), place)
+                                 plan.trained.get("tokenizer"), notes.place)
         if plan.config:
             with problems:
                 check_records(records, plan.config.model, exact=False)
@@ -135,11 +134,11 @@ def plan_inference(args) -> InferencePlan:
         UserError: everything that is wrong with YAML, flags, input, tokenizer and checkpoint.
     """
     problems = Problems()
-    plan, _, place = _plan(args, problems)
+    plan, _, notes = _plan(args, problems)
     tokenizer: Optional[Tokenizer] = None
     with problems:
         tokenizer = open_tokenizer(args.tokenizer)
-        check_same_tokenizer(args.tokenizer, tokenizer.identity, plan.trained.get("tokenizer"), place)
+        check_same_tokenizer(args.tokenizer, tokenizer.identity, plan.trained.get("tokenizer"), notes.place)
     if tokenizer and plan.config and tokenizer.vocab_size > plan.config.model.dimensions.padded_vocab_size:
         with problems:
             raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, model.model_config."
@@ -148,7 +147,7 @@ def plan_inference(args) -> InferencePlan:
     with problems:
         _check_data_file(args.data_file, args, plan.config)
     problems.raise_all()
-    output_file = args.output_file or plan.config.output / "scores.jsonl"
+    output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
     check_score_file(output_file, args.resume)
     return InferencePlan(**vars(plan), data_file=args.data_file, tokenizer=tokenizer, output_file=output_file,
                          template=args.prompt_template or plan.trained.get("prompt_template") or PROMPT_TEMPLATE,

@@ -265,7 +265,8 @@ def _check_space(config: RunConfig, records: RecordSet) -> None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    free += sum(file.stat().st_size for file in config.output.glob("checkpoint*/rank_*/*.ckpt"))  # to be replaced
+    if config.start.resume:  # a new run replaces nothing
+        free += sum(file.stat().st_size for file in config.output.glob("checkpoint*/rank_*/*.ckpt"))
     if free < space.total:
         raise UserError(f"output_dir: {config.output}: {size_text(free)} free, expected {size_text(space.total)} for "
                         f"{space.count} checkpoints with optimizer state ({size_text(space.each)} each) and the "

@@ -48,7 +48,7 @@ def only_run_in(output: Path, warn: Callable[[str], object]) -> Iterator[None]:
         os.close(file)
 
 
-def choose_run(output: Path, checkpoints: Path, resumed: Optional[Path], ranks: int) -> Place:
+def choose_run(output: Path, checkpoints: Path, resumed: Optional[Path], rank: int, ranks: int) -> Place:
     """The run that begins or goes on in a folder, the same for all processes; each of them must call it, after one of
     them has the folder to itself and before anything is written.
 
@@ -59,7 +59,7 @@ def choose_run(output: Path, checkpoints: Path, resumed: Optional[Path], ranks: 
         output:      folder of the figures
         checkpoints: folder of the checkpoints' folders
         resumed:     the checkpoint to go on from; None: a new run
-        ranks:       number of processes
+        rank, ranks: of this process, and their number
     """
     taken = _numbers(output, checkpoints)
     before = place_of(resumed) if resumed else None
@@ -67,10 +67,10 @@ def choose_run(output: Path, checkpoints: Path, resumed: Optional[Path], ranks: 
         number = before.number
     else:
         number = max(taken, default=-1) + 1
-    branch = max((place.branch for file in checkpoints.glob("checkpoint/rank_*/*.ckpt")
-                  for place in [place_of(file)] if place and place.number == number),
-                 default=-1) if before else -1
-    branch = max(branch, before.branch if before else -1) + 1
+    branch = 0
+    if before:
+        own = [before, *filter(None, map(place_of, checkpoints.glob(f"checkpoint/rank_{rank}/*.ckpt")))]
+        branch = max(place.branch for place in own if place.number == before.number) + 1
     words = [random.SystemRandom().randrange(_WORD) for _ in range(3)]
     if ranks > 1:
         told = stack_over_processes(np.array([number, branch, *words], np.float32))

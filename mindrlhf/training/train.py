@@ -57,7 +57,7 @@ def _train(plan: TrainingPlan, run) -> None:
         logger.warning(doubt)
     begin = choose_starting_point(config, rank, ranks, logger.warning)
     checkpoints = Path((config.checkpoints or {}).get("directory") or config.output)
-    place = choose_run(config.output, checkpoints, begin.resumed if begin else None, ranks)
+    place = choose_run(config.output, checkpoints, begin.resumed if begin else None, rank, ranks)
     if place.number and rank == 0:
         logger.info("%s has files of other runs, which stay as they are: those of this run have its number %d in their "
                     "names", config.output, place.number)

@@ -12,6 +12,7 @@
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
 | test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
+| test_a_copied_checkpoint_is_scored_ ...  | template, dimensions, number of a run  | what was noted           |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
@@ -21,7 +22,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
-from conftest import PRODUCTION_YAML, TINY_YAML, dimensions_of
+from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML, dimensions_of
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
@@ -37,7 +38,7 @@ from mindrlhf.scoring import scorer as scoring
 from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.evaluate import EvalResult, evaluate
 from mindrlhf.scoring.infer import infer
-from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation
+from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
 from mindrlhf.scoring.report import NotFiniteScores
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
 from mindrlhf.scoring.text_scorer import TextScorer
@@ -400,6 +401,26 @@ def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_pat
                        {**row, "pos_score": len(row["prompt"]) + 3, "neg_score": len(row["prompt"]) + 4}
                        for row in rows]
     assert CountingScorer.windows == [4, 4, 2]
+
+
+@pytest.mark.parametrize("rope_ratio", [1, 500])
+def test_a_copied_checkpoint_is_scored_as_it_was_trained_or_not_at_all(in_tmp_path, monkeypatch, rope_ratio):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from reward_infer import parse_args
+    notes = {"prompt_template": "Q {prompt} A {response}", "model": {"rope_ratio": rope_ratio, "kv_channels": 16},
+             "run": {"number": 1, "identity": "ab", "branch": 0, "left": [], "step": 3}}
+    ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])}, {
+        "name": "training_notes", "data": Tensor(np.frombuffer(notes_as_bytes(notes), np.uint8))}], "rm.ckpt")
+    (in_tmp_path / "in.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    args = parse_args(["--config", str(TINY_YAML), "--data_file", "in.jsonl", "--tokenizer",
+                       str(SAMPLE / "tokenizer.model"), "--distributed_ckpt_path", "rm.ckpt"])
+    if rope_ratio == 1:
+        plan = plan_inference(args)
+        assert plan.template == "Q {prompt} A {response}"
+        assert plan.output_file.name == "scores_1.jsonl"
+    else:
+        with pytest.raises(UserError, match=r"rope_ratio is 1, expected 500, with which the model was trained \(rm"):
+            plan_inference(args)
 
 
 def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):

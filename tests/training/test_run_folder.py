@@ -85,10 +85,10 @@ def test_a_new_run_has_the_first_number_that_no_file_has(tmp_path, left, number)
     for name in left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
-    place = choose_run(tmp_path, tmp_path, None, 1)
+    place = choose_run(tmp_path, tmp_path, None, 0, 1)
     assert (place.number, place.branch, place.left) == (number, 0, ())
     assert len(place.run) == 18
-    assert place.run != choose_run(tmp_path, tmp_path, None, 1).run
+    assert place.run != choose_run(tmp_path, tmp_path, None, 0, 1).run
 
 
 def save(path, place, step):
@@ -107,15 +107,15 @@ def test_a_resumed_run_keeps_its_number_unless_another_run_has_it(tmp_path):
     here, there, copy = tmp_path / "here", tmp_path / "there", tmp_path / "copy.ckpt"
     own = save(here / "checkpoint" / "rank_0" / "a_rank_0_1-1_3.ckpt", Place(1, "own"), 3)
     write_data_settings(here / "checkpoint", {"run": run_notes(Place(1, "own"))}, 1)
-    assert choose_run(here, here, own, 1) == Place(1, "own", 1, ((0, 3),))
+    assert choose_run(here, here, own, 0, 1) == Place(1, "own", 1, ((0, 3),))
     copy.write_bytes(own.read_bytes())
-    assert choose_run(here, here, copy, 1) == Place(1, "own", 1, ((0, 3),))
-    assert choose_run(there, there, own, 1).number == 1
+    assert choose_run(here, here, copy, 0, 1) == Place(1, "own", 1, ((0, 3),))
+    assert choose_run(there, there, own, 0, 1).number == 1
     save(there / "checkpoint" / "rank_0" / "a_rank_0_1-1_7.ckpt", Place(1, "other"), 7)
     write_data_settings(there / "checkpoint", {"run": run_notes(Place(1, "other"))}, 1)
-    assert choose_run(there, there, own, 1) == Place(2, "own", 1, ((0, 3),))
+    assert choose_run(there, there, own, 0, 1) == Place(2, "own", 1, ((0, 3),))
     old = save(there / "checkpoint" / "rank_0" / "a_rank_0-1_5.ckpt", None, 5)
-    place = choose_run(there, there, old, 1)
+    place = choose_run(there, there, old, 0, 1)
     assert (place.number, place.branch, place.left) == (0, 1, ((0, 5),))
     assert len(place.run) == 18
 
@@ -124,11 +124,11 @@ def test_a_branch_for_each_resumption_is_the_same_for_all_processes(tmp_path, mo
     folder = tmp_path / "checkpoint" / "rank_0"
     first = save(folder / "a_rank_0-1_3.ckpt", Place(0, "own"), 3)
     save(folder / "a_rank_0-1_5.ckpt", Place(0, "own", 4, ((0, 3),)), 5)
-    assert choose_run(tmp_path, tmp_path, first, 1) == Place(0, "own", 5, ((0, 3),))
+    assert choose_run(tmp_path, tmp_path, first, 0, 1) == Place(0, "own", 5, ((0, 3),))
     monkeypatch.setattr(run_folder, "stack_over_processes",
                         lambda mine: np.stack([[*mine[:2], 1, 2, 3], [6, 2, 9, 9, 9]]))
-    assert choose_run(tmp_path, tmp_path, first, 2) == Place(6, "own", 5, ((0, 3),))
-    assert choose_run(tmp_path, tmp_path, None, 2).run == "000001000002000003"
+    assert choose_run(tmp_path, tmp_path, first, 0, 2) == Place(6, "own", 5, ((0, 3),))
+    assert choose_run(tmp_path, tmp_path, None, 0, 2).run == "000001000002000003"
 
 
 @pytest.mark.process

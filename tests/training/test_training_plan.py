@@ -318,7 +318,10 @@ def test_a_run_that_left_no_order_of_its_pairs_is_resumed(check_resumed):
     check_resumed({"seed": 1}, order=None)
 
 
-def test_a_full_disk_is_told_before_training(arguments, monkeypatch):
+def test_a_full_disk_is_told_before_training(arguments, monkeypatch, tmp_path):
+    """Checkpoints of another run are there and stay."""
+    (tmp_path / "output" / "checkpoint" / "rank_0").mkdir(parents=True)
+    (tmp_path / "output" / "checkpoint" / "rank_0" / "a_rank_0-1_1.ckpt").write_bytes(bytes(5_000_000))
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
     with pytest.raises(UserError, match=r"output_dir: output: 1.0 MB free, expected 2.5 MB for 1 checkpoints with "
                                         r"optimizer state \(1.9 MB each\) and the weights alone \(0.6 MB\)"):
