@@ -35,7 +35,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import EXAMPLE, SAMPLE, TINY_YAML
-from helpers import ENVIRONMENT, run_script, wait_for
+from helpers import ENVIRONMENT, run_script, started_by_msrun, wait_for
 
 from mindrlhf.config.check import load_config
 from mindrlhf.errors import UserError
@@ -375,7 +375,7 @@ def test_a_pipe_is_not_shared_among_processes(monkeypatch, in_tmp_path):
     os.mkfifo("in.fifo")
     config = TINY_YAML.read_text(encoding="utf-8").replace("use_parallel: False", "use_parallel: True")
     (in_tmp_path / "run.yaml").write_text(config, encoding="utf-8")
-    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    started_by_msrun(monkeypatch, "2")
     with pytest.raises(UserError, match="--data_file: in.fifo: a pipe or a device, expected a file, for each of the 2"):
         plan_inference(arguments(data_file=Path("in.fifo"), config=str(in_tmp_path / "run.yaml")))
 
