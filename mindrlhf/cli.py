@@ -5,7 +5,7 @@ from typing import Callable
 from mindrlhf.data.template import check_template
 from mindrlhf.errors import UserError
 
-__all__ = ["boolean", "new_parser", "not_used", "positive_int", "score_key", "share", "template"]
+__all__ = ["add_set_flag", "boolean", "new_parser", "not_used", "positive_int", "score_key", "share", "template"]
 
 _INT32 = 2 ** 31 - 1
 
@@ -14,6 +14,18 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     """A parser that takes flags in full only: --seq is not --seq_length."""
     return argparse.ArgumentParser(description=description, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_set_flag(parser: argparse.ArgumentParser) -> None:
+    """Give a parser `--set`, which may come several times; of the same key the last one counts."""
+    parser.add_argument("--set", dest="settings", action="append", type=_setting, default=[], metavar="KEY=VALUE",
+                        help="any value of the YAML, such as runner_config.epochs=2 or "
+                             "callbacks[2].save_checkpoint_steps=100; the last one of a key counts")
+
+
+def _setting(text: str):
+    from mindrlhf.config.settings import Setting  # late: without the environment a script itself says what is missing
+    return Setting.parse(text)
 
 
 def boolean(text: str) -> bool:

@@ -6,7 +6,9 @@ says nothing: a job is one whose variables are all there.
 import os
 from typing import Dict, Optional
 
-__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job"]
+__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job", "was_started_in_job"]
+
+_was_started = False  # when `forget_job` removed the variables that said so
 
 # The ways in which MindSpore's processes find each other -> what must be set, and where their number is.
 _JOBS = {
@@ -37,6 +39,11 @@ def role_in_job() -> str:
     return (os.environ["MS_ROLE"] if kind == "msrun" else "worker") if kind else ""
 
 
+def was_started_in_job() -> bool:
+    """Whether a launcher has started this process, also where it works alone: its output is a file then."""
+    return _was_started or _kind() is not None
+
+
 def forget_what_is_no_job() -> str:
     """Remove the variables that make no job, before MindSpore reads them; for the user, those that say otherwise."""
     kind = _kind()
@@ -48,6 +55,8 @@ def forget_what_is_no_job() -> str:
 
 def forget_job() -> str:
     """Make this process rank 0 of 1; a line that names the variables that say otherwise, or ""."""
+    global _was_started
+    _was_started = was_started_in_job()
     found = _remove((*_OF_MPIRUN, *_OTHERS))
     if not os.environ.get("DEVICE_ID", "0").isdigit():
         found.update(_remove(("DEVICE_ID",)))

@@ -20,8 +20,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import boolean, new_parser, positive_int
-from mindrlhf.config.settings import add_set_flag
+from mindrlhf.cli import add_set_flag, boolean, new_parser, positive_int
 from mindrlhf.errors import run_main
 
 

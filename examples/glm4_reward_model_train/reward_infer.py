@@ -21,8 +21,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import new_parser, positive_int, score_key, template
-from mindrlhf.config.settings import add_set_flag
+from mindrlhf.cli import add_set_flag, new_parser, positive_int, score_key, template
 from mindrlhf.errors import run_main
 
 

@@ -19,8 +19,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import boolean, new_parser, not_used, positive_int
-from mindrlhf.config.settings import add_set_flag
+from mindrlhf.cli import add_set_flag, boolean, new_parser, not_used, positive_int
 from mindrlhf.errors import run_main
 
 

@@ -12,6 +12,8 @@ import warnings
 
 from tqdm import tqdm
 
+from mindrlhf.job import was_started_in_job
+
 __all__ = ["DETAIL", "STEP", "quiet_terminal", "shows_bar"]
 
 # `extra` of a log line. DETAIL: one of very many, shown by --verbose and by a launcher's worker; STEP: what a progress
@@ -69,7 +71,7 @@ class _Terminal(logging.StreamHandler):
             return True
         kind = getattr(record, "shown_as", None)
         if kind == "detail":
-            return "MS_ROLE" in os.environ
+            return was_started_in_job()
         if kind == "step":
             return not shows_bar()
         return not getattr(record, "origin", record.pathname).startswith(self._not_shown)

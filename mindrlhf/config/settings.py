@@ -10,7 +10,7 @@ from mindrlhf.config.value_types import shown
 from mindrlhf.config.yaml_loader import Loader
 from mindrlhf.errors import UserError
 
-__all__ = ["Setting", "add_set_flag", "apply_settings", "raise_located"]
+__all__ = ["Setting", "apply_settings", "raise_located"]
 
 # What has a flag of its own, under which messages name it.
 _FLAGS = {
@@ -55,13 +55,6 @@ class Setting(NamedTuple):
     def parts(self) -> List[Union[str, int]]:
         """Names of sections and numbers of list entries, in order."""
         return [int(part[1:-1]) if part.startswith("[") else part for part in re.findall(r"\w+|\[\d+\]", self.key)]
-
-
-def add_set_flag(parser: argparse.ArgumentParser) -> None:
-    """Give a parser `--set`, which may come several times; of the same key the last one counts."""
-    parser.add_argument("--set", dest="settings", action="append", type=Setting.parse, default=[], metavar="KEY=VALUE",
-                        help="any value of the YAML, such as runner_config.epochs=2 or "
-                             "callbacks[2].save_checkpoint_steps=100; the last one of a key counts")
 
 
 def apply_settings(config: Dict[str, Any], settings: Sequence[Setting], flags: Mapping[str, Any]) -> None:

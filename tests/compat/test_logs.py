@@ -19,10 +19,11 @@ from pathlib import Path
 
 import mindformers
 import pytest
-from helpers import ENVIRONMENT
+from helpers import ENVIRONMENT, started_by_msrun
 
 from mindrlhf.compat import logs
 from mindrlhf.compat.logs import DETAIL, STEP, quiet_terminal, shows_bar
+from mindrlhf.job import forget_job
 
 pytestmark = pytest.mark.stack
 
@@ -45,6 +46,7 @@ def start(monkeypatch, tmp_path):
     monkeypatch.setattr(logs._Terminal, "in_use", False)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.delenv("MS_ROLE", raising=False)
+    monkeypatch.setattr("mindrlhf.job._was_started", False)
     return begin
 
 
@@ -66,14 +68,16 @@ def test_a_terminal_shows_our_lines_and_the_errors_of_mindformers(start, tmp_pat
         "ours", "theirs", "Input model name is not in the supported list", "an error of theirs"]
 
 
-@pytest.mark.parametrize(("role", "expected"), [(None, False), ("MS_WORKER", True)])
-def test_lines_of_which_there_are_many_are_shown_by_a_launchers_worker_alone(start, monkeypatch, role, expected):
+@pytest.mark.parametrize("worker", [False, True])
+def test_lines_of_which_there_are_many_are_shown_by_a_launchers_worker_alone(start, monkeypatch, worker):
+    """Also by the worker of a job of one process, which forgets it before MindSpore reads the variables."""
     log, shown = start()
-    if role:
-        monkeypatch.setenv("MS_ROLE", role)
+    if worker:
+        started_by_msrun(monkeypatch, "1")
+        forget_job()
     quiet_terminal()
     say(log, "Sample:", **DETAIL)
-    assert ("INFO - Sample:\n" in shown.getvalue()) is expected
+    assert ("INFO - Sample:\n" in shown.getvalue()) is worker
 
 
 @pytest.mark.parametrize("terminal", [True, False])

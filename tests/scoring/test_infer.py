@@ -456,7 +456,8 @@ def slowly(self, groups):
     return whole(self, groups)
 scorer.Scorer._score_window = slowly
 sys.argv[:] = sys.argv[1:]
-exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
+__file__ = sys.argv[0]
+exec(compile(open(__file__).read(), __file__, "exec"))
 """
 
 
