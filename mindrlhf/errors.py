@@ -1,5 +1,6 @@
 """Errors that the user can mend: one line each, no traceback, a non-zero exit code."""
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Callable, Iterable, List
@@ -108,11 +109,10 @@ def run_main(main: Callable[[], int]) -> None:
         code = _report(*error.messages, code=error.code)
     except SystemExit as end:  # argparse's
         code = end.code
-    except signals.Interrupted as interrupted:
+    except (signals.Interrupted, KeyboardInterrupt) as ended:
+        interrupted = ended if isinstance(ended, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
         code = interrupted.code
         print(f"{os.path.basename(sys.argv[0])}: {interrupted}", file=sys.stderr)
-    except KeyboardInterrupt:
-        code = _report("interrupted", code=130)
     except ModuleNotFoundError as error:
         name = (error.name or "").split(".")[0]
         if name in ("", "mindrlhf"):
