@@ -86,7 +86,9 @@ def living(group):
     return found
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+# One that converts and one that trains; the others, which take most of the time, are long.
+@pytest.mark.parametrize("name", [name if name in ("convert", "train") else pytest.param(name, marks=pytest.mark.long)
+                                  for name in COMMANDS])
 def test_a_signal_at_a_random_moment_ends_every_entry_script(name, folder, outcomes):
     chance = random.Random(f"{SEED} {name}")
     command, output = COMMANDS[name]
