@@ -20,7 +20,7 @@ from typing import Iterable, Iterator, Mapping, Optional, Tuple, Union
 from mindrlhf.errors import UserError
 from mindrlhf.signals import removed_at_end
 
-__all__ = ["check_outputs", "follow_link", "is_stream", "locked", "naming_a_full_disk", "partial_file",
+__all__ = ["check_outputs", "follow_link", "is_stream", "naming_a_full_disk", "partial_file",
            "partial_folder"]
 
 _LOCK = "mindrlhf.lock"
@@ -30,12 +30,9 @@ _READ_FROM_FOLDERS = re.compile(r"\.(ckpt|safetensors|json|model|db|mindrecord\d
 
 
 @contextlib.contextmanager
-def partial_folder(target: Path, wait: bool = False) -> Iterator[Path]:
+def partial_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target` (beside what it leads to, if it is a link), removed at the end with what is still
     in it. Files are moved out of it to `follow_link(target)`.
-
-    Args:
-        wait: for another living writer of the same target, instead of refusing
 
     Raises:
         UserError: another process is writing the target; the target is a device or a FIFO; the hidden folder's name is
@@ -46,7 +43,7 @@ def partial_folder(target: Path, wait: bool = False) -> Iterator[Path]:
     if _exists_as_special(target):
         raise UserError(f"{target}: a device or a FIFO, expected a name for files that are moved to their places")
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder, lock = _take_over(target.with_name(f".{target.name}.partial"), target, wait)
+    folder, lock = _take_over(target.with_name(f".{target.name}.partial"), target)
     with removed_at_end(folder):
         try:
             yield folder
@@ -61,14 +58,11 @@ def partial_folder(target: Path, wait: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def partial_file(target: Path, wait: bool = False) -> Iterator[Path]:
+def partial_file(target: Path) -> Iterator[Path]:
     """A path to write to, which becomes `target` when the block ends without an exception.
 
     A link stays, and what it leads to is replaced. A FIFO or a device like /dev/null is the path itself: it can only be
     written to.
-
-    Args:
-        wait: see `partial_folder`
 
     Raises:
         UserError: see `partial_folder`; or `target` is a folder or a disk.
@@ -82,7 +76,7 @@ def partial_file(target: Path, wait: bool = False) -> Iterator[Path]:
     place = follow_link(target)
     if place.is_dir():
         raise UserError(f"{target}: a folder, expected a file name")
-    with partial_folder(place, wait) as folder, naming_a_full_disk(target):
+    with partial_folder(place) as folder, naming_a_full_disk(target):
         yield folder / place.name
         os.replace(folder / place.name, place)
 
@@ -98,29 +92,6 @@ def naming_a_full_disk(target: Path) -> Iterator[None]:
         if error.errno in _FULL and (error.filename is None or ".partial" in str(error.filename)):
             raise OSError(error.errno, error.strerror, str(target)) from None
         raise
-
-
-@contextlib.contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block lasts; it is made if need be, and removed at the end.
-
-    The kernel releases it when this process ends, however it ends. On a file system without locks nothing is held.
-
-    Raises:
-        UserError: `busy`, if a living process holds it.
-        OSError: the file cannot be made.
-    """
-    try:
-        lock = _lock(path, wait=False)
-    except BlockingIOError:
-        raise UserError(busy) from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        if lock is not None:
-            os.close(lock)
 
 
 def follow_link(target: Path) -> Path:
@@ -205,7 +176,7 @@ def _exists_as_special(target: Path) -> bool:
     return target.exists() and not target.is_file() and not target.is_dir()
 
 
-def _take_over(folder: Path, target: Path, wait: bool) -> Tuple[Path, Optional[int]]:
+def _take_over(folder: Path, target: Path) -> Tuple[Path, Optional[int]]:
     """Make the hidden folder, or clear what a dead process left; returns it and its lock file's descriptor, or, where
     there are no locks, another folder and None.
 
@@ -219,7 +190,7 @@ def _take_over(folder: Path, target: Path, wait: bool) -> Tuple[Path, Optional[i
             raise UserError(f"{folder}: not made by this program, in the place where {target.name} is prepared: move "
                             "it away, or choose another name")
         try:
-            lock = _lock(folder / _LOCK, wait)
+            lock = _lock(folder / _LOCK)
         except BlockingIOError:
             raise UserError(f"{target}: another process is writing it now and holds {folder / _LOCK}: wait until it "
                             "has ended, or choose another name") from None
@@ -245,7 +216,7 @@ def _is_ours(folder: Path) -> bool:
     return not folder.is_symlink() and (not names or _LOCK in names)
 
 
-def _lock(path: Path, wait: bool) -> Optional[int]:
+def _lock(path: Path) -> Optional[int]:
     """The descriptor of a file that was locked; None where the file system has no locks.
 
     Raises:
@@ -255,7 +226,7 @@ def _lock(path: Path, wait: bool) -> Optional[int]:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file), os.stat(path)):  # otherwise the one before has just removed it
                 return file
         except FileNotFoundError:
@@ -264,9 +235,6 @@ def _lock(path: Path, wait: bool) -> Optional[int]:
             os.close(file)
             if error.errno in _NO_LOCKS:
                 return None
-            raise
-        except BaseException:  # Ctrl-C while it waits
-            os.close(file)
             raise
         os.close(file)
 

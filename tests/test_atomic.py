@@ -5,13 +5,12 @@
 | test_a_failed_block_leaves_nothing ...   | neither hidden folder nor target               | the folder       |
 | test_a_failed_block_keeps_an_earlier ... | every byte of an earlier target                | bytes before     |
 | test_what_a_killed_process_left ...      | the next run for the same target uses it again | a process killed |
-| test_the_target_of_a_living_writer ...   | the second writer is refused, or waits         | a process, a thread |
+| test_the_target_of_a_living_writer ...   | the second writer is refused                   | a process        |
 | test_without_locks ...                   | two writers do not meet                        | the folder       |
 | test_a_folder_of_that_name ...           | what is not ours is refused and kept           | the folder       |
 | test_the_folder_of_..._is_kept           | other targets, earlier releases                | the folder       |
 | test_a_link ..., test_a_fifo ...         | links stay and are followed, FIFOs are written | the file system  |
 | test_a_full_disk ...                     | the message names the target                   | RLIMIT_FSIZE     |
-| test_a_lock ...                          | one living holder at a time                    | a process killed |
 | test_an_output_that_is_an_input ...      | links, hard links, files in folders            | messages         |
 """
 import errno
@@ -26,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from mindrlhf import atomic
-from mindrlhf.atomic import check_outputs, follow_link, locked, partial_file, partial_folder
+from mindrlhf.atomic import check_outputs, follow_link, partial_file, partial_folder
 from mindrlhf.errors import UserError
 
 KILLED = """
@@ -41,12 +40,11 @@ with partial_file(Path(sys.argv[1])) as path:
 LIVING = """
 import sys
 from pathlib import Path
-from mindrlhf.atomic import locked, partial_file
-with (locked(Path(sys.argv[1]), "busy") if sys.argv[2] == "lock" else partial_file(Path(sys.argv[1]))) as path:
+from mindrlhf.atomic import partial_file
+with partial_file(Path(sys.argv[1])) as path:
     print("here", flush=True)
     sys.stdin.readline()
-    if path:
-        path.write_text("first")
+    path.write_text("first")
 """
 
 
@@ -81,11 +79,11 @@ def message_of(function, *args):
 
 @pytest.fixture
 def living():
-    """A function that starts a process which writes a path, or holds it as a lock, until its input ends."""
+    """A function that starts a process which writes a path until its input ends."""
     processes = []
 
-    def start(path, kind="file"):
-        processes.append(subprocess.Popen([sys.executable, "-c", LIVING, str(path), kind], stdin=subprocess.PIPE,
+    def start(path):
+        processes.append(subprocess.Popen([sys.executable, "-c", LIVING, str(path)], stdin=subprocess.PIPE,
                                           stdout=subprocess.PIPE))
         assert processes[-1].stdout.readline() == b"here\n"
         return processes[-1]
@@ -212,19 +210,6 @@ def test_the_target_of_a_living_writer_is_refused_and_the_first_one_ends_well(tm
     assert contents(tmp_path) == {"other": "new", "out": "first"}
 
 
-def test_the_target_of_a_living_writer_is_waited_for_where_all_write_the_same(tmp_path):
-    def write():
-        with partial_file(tmp_path / "out", wait=True) as path:
-            path.write_text("same")
-
-    threads = [threading.Thread(target=write) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert contents(tmp_path) == {"out": "same"}
-
-
 def test_without_locks_what_may_be_of_a_living_process_is_kept(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -235,9 +220,6 @@ def test_without_locks_what_may_be_of_a_living_process_is_kept(tmp_path, monkeyp
         write_file(tmp_path / "out", "second")
         assert path.read_text() == "first"
     assert contents(tmp_path) == {"out": "first"}
-    with locked(tmp_path / "lock", "busy"):
-        pass
-    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
@@ -348,21 +330,6 @@ def test_a_full_disk_is_an_error_with_the_targets_name(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught:
         write_file(Path("/dev/full"))
     assert caught.value.filename == "/dev/full"
-
-
-@pytest.mark.process
-def test_a_lock_has_one_living_holder(tmp_path, living):
-    holder = living(tmp_path / "lock", "lock")
-
-    def hold():
-        with locked(tmp_path / "lock", "in use"):
-            return names(tmp_path)
-
-    assert message_of(hold) == "in use"
-    holder.kill()
-    holder.wait()
-    assert hold() == ["lock"]
-    assert names(tmp_path) == []
 
 
 def test_an_output_that_is_an_input_is_named(tmp_path):

@@ -343,8 +343,7 @@ class _InvalidRows:
         with naming_a_full_disk(self.path):
             if self._file is None:  # half of a surrogate pair becomes the JSON escape that it came from
                 self._file = (self.folder / self.path.name).open("w", encoding="utf-8", errors="backslashreplace")
-            json.dump({"line": row.number, "reason": row.reason, "text": row.text}, self._file, ensure_ascii=False,
-                      allow_nan=False)
+            json.dump(row.as_record(), self._file, ensure_ascii=False, allow_nan=False)
             self._file.write("\n")
 
     def check_share(self, source: Path, usable: int, most: float) -> None:

@@ -50,6 +50,10 @@ class InvalidRow:
     def as_error(self) -> UserError:
         return UserError(f"{self.place}: {self.reason}")
 
+    def as_record(self) -> Dict[str, Any]:
+        """What a file of invalid rows has of it."""
+        return {"line": self.number, "reason": self.reason, "text": self.text}
+
 
 @dataclass(frozen=True)
 class Preference:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Dict, Iterator, Mapping, Optional, Tuple, Unio
 from mindrlhf.atomic import follow_link, is_stream, naming_a_full_disk, partial_file, partial_folder
 from mindrlhf.data.preference import InvalidRow
 from mindrlhf.errors import UserError
+from mindrlhf.job import role_in_job
 from mindrlhf.json_file import read_json_object
 from mindrlhf.scoring.questions import Question
 
@@ -69,7 +70,7 @@ def check_score_file(path: Path, resume: bool) -> None:
         writable = False
     if not writable:
         raise UserError(f"--output_file: {path}: the folder {target.parent} cannot be written")
-    if not partial.exists() or os.environ.get("MS_ROLE") == "MS_SCHED":  # beside a process that may write it already
+    if not partial.exists() or role_in_job() == "MS_SCHED":  # beside a process that may write it already
         return
     try:
         with open(partial, "rb") as file:
@@ -304,7 +305,7 @@ class InvalidRows:
         self.count += 1
         if self._file:
             with naming_a_full_disk(self.path):
-                self._file.write(_line({"line": row.number, "reason": row.reason, "text": row.text}))
+                self._file.write(_line(row.as_record()))
 
     def finish(self) -> None:
         """Give the file its name."""

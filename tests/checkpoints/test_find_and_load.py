@@ -139,6 +139,24 @@ def test_a_checkpoint_without_the_state_of_its_run_is_not_resumed(tmp_path):
     assert start_from(tmp_path)[0].name == "a-1_1.ckpt"
 
 
+def start_together(folder, ranks):
+    """The names of the checkpoints that so many ranks start from, each in a thread of its own."""
+    barrier, shared = threading.Barrier(ranks, timeout=20), {}
+
+    def start(rank):
+        def gather(step):
+            shared[rank] = step
+            barrier.wait()
+            found = [shared[each] for each in range(ranks)]
+            barrier.wait()
+            return found
+
+        return start_from(folder, rank, resume=True, gather=gather)[0].name
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(start, range(ranks)))
+
+
 def test_all_ranks_start_from_the_last_step_that_is_whole_on_each(tmp_path):
     """Rank 0 lacks step 3, rank 1 has it and step 2 damaged, rank 2 has all: step 1."""
     for rank in range(3):
@@ -146,20 +164,7 @@ def test_all_ranks_start_from_the_last_step_that_is_whole_on_each(tmp_path):
             save(tmp_path / f"rank_{rank}" / f"a_rank_{rank}-1_{step}.ckpt", *RESUMABLE)
     (tmp_path / "rank_0" / "a_rank_0-1_3.ckpt").unlink()
     (tmp_path / "rank_1" / "a_rank_1-1_2.ckpt").write_bytes(b"")
-    barrier, shared = threading.Barrier(3, timeout=20), {}
-
-    def start(rank):
-        def gather(step):
-            shared[rank] = step
-            barrier.wait()
-            found = [shared[each] for each in range(3)]
-            barrier.wait()
-            return found
-
-        return start_from(tmp_path, rank, resume=True, gather=gather)[0].name
-
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(start, range(3))) == [f"a_rank_{rank}-1_1.ckpt" for rank in range(3)]
+    assert start_together(tmp_path, 3) == [f"a_rank_{rank}-1_1.ckpt" for rank in range(3)]
 
 
 def test_ranks_without_a_common_step_are_refused(tmp_path):
@@ -399,20 +404,7 @@ def test_ranks_start_from_no_mixture_of_branches(tmp_path):
         for name, step in (("1_3", 3), ("1_8", 8), ("2_3", 13)):
             save_branch(tmp_path / f"rank_{rank}", f"a_rank_{rank}-{name}.ckpt", 0, step)
     save_branch(tmp_path / "rank_0", "a_rank_0-2_3.ckpt", 1, 13, (0, 3))
-    barrier, shared = threading.Barrier(2, timeout=20), {}
-
-    def start(rank):
-        def gather(step):
-            shared[rank] = step
-            barrier.wait()
-            found = [shared[each] for each in range(2)]
-            barrier.wait()
-            return found
-
-        return start_from(tmp_path, rank, resume=True, gather=gather)[0].name
-
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(start, range(2))) == [f"a_rank_{rank}-1_3.ckpt" for rank in range(2)]
+    assert start_together(tmp_path, 2) == [f"a_rank_{rank}-1_3.ckpt" for rank in range(2)]
     found = newest_whole_slices(tmp_path, "load_checkpoint")
     assert {rank: file.name for rank, file in found.items()} == {rank: f"a_rank_{rank}-1_3.ckpt" for rank in range(2)}
 
