@@ -132,6 +132,14 @@ def scoring_model(build_model, load_reference_weights):
     return load_reference_weights(build_model()).set_train(False)
 
 
+@pytest.fixture(autouse=True)
+def no_layout_of_another_test():
+    """MindSpore's parallel context belongs to the process: what a test sets there, no other one meets."""
+    yield
+    if "mindspore" in sys.modules:
+        sys.modules["mindspore"].reset_auto_parallel_context()
+
+
 @pytest.fixture
 def in_tmp_path(tmp_path, monkeypatch):
     """Run a test inside its own folder: the frameworks write to the current one."""
