@@ -36,8 +36,9 @@ def pairs(tmp_path):
 
 
 @pytest.mark.parametrize("environment", [
-    {"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-    {"PYTHONIOENCODING": "latin-1"}], ids=("C", "ASCII", "latin-1"))
+    pytest.param({"LC_ALL": "C"}, id="C", marks=pytest.mark.long),
+    pytest.param({"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, id="ASCII"),
+    pytest.param({"PYTHONIOENCODING": "latin-1"}, id="latin-1", marks=pytest.mark.long)])
 def test_output_is_utf8_whatever_the_locale(environment, pairs):
     result = shell(pairs, f"{CONVERT} --src_file 没有.jsonl --dst_file 数据/a.mindrecord", **environment)
     assert result.returncode == 1
@@ -47,7 +48,8 @@ def test_output_is_utf8_whatever_the_locale(environment, pairs):
     assert "wrote 3 pairs to 数据/a.mindrecord" in result.stdout.decode()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [pytest.param(">&-", marks=pytest.mark.long),
+                                    pytest.param("2>&-", marks=pytest.mark.long), "<&- >&- 2>&-"])
 def test_closed_standard_files_are_no_files_of_the_run(closed, pairs):
     expected = shell(pairs, f"{CONVERT} --src_file a.jsonl --dst_file expected.mindrecord")
     assert expected.returncode == 0

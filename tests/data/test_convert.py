@@ -311,8 +311,8 @@ def test_pairs_of_which_one_answer_begins_the_other_are_counted_and_said(tmp_pat
 
 @pytest.mark.process
 @pytest.mark.parametrize(("kind", "flags"), [
-    ("pipe", ["--num_workers", "2"]), ("FIFO", ["--seq_length", "auto"]),
-    pytest.param("file as standard input", ["--num_workers", "2"], marks=pytest.mark.further)])
+    ("pipe", ["--num_workers", "2"]), pytest.param("FIFO", ["--seq_length", "auto"], marks=pytest.mark.long),
+    pytest.param("file as standard input", ["--num_workers", "2"], marks=pytest.mark.long)])
 def test_a_pipe_is_read_once_and_whole(tmp_path, kind, flags):
     """1,500 pairs: more than a pipe holds, and than one process is sent at once."""
     rows = [pair("a", "b" * (number % 50), f"{number}") for number in range(1500)]

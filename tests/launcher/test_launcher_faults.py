@@ -154,8 +154,8 @@ open(me + ".done", "w").write(str(time.monotonic() - begin))
 
 @pytest.mark.parametrize(("fault", "culprit", "code", "message"), [
     ("3", "1", 3, "worker 1 ended with exit code 3, and the job with it; the last lines of logs/worker_1.log:"),
-    ("SIGSEGV", "0", 139, "worker 0 ended with signal SIGSEGV, and the job with it; the last lines of "
-                          "logs/worker_0.log:"),
+    pytest.param("SIGSEGV", "0", 139, "worker 0 ended with signal SIGSEGV, and the job with it; the last lines of "
+                                      "logs/worker_0.log:", marks=pytest.mark.long),
     ("SIGKILL", "scheduler", 137, "the scheduler ended with signal SIGKILL, usually out of memory, and the job "
                                   "with it; the last lines of logs/scheduler.log:"),
     # A script's error, which it meets as the scheduler too, is a worker's.
@@ -300,8 +300,9 @@ sys.exit(int(sys.argv[1]))
         assert sorted(path.stem for path in jobs.folder.glob("*.done")) == started
 
 
-@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False),
-                                                  (signal.SIGHUP, True)], ids=("Ctrl-C", "SIGTERM", "SIGHUP"))
+@pytest.mark.parametrize(("number", "to_group"), [
+    pytest.param(signal.SIGINT, True, id="Ctrl-C"), pytest.param(signal.SIGTERM, False, id="SIGTERM"),
+    pytest.param(signal.SIGHUP, True, id="SIGHUP", marks=pytest.mark.long)])
 def test_a_signal_to_the_launcher_ends_the_job(number, to_group, jobs):
     launcher = jobs.start("worker.py 3 none", "2", free_port(), "logs", "True", "60", GRACE_SECONDS="1")
     jobs.started("0", "1", "scheduler")
@@ -326,8 +327,10 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("msrun", "number"), [(None, signal.SIGTERM), (NO_SETSID, signal.SIGTERM),
-                                               (None, signal.SIGINT)], ids=("msrun", "no-setsid", "Ctrl-C"))
+@pytest.mark.parametrize(("msrun", "number"), [
+    pytest.param(None, signal.SIGTERM, id="msrun"),
+    pytest.param(NO_SETSID, signal.SIGTERM, id="no-setsid", marks=pytest.mark.long),
+    pytest.param(None, signal.SIGINT, id="Ctrl-C", marks=pytest.mark.long)])
 def test_a_signal_to_the_launcher_leaves_workers_time_for_a_checkpoint(msrun, number, jobs):
     """More than other processes get; and the scheduler, without which workers cannot agree, outlives them."""
     (jobs.folder / "saving.py").write_text(SAVING.format(6), encoding="utf-8")

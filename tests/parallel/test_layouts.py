@@ -48,8 +48,9 @@ LAYOUTS = {
     "data 1 x model 4, no flash": (1, 4, 1, False, "packing"),
 }
 
-LONG = ("data 4 x model 2, padded", "data 2 x model 4", "data 2 x model 4, no flash", "data 1 x model 8, no flash",
-        "data 1 x model 2, no flash", "data 1 x model 4, no flash")
+LONG = ("data 4 x model 2, padded", "data 8 x model 1", "data 1 x model 2", "data 2 x model 4",
+        "data 2 x model 4, no flash", "data 1 x model 8, no flash", "data 1 x model 2, no flash",
+        "data 1 x model 4, no flash")
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,7 @@ def questions():
             make_texts(2, 3), make_texts(100, 99, seed=5), [*make_texts(50), *make_texts(50)], make_texts(5, 250)]
 
 
+@pytest.mark.further
 def test_scores_are_those_of_each_text_alone(scorer, questions, build_model, load_reference_weights):
     found = list(scorer.score(iter(questions)))
     assert [len(scores) for scores in found] == [len(texts) for texts in questions]
@@ -233,6 +234,7 @@ def pairs(tmp_path):
     return tmp_path / "eval.mindrecord", texts
 
 
+@pytest.mark.further
 def test_an_evaluation_of_data_without_checksums_warns(configure, checkpoint, pairs, in_tmp_path, monkeypatch):
     path, _ = pairs
     warnings = []
@@ -247,6 +249,7 @@ def test_an_evaluation_of_data_without_checksums_warns(configure, checkpoint, pa
 
 
 @pytest.mark.usefixtures("start")
+@pytest.mark.further
 def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, scorer, pairs, in_tmp_path,
                                                      monkeypatch):
     """Data of a smaller sequence length than the model's; the last batch is a smaller one."""

@@ -59,6 +59,7 @@ def row_after(monitor, run, folder):
     return {name: float(value) for name, value in row.items() if value and name != "step_ms"}
 
 
+@pytest.mark.further
 def test_a_step_of_micro_batches_has_the_loss_and_the_figures_of_the_whole_batch(
         build_model, load_reference_weights, reference, monitor, tmp_path):
     pairs = len(reference["loss_mask"])
