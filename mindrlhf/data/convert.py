@@ -25,7 +25,7 @@ from mindrlhf.atomic import check_outputs, follow_link, naming_a_full_disk, part
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
-from mindrlhf.data.preference import InvalidRow, read_preferences
+from mindrlhf.data.preference import InvalidRow, lines_of, read_preferences
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
@@ -379,11 +379,5 @@ class _InvalidRows:
 
 def _progress(what: str, source: _Source) -> tqdm:
     """A bar with rate and time left; the number of rows of a .jsonl file is that of its line breaks."""
-    total = None
-    try:
-        with open(source.path, "rb") as file:
-            if source.name.suffix != ".json":
-                total = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except (OSError, ValueError):
-        pass  # reading says so, in a moment
+    total = lines_of(source.path) if source.name.suffix != ".json" else None
     return tqdm(desc=f"{what} {source.name.name}", total=total, unit=" pairs", mininterval=0.5)
