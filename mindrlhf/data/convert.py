@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mindrlhf import __version__
-from mindrlhf.atomic import check_outputs, follow_link, naming_a_full_disk, partial_folder
+from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
@@ -29,6 +29,7 @@ from mindrlhf.data.preference import InvalidRow, lines_of, read_preferences
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.output_paths import check_outputs, follow_link
 from mindrlhf.tables import format_table
 
 __all__ = ["MAX_INVALID", "ConversionReport", "convert_preferences"]
