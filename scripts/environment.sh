@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh, run_tests.sh and their like: answers signals, makes a virtual environment with the project in
-# it, once, and puts it first in PATH. setup.py alone says what is installed.
+# Sourced by quickstart.sh, run_tests.sh and their like: answers signals, makes a virtual environment with the project
+# in it, once, and puts it first in PATH. setup.py alone says what is installed.
 #   PAIR    which releases of MindSpore and MindFormers: current (default; in .venv), production (in .venv-production) or
 #           newest (in .venv-newest)
 #   PYTHON  the interpreter; without it, one that fits the pair is looked for
@@ -14,8 +14,8 @@ set +o posix +o noglob +o noclobber +o allexport
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 NO_PYTHON=3  # exit code where no interpreter fits
 
-# Bash answers a signal only when the command that it runs has ended. So what takes long runs beside it, and a signal goes
-# on to all that came of it: whatever has this mark in its environment, also in sessions of its own.
+# Bash answers a signal only when the command that it runs has ended. So what takes long runs beside it, and a signal
+# goes on to all that came of it: whatever has this mark in its environment, also in sessions of its own.
 mark=MINDRLHF_SCRIPT=$$-$RANDOM$RANDOM child=
 export "${mark?}"
 
@@ -110,14 +110,15 @@ install_newest() {
     endable xargs -d '\n' "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps <<<"$packages"
 }
 
-# Whether an environment is one that an earlier release began and did not stamp: made by its very command, which venv notes
-# from Python 3.11 on, with nothing in it that is a user's. What pip was asked for by name has a file REQUESTED.
+# Whether an environment is one that an earlier release began and did not stamp: made by its very command, which venv
+# notes from Python 3.11 on, with nothing in it that is a user's. What pip was asked for by name has a file REQUESTED.
 begun_by_earlier_release() { # FOLDER
   [ ! -L "$1" ] && [ -f "$1/pyvenv.cfg" ] && [[ $(<"$1/pyvenv.cfg")$'\n' == *" -m venv --clear $1"$'\n'* ]] || return
   (
-    cd "$1" && others=$(find . -mindepth 1 -maxdepth 1 ! -name bin ! -name include ! -name 'lib*' ! -name pyvenv.cfg \
-      ! -name share && find lib -name REQUESTED ! -path '*/pip-*' ! -path '*/setuptools-*' ! -path '*/mindrlhf-*') &&
-      [ -z "$others" ]
+    cd "$1" && others=$(
+      find . -mindepth 1 -maxdepth 1 ! -name bin ! -name include ! -name 'lib*' ! -name pyvenv.cfg ! -name share &&
+        find lib -name REQUESTED ! -path '*/pip-[0-9]*' ! -path '*/setuptools-[0-9]*' ! -path '*/mindrlhf-[0-9]*'
+    ) && [ -z "$others" ]
   )
 }
 
@@ -127,9 +128,8 @@ make_room() { # FOLDER
   if [ ! -e "$1" ] && [ ! -L "$1" ]; then
     mkdir -p "$1" || return
   # A link may lead to an environment that another checkout uses.
-  elif [ -f "$stamp" ] && { [ ! -L "$1" ] || [[ $(cat "$stamp") == "$root "* ]]; } || begun_by_earlier_release "$1"; then
-    :
-  else
+  elif ! { [ -f "$stamp" ] && { [ ! -L "$1" ] || [[ $(cat "$stamp") == "$root "* ]]; }; } &&
+    ! begun_by_earlier_release "$1"; then
     echo "error: $1: found something that was not made here, expected nothing, or an environment of this checkout:" \
       "move it away, or remove it" >&2
     return 1

@@ -120,5 +120,5 @@ echo "starting $local_workers of $workers processes; each logs to $log_dir/worke
 # Until the supervisor's first line, Ctrl-C would be Python's, with a traceback: it waits, where env can have it wait.
 guard=(env --block-signal=INT)
 "${guard[@]}" true 2>/dev/null || guard=(env)
-exec "${guard[@]}" python -I -S "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
-  "$port" "$node" "$time_out" "${line[@]}"
+exec "${guard[@]}" python -I -S "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" \
+  "$local_workers" "$address" "$port" "$node" "$time_out" "${line[@]}"

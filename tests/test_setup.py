@@ -223,10 +223,13 @@ def test_what_quickstart_does_not_know_is_refused(checkout):
     assert (result.returncode, result.stderr) == (2, "error: found '--quick', expected no argument, or --help\n")
 
 
-def test_an_earlier_quickstart_stays_until_the_new_results_are_whole(checkout):
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed between the two names"])
+def test_an_earlier_quickstart_stays_until_the_new_results_are_whole(checkout, killed):
     """With commands that fail in the place of the real ones."""
     earlier = checkout / "examples" / "glm4_reward_model_train" / "output" / "quickstart" / "scores"
     earlier.touch()
+    if killed:
+        earlier.parent.rename(earlier.parent.with_name(".quickstart.old"))
     pretend_that_it_is_installed(checkout, "/bin/false")
     result = subprocess.run(["bash", "scripts/quickstart.sh"], cwd=checkout, capture_output=True, text=True,
                             check=False, env={name: value for name, value in os.environ.items() if name != "PYTHON"})
