@@ -8,25 +8,21 @@ earlier releases, `.NAME.PROCESS.RANDOM.partial`: nothing says whether their pro
 """
 import contextlib
 import errno
-import fcntl
 import os
-import re
 import shutil
-import stat
 import tempfile
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping, Optional, Tuple, Union
+from typing import Iterator, Optional, Tuple
 
 from mindrlhf.errors import UserError
+from mindrlhf.locks import open_locked
+from mindrlhf.output_paths import follow_link, is_stream
 from mindrlhf.signals import removed_at_end
 
-__all__ = ["check_outputs", "follow_link", "is_stream", "naming_a_full_disk", "partial_file",
-           "partial_folder"]
+__all__ = ["naming_a_full_disk", "partial_file", "partial_folder"]
 
 _LOCK = "mindrlhf.lock"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # what a file system says
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of the disk, of the user's part of it, of what a file may have
-_READ_FROM_FOLDERS = re.compile(r"\.(ckpt|safetensors|json|model|db|mindrecord\d*)$")
 
 
 @contextlib.contextmanager
@@ -40,7 +36,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     target = follow_link(target)
-    if _exists_as_special(target):
+    if target.exists() and not target.is_file() and not target.is_dir():
         raise UserError(f"{target}: a device or a FIFO, expected a name for files that are moved to their places")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder, lock = _take_over(target.with_name(f".{target.name}.partial"), target)
@@ -94,88 +90,6 @@ def naming_a_full_disk(target: Path) -> Iterator[None]:
         raise
 
 
-def follow_link(target: Path) -> Path:
-    """`target`, or where it leads to if it is a link, which need not be there yet.
-
-    Raises:
-        UserError: it leads in a circle.
-    """
-    place = Path(os.path.realpath(target)) if target.is_symlink() else target
-    if place.is_symlink():
-        raise UserError(f"{target}: a link that leads in a circle, expected a name to write to")
-    return place
-
-
-def is_stream(target: Path) -> bool:
-    """Whether `target` is a FIFO, a terminal, or another device that is written to and never replaced.
-
-    Raises:
-        UserError: it is a disk; or it is this process's standard output, say, and that is a file: writing would cut off
-                   what is in it.
-    """
-    try:
-        mode = target.stat().st_mode
-    except OSError:
-        return False
-    if stat.S_ISBLK(mode):
-        raise UserError(f"{target}: a disk, expected a file name")
-    text = os.path.abspath(target)
-    if stat.S_ISREG(mode) and (os.path.dirname(text) in ("/dev", "/dev/fd") or text.startswith("/proc/")):
-        raise UserError(f"{target}: leads to the file {os.path.realpath(target)}, expected that file's own name")
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-
-
-def check_outputs(outputs: Mapping[str, Union[str, Path, Iterable[Path]]],
-                  inputs: Mapping[str, Union[str, Path, Iterable[Path], None]]) -> None:
-    """Raise `UserError` if an output would replace something that the run reads, directly or through links.
-
-    Args:
-        outputs: flag -> path, or paths, of what the run writes
-        inputs:  flag -> path, or paths; of a folder, the files in it that a run may read count too. None: not given
-    """
-    for flag, written in outputs.items():
-        for output in _paths(written):
-            for other, read in inputs.items():
-                for path in _paths(read):
-                    taken = _same_in(output, path)
-                    if taken is not None:
-                        raise UserError(f"{flag}: {output} is {taken}, which this run reads ({other}), expected "
-                                        "another name")
-
-
-def _paths(value: Union[str, Path, Iterable[Path], None]) -> Iterable[Path]:
-    if value is None:
-        return []
-    return [Path(value)] if isinstance(value, (str, Path)) else value
-
-
-def _same_in(output: Path, path: Path) -> Optional[Path]:
-    """What of an input, a file or a folder, is the file or folder that `output` is; None if nothing is."""
-    if _same(output, path):
-        return path
-    if path.is_dir() and output.is_file() and _READ_FROM_FOLDERS.search(os.path.realpath(output)):
-        return next((file for file in path.rglob("*") if _READ_FROM_FOLDERS.search(file.name) and _same(output, file)),
-                    None)
-    return None
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, folder or FIFO (terminals are read and written at the same time)."""
-    try:
-        found = os.stat(one)
-        return os.path.samestat(found, os.stat(other)) and not stat.S_ISCHR(found.st_mode)
-    except OSError:  # one is not there
-        return os.path.realpath(one) == os.path.realpath(other)
-    except ValueError:  # a NUL byte
-        return False
-
-
-# --- hidden folders and their locks -----------------------------------------------------------------------------------
-
-def _exists_as_special(target: Path) -> bool:
-    return target.exists() and not target.is_file() and not target.is_dir()
-
-
 def _take_over(folder: Path, target: Path) -> Tuple[Path, Optional[int]]:
     """Make the hidden folder, or clear what a dead process left; returns it and its lock file's descriptor, or, where
     there are no locks, another folder and None.
@@ -190,13 +104,14 @@ def _take_over(folder: Path, target: Path) -> Tuple[Path, Optional[int]]:
             raise UserError(f"{folder}: not made by this program, in the place where {target.name} is prepared: move "
                             "it away, or choose another name")
         try:
-            lock = _lock(folder / _LOCK)
+            lock, no_locks = open_locked(folder / _LOCK, os.O_NOFOLLOW, 0o600)
         except BlockingIOError:
             raise UserError(f"{target}: another process is writing it now and holds {folder / _LOCK}: wait until it "
                             "has ended, or choose another name") from None
         except FileNotFoundError:  # the one before has just removed it
             continue
-        if lock is None:
+        if no_locks:
+            os.close(lock)
             with contextlib.suppress(OSError):
                 (folder / _LOCK).unlink()
                 folder.rmdir()
@@ -214,29 +129,6 @@ def _is_ours(folder: Path) -> bool:
     except NotADirectoryError:
         return False
     return not folder.is_symlink() and (not names or _LOCK in names)
-
-
-def _lock(path: Path) -> Optional[int]:
-    """The descriptor of a file that was locked; None where the file system has no locks.
-
-    Raises:
-        BlockingIOError: another one holds it.
-        OSError: the file cannot be made.
-    """
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file), os.stat(path)):  # otherwise the one before has just removed it
-                return file
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            os.close(file)
-            if error.errno in _NO_LOCKS:
-                return None
-            raise
-        os.close(file)
 
 
 def _clear(folder: Path) -> None:

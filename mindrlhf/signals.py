@@ -47,9 +47,8 @@ def take_over() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to at once, unlike a handler's call
-    for number in answered:
-        if number != signal.SIGINT:
-            signal.signal(number, lambda *_: None)
+    for number in answered:  # Ctrl-C too: `multiprocessing` lets it through again
+        signal.signal(number, lambda *_: None)
     threading.Thread(target=_listen_for_others, args=(reader,), daemon=True).start()
     os.register_at_fork(after_in_child=let_go)  # else the pipe would tell the parent of a child's signals
 

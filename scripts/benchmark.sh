@@ -18,4 +18,4 @@ for option in "$@"; do
 done
 peers=${REFERENCE_PYTHON:-$root/.venv-torch/bin/python}
 if [ -n "${REFERENCE_PYTHON:-}" ] || [ -x "$peers" ]; then options+=(--peers "$peers"); fi
-exec python "$root/scripts/benchmark" "${options[@]}"
+endable python "$root/scripts/benchmark" "${options[@]}"

@@ -9,4 +9,4 @@ install_peers
 cd "$root"
 export REFERENCE_PYTHON=$root/.venv-torch/bin/python
 [ $# -gt 0 ] || set -- tests/models tests/huggingface tests/training/test_training_curve.py
-exec python -m pytest "$@"
+endable python -m pytest "$@"

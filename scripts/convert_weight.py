@@ -9,6 +9,11 @@ r"""GLM-4's weights between Hugging Face and MindSpore.
 Neither needs PyTorch. Weights are copied in chunks, so that memory does not grow with the model (unless slices of
 several ranks have to be merged first).
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until `begin`
+
 import sys
 from pathlib import Path
 

@@ -29,7 +29,7 @@ trap 'rm -f "$FUZZ_SUMMARY"' EXIT
 failed=()
 for seed in "${seeds[@]}"; do
   echo "== seed $seed"
-  FUZZ_SEED=$seed python -m pytest --long tests/fuzz "$@" || failed+=("$seed")
+  FUZZ_SEED=$seed endable python -m pytest --long tests/fuzz "$@" || failed+=("$seed")
 done
 echo
 python - "$FUZZ_SUMMARY" <<'PY'

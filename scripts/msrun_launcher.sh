@@ -117,5 +117,8 @@ fi
 ulimit -u unlimited 2>/dev/null || true  # a worker has many threads; where the limit is not ours to lift, it stays
 trap '' PIPE  # whoever reads this may go; the job goes on
 echo "starting $local_workers of $workers processes; each logs to $log_dir/worker_*.log (tail -f $log_dir/worker_$first.log)" 2>/dev/null || true
-exec python -I "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" "$local_workers" "$address" \
-  "$port" "$node" "$time_out" "${line[@]}"
+# Until the supervisor's first line, Ctrl-C would be Python's, with a traceback: it waits, where env can have it wait.
+guard=(env --block-signal=INT)
+"${guard[@]}" true 2>/dev/null || guard=(env)
+exec "${guard[@]}" python -I -S "$root/scripts/msrun_supervisor.py" "$join" "$log" "$log_dir" "$workers" \
+  "$local_workers" "$address" "$port" "$node" "$time_out" "${line[@]}"

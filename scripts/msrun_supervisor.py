@@ -11,10 +11,12 @@ word is given when all are there and msrun has ended: msrun cannot swallow an ex
 
 Standard library only, since importing MindSpore takes seconds. Linux only, like msrun.
 """
-import signal  # noqa: I001 (first, for the line behind it)
+import signal  # noqa: I001 (first, for what stands behind it)
 
 if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is imported
+if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # msrun_launcher.sh has held it back
 
 import contextlib
 import ctypes

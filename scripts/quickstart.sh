@@ -15,15 +15,20 @@ run=$example/output/quickstart new=$example/output/.quickstart.new old=$example/
 mkdir -p "$example/output"
 exec 8>"$example/output/.quickstart.lock"
 flock -n 8 || { echo "error: another quickstart is running in $example/output" >&2; exit 1; }
-rm -rf "$new"  # of one that was killed
+[ -e "$run" ] || [ ! -e "$old" ] || mv "$old" "$run"  # of one that was killed, as is the next
+rm -rf "$new"
 mkdir -p "$new/logs"
 cd "$new"
+
+into() { # LOG COMMAND...
+  "${@:2}" >"$1" 2>&1
+}
 
 step() { # TITLE NAME COMMAND...: run it with its output in logs/NAME.log
   local title=$1 log=logs/$2.log begin=$SECONDS code=0
   shift 2
   echo "== $title"
-  "$@" >"$log" 2>&1 || code=$?
+  endable into "$log" "$@" || code=$?
   case $code in
     0) ;;
     129 | 130 | 143) echo "error: stopped; an earlier quickstart's results are as they were" >&2 && exit "$code" ;;
@@ -67,6 +72,7 @@ for line in open("output/scores.jsonl", encoding="utf-8"):
 PY
 echo
 echo "held-out: $(sed -n 's/.*: \([0-9]* pairs, accuracy .*\)/\1/p' logs/eval.log | tail -n 1)"
+trap '' INT TERM HUP  # the names change together
 rm -rf "$old"
 [ ! -e "$run" ] || mv "$run" "$old"
 mv "$new" "$run"
@@ -78,6 +84,7 @@ all of it is in ${run#"$root/"}:
   output/checkpoint          weights with optimizer state, to resume from
   output/curves.png          loss, accuracy, margin, learning rate and gradient norm over the steps
   output/metrics.csv         the same as figures
+  output/eval.json           the figures of the evaluation
   output/eval_scores.png     the distributions of the held-out scores
   output/scores.jsonl        the scored answers
   logs                       all that was printed

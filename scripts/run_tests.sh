@@ -9,10 +9,10 @@ set -euo pipefail
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
-ruff check .
+endable ruff check .
 if [ "${PAIR:-}" = newest ] && [ $# = 0 ]; then
   set -- tests/test_end_to_end.py tests/compat tests/checkpoints/test_save.py tests/training/test_resume.py \
     tests/training/test_start_from.py tests/parallel/test_layouts.py
 fi
 cores=$(nproc)
-exec python -m pytest -n "${WORKERS:-$((cores < 2 ? cores + 2 : 4))}" --dist loadfile --no-loadscope-reorder "$@"
+endable python -m pytest -n "${WORKERS:-$((cores < 2 ? cores + 2 : 4))}" --dist loadfile --no-loadscope-reorder "$@"

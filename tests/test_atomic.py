@@ -11,7 +11,6 @@
 | test_the_folder_of_..._is_kept           | other targets, earlier releases                | the folder       |
 | test_a_link ..., test_a_fifo ...         | links stay and are followed, FIFOs are written | the file system  |
 | test_a_full_disk ...                     | the message names the target                   | RLIMIT_FSIZE     |
-| test_an_output_that_is_an_input ...      | links, hard links, files in folders            | messages         |
 """
 import errno
 import os
@@ -24,8 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from mindrlhf import atomic
-from mindrlhf.atomic import check_outputs, follow_link, partial_file, partial_folder
+from mindrlhf import locks
+from mindrlhf.atomic import partial_file, partial_folder
 from mindrlhf.errors import UserError
 
 KILLED = """
@@ -214,7 +213,7 @@ def test_without_locks_what_may_be_of_a_living_process_is_kept(tmp_path, monkeyp
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with partial_file(tmp_path / "out") as path:
         path.write_text("first")
         write_file(tmp_path / "out", "second")
@@ -273,7 +272,7 @@ def test_a_link_stays_and_its_target_is_written(tmp_path, exists):
 def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
-    for write in (write_file, write_folder, follow_link):
+    for write in (write_file, write_folder):
         assert message_of(write, tmp_path / "one") == (
             f"{tmp_path / 'one'}: a link that leads in a circle, expected a name to write to")
     assert names(tmp_path) == ["one", "two"]
@@ -306,15 +305,6 @@ def test_a_device_or_a_fifo_is_refused_for_a_set_of_files(tmp_path):
             f"{target}: a device or a FIFO, expected a name for files that are moved to their places")
 
 
-def test_standard_output_that_is_a_file_is_named_instead_of_cut_off(tmp_path):
-    (tmp_path / "log").write_text("old")
-    with open(tmp_path / "log", "a", encoding="utf-8") as file:
-        number = Path(f"/dev/fd/{file.fileno()}")
-        assert message_of(write_file, number) == (
-            f"{number}: leads to the file {tmp_path / 'log'}, expected that file's own name")
-    assert contents(tmp_path) == {"log": "old"}
-
-
 def test_a_full_disk_is_an_error_with_the_targets_name(tmp_path):
     """As large as a file may be: Python's error has no name in it."""
     (tmp_path / "out").write_text("old")
@@ -330,29 +320,6 @@ def test_a_full_disk_is_an_error_with_the_targets_name(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught:
         write_file(Path("/dev/full"))
     assert caught.value.filename == "/dev/full"
-
-
-def test_an_output_that_is_an_input_is_named(tmp_path):
-    source, model = tmp_path / "source.jsonl", tmp_path / "model"
-    source.write_text("rows")
-    (model / "rank_0").mkdir(parents=True)
-    (model / "rank_0" / "a.ckpt").write_text("weights")
-    (model / "scores.jsonl").write_text("of an earlier run")
-    (tmp_path / "link").symlink_to("source.jsonl")
-    (tmp_path / "around").symlink_to(tmp_path)
-    os.link(source, tmp_path / "hard")
-    os.link(model / "rank_0" / "a.ckpt", tmp_path / "hard.ckpt")
-    inputs = {"--data_file": source, "--tokenizer": None, "--model": model}
-    for output, read, flag in [(source, source, "--data_file"), (tmp_path / "link", source, "--data_file"),
-                               (tmp_path / "hard", source, "--data_file"), (model, model, "--model"),
-                               (tmp_path / "around" / "link", source, "--data_file"),
-                               (model / "rank_0" / "a.ckpt", model / "rank_0" / "a.ckpt", "--model"),
-                               (tmp_path / "hard.ckpt", model / "rank_0" / "a.ckpt", "--model")]:
-        assert message_of(check_outputs, {"--output": output}, inputs) == (
-            f"--output: {output} is {read}, which this run reads ({flag}), expected another name")
-        check_outputs({"--output": output}, {"--other": tmp_path / "missing"})
-    check_outputs({"--output": [model / "scores.jsonl", model / "new.ckpt", tmp_path / "new"]}, inputs)
-    check_outputs({"--output": Path("/dev/null")}, {"--data_file": Path("/dev/null")})
 
 
 def test_the_written_file_has_the_permissions_of_any_new_file(tmp_path):

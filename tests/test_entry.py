@@ -2,6 +2,7 @@
 
 | test                                       | proves                                             | judged against     |
 | test_output_is_utf8_whatever_the_locale    | a Chinese name in a message, on pipes              | its bytes in UTF-8 |
+| test_ctrl_c_during_the_first_imports_...   | no traceback                                       | exit code, output  |
 | test_closed_standard_files_are_no_...      | files do not get the numbers of standard output    | files, exit code   |
 | test_a_reader_that_goes_...                | `| head` ends no work                              | files, exit code   |
 | test_output_that_cannot_be_written_...     | exit code 1, with the reason                       | message            |
@@ -10,6 +11,7 @@
 | test_without_home_...                      | conversion and the check need none                 | exit code          |
 """
 import os
+import signal
 import subprocess
 import sys
 
@@ -46,6 +48,20 @@ def test_output_is_utf8_whatever_the_locale(environment, pairs):
     result = shell(pairs, f"{CONVERT} --src_file a.jsonl --dst_file 数据/a.mindrecord", **environment)
     assert result.returncode == 0
     assert "wrote 3 pairs to 数据/a.mindrecord" in result.stdout.decode()
+
+
+@pytest.mark.parametrize("script", ["cvalues_comparison.py", "reward_train.py", "reward_eval.py", "reward_infer.py",
+                                    "../../scripts/convert_weight.py"])
+def test_ctrl_c_during_the_first_imports_leaves_no_traceback(script, tmp_path):
+    """Sent by the interpreter itself, when the first module of ours is imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "sys.addaudithook(lambda event, names: event == 'import' and names[0] == 'mindrlhf.entry' and "
+        "os.kill(os.getpid(), 2))\n", encoding="utf-8")
+    result = subprocess.run([sys.executable, str(EXAMPLE / script)], capture_output=True, text=True, check=False,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                            env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)})
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.parametrize("closed", [pytest.param(">&-", marks=pytest.mark.long),

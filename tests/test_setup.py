@@ -9,6 +9,7 @@
 | test_an_environment_..., test_python_is_not_... | only what was made here is cleared | files, messages |
 | test_every_script_says_..., test_what_quickstart_does_not_know_... | --help, and nothing else happens | output |
 | test_an_earlier_quickstart_stays_... | results are replaced by whole ones | files |
+| test_a_signal_to_a_script_... | 143, 130 or 129, one line, no process left | exit code, /proc |
 | test_what_a_shell_exports_... | options and variables of a user's shell | output, exit codes |
 | test_continuous_integration_ends_... | what ran on which pair is said, and what failed | exit codes |
 | test_tests_that_need_the_stack_... | no test that touches it is left out on the second pair | the tests' sources |
@@ -17,12 +18,14 @@ import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers import wait_for
 
 PAIRS = {".venv": "cpu", ".venv-production": "production", ".venv-newest": "newest"}
 STACK = re.compile(r"^\s*(import|from) (mindspore|mindformers)\b|reward_(train|eval|infer)\.py|cvalues_comparison\.py|"
@@ -174,6 +177,29 @@ def test_an_environment_of_an_earlier_release_is_cleared(checkout):
     assert [path.name for path in (checkout / ".venv").iterdir()] == [".installed"]
 
 
+@pytest.mark.parametrize(("command", "mine", "ours"), [
+    ("/usr/bin/python3.11 -m venv --clear {}", None, True),
+    ("/usr/bin/python3.11 -m venv {}", None, False),
+    ("/usr/bin/python3.11 -m venv --clear {}2", None, False),
+    ("/usr/bin/python3.11 -m venv --clear {}", "notes", False),
+    ("/usr/bin/python3.11 -m venv --clear {}", "lib/python3.11/site-packages/mine-1.0.dist-info/REQUESTED", False)],
+    ids=("ours", "no --clear", "elsewhere", "a file of the user's", "a package of the user's"))
+def test_an_environment_that_an_earlier_release_began_is_made_anew(checkout, command, mine, ours):
+    """As a killed `pip install` of those releases leaves it: no stamp, and nothing asked for by name but their own."""
+    venv = checkout / ".venv"
+    for name in ("pip-23.2.1", "setuptools-65.5.0", "numpy-1.26.4"):
+        (venv / "lib" / "python3.11" / "site-packages" / f"{name}.dist-info").mkdir(parents=True)
+    (venv / "lib" / "python3.11" / "site-packages" / "pip-23.2.1.dist-info" / "REQUESTED").touch()
+    (venv / "pyvenv.cfg").write_text(f"version = 3.11.7\ncommand = {command.format(venv)}\n", encoding="utf-8")
+    if mine:
+        (venv / mine).parent.mkdir(exist_ok=True)
+        (venv / mine).touch()
+    said = quickstart(checkout).stderr
+    assert ("cannot make a virtual environment" if ours else "found something that was not made here") in said
+    assert (venv / "pyvenv.cfg").exists() != ours
+    assert (venv / ".installed").exists() == ours
+
+
 def test_python_is_not_ignored_where_an_environment_is(checkout):
     pretend_that_it_is_installed(checkout, sys.executable)
     result = quickstart(checkout, PYTHON="/nonexistent")
@@ -197,16 +223,66 @@ def test_what_quickstart_does_not_know_is_refused(checkout):
     assert (result.returncode, result.stderr) == (2, "error: found '--quick', expected no argument, or --help\n")
 
 
-def test_an_earlier_quickstart_stays_until_the_new_results_are_whole(checkout):
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed between the two names"])
+def test_an_earlier_quickstart_stays_until_the_new_results_are_whole(checkout, killed):
     """With commands that fail in the place of the real ones."""
     earlier = checkout / "examples" / "glm4_reward_model_train" / "output" / "quickstart" / "scores"
     earlier.touch()
+    if killed:
+        earlier.parent.rename(earlier.parent.with_name(".quickstart.old"))
     pretend_that_it_is_installed(checkout, "/bin/false")
     result = subprocess.run(["bash", "scripts/quickstart.sh"], cwd=checkout, capture_output=True, text=True,
                             check=False, env={name: value for name, value in os.environ.items() if name != "PYTHON"})
     assert result.returncode == 1
     assert "error: this step failed; all of its output is in " in result.stderr
     assert earlier.exists()
+
+
+STUB = """#!/bin/bash
+[[ $1 = -c || $1 = - || " $* " = *" benchmark "* ]] && exec {python} "$@"
+echo $$ >>{pids}
+(trap - INT; exec setsid sleep 60) & echo $! >>{pids}
+touch {ready}
+wait
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("script", "number"), [
+    ("quickstart.sh", signal.SIGTERM), ("quickstart.sh", signal.SIGINT), ("quickstart.sh", signal.SIGHUP),
+    ("run_tests.sh", signal.SIGINT), ("fuzz.sh", signal.SIGTERM), ("compare_with_torch.sh", signal.SIGHUP),
+    ("benchmark.sh", signal.SIGTERM)])
+def test_a_signal_to_a_script_ends_its_step_and_all_that_came_of_it(checkout, script, number):
+    """With steps that wait, and have started a process in a session of its own."""
+    pids, ready = checkout / "pids", checkout / "ready"
+    python = checkout / "stub"
+    python.write_text(STUB.format(python=sys.executable, pids=pids, ready=ready), encoding="utf-8")
+    python.chmod(0o755)
+    pretend_that_it_is_installed(checkout, python)
+    shutil.copytree(checkout / ".venv", checkout / ".venv-torch", symlinks=True)
+    (checkout / ".venv" / "bin" / "ruff").symlink_to("/bin/true")
+    process = subprocess.Popen(["bash", f"scripts/{script}"], cwd=checkout, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, start_new_session=True, preexec_fn=default_signals,
+                               env={name: value for name, value in os.environ.items() if name != "PYTHON"})
+    wait_for(ready.exists, seconds=30)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (128 + number, f"{script}: stopped by {number.name}\n")
+    found = pids.read_text().split()
+    assert len(found) == 2
+    assert not [pid for pid in found if lives(pid)]
+
+
+def lives(pid):
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def default_signals():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("exported", ["SHELLOPTS=noclobber:noglob:posix:allexport", "CDPATH=/tmp:/usr",

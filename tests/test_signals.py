@@ -2,6 +2,7 @@
 
 | test                                      | proves                                                  | judged against |
 | test_a_signal_ends_a_process_that_is_...  | outside Python, and where another handler was installed | exit code      |
+| test_ctrl_c_is_answered_where_...         | no exception in the midst of the work                   | exit code      |
 | test_an_unfinished_folder_is_removed      | nothing half-written is left                            | files          |
 | test_what_belongs_together_is_moved_...   | a set of files gets its names as a whole                | files          |
 | test_a_postponed_signal_...               | the work ends in good order, with the signal's code     | exit code      |
@@ -63,6 +64,16 @@ def test_a_signal_ends_a_process_that_is_outside_python(number, stolen, start):
     process.send_signal(number)
     said, _ = process.communicate(timeout=20)
     assert (process.returncode, said) == (128 + number, f"job.py: stopped by {number.name}\n")
+
+
+def test_ctrl_c_is_answered_where_a_library_lets_it_through_again(start):
+    """As the resource tracker of `multiprocessing` does."""
+    process = start("signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})\n" + POSTPONED.format(0))
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.endswith("job.py: stopped by SIGINT\n")
+    assert "ends after this step" in said
 
 
 def test_an_unfinished_folder_is_removed(start, tmp_path):

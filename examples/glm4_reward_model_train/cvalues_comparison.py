@@ -6,6 +6,11 @@ r"""Convert CValues-Comparison (or any file in its layout) to MindRecord for rew
 
 A line of the source is an object with prompt, pos_resp (the better answer) and neg_resp (the worse one).
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until `begin`
+
 import sys
 from pathlib import Path
 

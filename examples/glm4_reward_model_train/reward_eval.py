@@ -9,6 +9,11 @@ r"""Accuracy of a reward model on MindRecord data: how often the better answer g
 A flag that is not given leaves the YAML's value. The figures go to eval.json in the YAML's output_dir, the
 distributions of the scores to eval_scores.png. Exit code 3: some scores are NaN or infinite, and are not counted.
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until `begin`
+
 import sys
 from pathlib import Path
 

@@ -10,6 +10,11 @@ A row of the input is an object with prompt, pos_resp and neg_resp, or with prom
 for each: the row's own keys, and pos_score and neg_score, or score. It grows as OUTPUT_FILE.partial, from which
 --resume goes on. Exit code 3: all rows are written, and scores that are NaN or infinite are null.
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until `begin`
+
 import sys
 from pathlib import Path
 

@@ -8,6 +8,11 @@ r"""Train a GLM-4 reward model on MindRecord data made by cvalues_comparison.py.
 Checkpoints go to output/checkpoint (with optimizer state) and output/checkpoint_network (weights alone), figures of
 every step to output/metrics.csv, their curves to output/curves.png. A flag that is not given leaves the YAML's value.
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until `begin`
+
 import sys
 from pathlib import Path
 

@@ -21,14 +21,15 @@ import numpy as np
 from tqdm import tqdm
 
 from mindrlhf import __version__
-from mindrlhf.atomic import check_outputs, follow_link, naming_a_full_disk, partial_folder
+from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
-from mindrlhf.data.preference import InvalidRow, read_preferences
+from mindrlhf.data.preference import InvalidRow, lines_of, read_preferences
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.output_paths import check_outputs, follow_link
 from mindrlhf.tables import format_table
 
 __all__ = ["MAX_INVALID", "ConversionReport", "convert_preferences"]
@@ -379,11 +380,5 @@ class _InvalidRows:
 
 def _progress(what: str, source: _Source) -> tqdm:
     """A bar with rate and time left; the number of rows of a .jsonl file is that of its line breaks."""
-    total = None
-    try:
-        with open(source.path, "rb") as file:
-            if source.name.suffix != ".json":
-                total = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except (OSError, ValueError):
-        pass  # reading says so, in a moment
+    total = lines_of(source.path) if source.name.suffix != ".json" else None
     return tqdm(desc=f"{what} {source.name.name}", total=total, unit=" pairs", mininterval=0.5)

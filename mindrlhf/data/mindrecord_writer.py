@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Set, Union
 
 import numpy as np
 
-from mindrlhf.atomic import follow_link, naming_a_full_disk, partial_folder
+from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.mindrecord_files import (
@@ -22,6 +22,7 @@ from mindrlhf.data.mindrecord_files import (
     sidecar_path,
 )
 from mindrlhf.errors import UserError
+from mindrlhf.output_paths import follow_link
 from mindrlhf.signals import undisturbed
 
 __all__ = ["LengthStatistics", "RecordWriter"]

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 from mindrlhf.errors import UserError
 from mindrlhf.file_kinds import HEAD_BYTES, known_kind
 
-__all__ = ["InvalidRow", "Preference", "Row", "check_text_fields", "read_preferences", "read_rows"]
+__all__ = ["InvalidRow", "Preference", "Row", "check_text_fields", "lines_of", "read_preferences", "read_rows"]
 
 PAIR_FIELDS = ("prompt", "pos_resp", "neg_resp")
 _BLANKS = 500_000  # white-space characters in a row; a million make tiktoken's pattern overflow its stack
@@ -230,6 +230,17 @@ def read_preferences(path: Union[str, Path],
         if isinstance(row, Row):
             row = Preference(row.place, row.number, *(row.values[field] for field in PAIR_FIELDS))
         yield row
+
+
+def lines_of(path: Path) -> Optional[int]:
+    """The lines of a file, for a progress bar; None where it cannot be read, or not again, as a pipe."""
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except (OSError, ValueError):  # reading says why, in a moment
+        return None
 
 
 def _name(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from tqdm import tqdm
 
-from mindrlhf.atomic import check_outputs, follow_link, is_stream, naming_a_full_disk, partial_file, partial_folder
+from mindrlhf.atomic import naming_a_full_disk, partial_file, partial_folder
 from mindrlhf.checkpoints.find import checkpoint_files, list_checkpoints, newest_whole_slices
 from mindrlhf.checkpoints.load import raise_left_over
 from mindrlhf.checkpoints.sharded import merge_slices
@@ -38,6 +38,7 @@ from mindrlhf.models.glm4.dimensions import (
     is_ignored,
     with_prefix,
 )
+from mindrlhf.output_paths import check_outputs, follow_link, is_stream
 from mindrlhf.tables import format_table, size_text
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt_files, write_ckpt
 from mindrlhf.weights.safetensors_file import INDEX_NAME, read_safetensors_folder, write_safetensors

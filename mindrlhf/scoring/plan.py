@@ -3,7 +3,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
-from mindrlhf.atomic import check_outputs
 from mindrlhf.checkpoints.find import check_checkpoint_path, file_of_run
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
@@ -15,6 +14,7 @@ from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each
+from mindrlhf.output_paths import check_outputs
 from mindrlhf.scoring.questions import read_questions
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
 

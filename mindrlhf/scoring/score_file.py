@@ -2,18 +2,18 @@
 cut short goes on from it. What decides the scores is noted in OUT.partial.json. Knows nothing of MindSpore.
 """
 import contextlib
-import errno
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, Mapping, Optional, Tuple, Union
 
-from mindrlhf.atomic import follow_link, is_stream, naming_a_full_disk, partial_file, partial_folder
+from mindrlhf.atomic import naming_a_full_disk, partial_file, partial_folder
 from mindrlhf.data.preference import InvalidRow
 from mindrlhf.errors import UserError
 from mindrlhf.job import role_in_job
 from mindrlhf.json_file import read_json_object
+from mindrlhf.locks import lock, open_locked
+from mindrlhf.output_paths import follow_link, is_stream
 from mindrlhf.scoring.questions import Question
 
 __all__ = ["InvalidRows", "ScoreFile", "ScoreStream", "check_score_file", "invalid_rows_path",
@@ -74,21 +74,13 @@ def check_score_file(path: Path, resume: bool) -> None:
         return
     try:
         with open(partial, "rb") as file:
-            if not _lock(file, fcntl.LOCK_SH):  # which several processes of one run may have at once
-                raise _in_use(partial)
+            lock(file.fileno(), shared=True)  # with the other processes of this run
             if not resume and file.readline().endswith(b"\n"):
                 raise _left_over(partial)
+    except BlockingIOError:
+        raise _in_use(partial) from None
     except OSError as error:
         raise UserError(f"{partial}: cannot be read: {error.strerror}") from None
-
-
-def _lock(file: BinaryIO, kind: int) -> bool:
-    """Take a lock that the kernel releases with the process; True also where the file system has no locks."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
-    return True
 
 
 def _in_use(partial: Path) -> UserError:
@@ -127,15 +119,11 @@ class ScoreFile:
             raise
 
     def _open(self) -> BinaryIO:
-        while True:
-            file = open(self.partial, "a+b")  # noqa: SIM115 (closed by __exit__)
-            if not _lock(file, fcntl.LOCK_EX):
-                file.close()
-                raise _in_use(self.partial)
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.partial)):
-                    return file
-            file.close()  # the run that had the lock has given the file its name meanwhile
+        try:
+            descriptor, _ = open_locked(self.partial, os.O_APPEND)
+        except BlockingIOError:
+            raise _in_use(self.partial) from None
+        return open(descriptor, "a+b")
 
     def _begin(self, asked: Dict[str, Any], resume: bool, window: int) -> int:
         self._file.seek(0)

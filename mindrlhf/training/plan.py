@@ -19,6 +19,7 @@ from mindrlhf.checkpoints.find import (
 from mindrlhf.checkpoints.load import check_weights
 from mindrlhf.checkpoints.training_notes import (
     OBJECTIVE,
+    TrainingNotes,
     doubts_of_model,
     model_notes,
     problems_of_model,
@@ -103,10 +104,10 @@ def plan_training(args) -> TrainingPlan:
                                  records.settings.get("tokenizer"), records.sidecar, "the data was made")
     if config:
         checks = [lambda: _check_start(config), lambda: _check_resharding(config), lambda: _check_checkpoint(config),
-                  lambda: doubts.extend(_check_trained_model(config))]
+                  lambda: doubts.extend(_check_notes(config, records))]
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
-                      lambda: _check_size(config, records), *checks, lambda: _check_resumed_order(config, records)]
+                      lambda: _check_size(config, records), *checks]
         for check in [lambda: _check_callbacks(args.config, config, settings), *checks]:
             with problems:
                 check()
@@ -212,15 +213,26 @@ def starting_checkpoint(config: RunConfig) -> Optional[Path]:
     return newest_whole_checkpoint(start.checkpoint, 0, start.resume, skipped=lambda message: None, check=check_names)
 
 
-def _check_trained_model(config: RunConfig) -> List[str]:
+def _check_notes(config: RunConfig, records: Optional[RecordSet]) -> List[str]:
+    """Whether a run to resume has the model and the data that it began with; what to warn of."""
+    start, problems, doubts = config.start, Problems(), []
+    if start.checkpoint:
+        notes = read_training_notes(start.checkpoint, "load_checkpoint")
+        with problems:
+            doubts = _check_trained_model(config, notes)
+        if records and start.resume:
+            with problems:
+                _check_resumed_order(config, records, notes)
+    problems.raise_all()
+    return doubts
+
+
+def _check_trained_model(config: RunConfig, notes: TrainingNotes) -> List[str]:
     """Whether the model of a run to resume is the one that was trained; what to warn of."""
-    start, model = config.start, config.model
-    if not start.checkpoint:
-        return []
-    notes = read_training_notes(start.checkpoint, "load_checkpoint")
+    model = config.model
     different = list(problems_of_model(notes, model.dimensions))
     rounding = list(doubts_of_model(notes, model.compute_type, model.parameter_type))
-    if not start.resume:
+    if not config.start.resume:
         return [f"a new run from weights of another model: {problem}" for problem in different]
     raise_each(config.path, different)
     return [*([notes.doubt] if notes.doubt else []), *rounding]
@@ -233,16 +245,14 @@ _OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", 
            "row_length": "train_dataset.row_length", "objective": "the objective"}
 
 
-def _check_resumed_order(config: RunConfig, records: RecordSet) -> None:
+def _check_resumed_order(config: RunConfig, records: RecordSet, notes: TrainingNotes) -> None:
     """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
-    if config.start.resume and config.start.checkpoint:
-        notes = read_training_notes(config.start.checkpoint, "load_checkpoint")
-        trained = {**notes.values, **(notes.values.get("order") or {})}
-        found = {**records.settings, **order_of_pairs(config, records), "objective": OBJECTIVE}
-        raise_each("--resume", (
-            f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
-            f"({notes.place}); without --resume a new run starts from its weights"
-            for key, name in _OF_RUN.items() if key in found and key in trained and found[key] != trained[key]))
+    trained = {**notes.values, **(notes.values.get("order") or {})}
+    found = {**records.settings, **order_of_pairs(config, records), "objective": OBJECTIVE}
+    raise_each("--resume", (
+        f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
+        f"({notes.place}); without --resume a new run starts from its weights"
+        for key, name in _OF_RUN.items() if key in found and key in trained and found[key] != trained[key]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
 """A run among others in its output folder: alone while it lives, and with a number that keeps their files apart."""
-import errno
-import fcntl
 import os
 import random
 import re
@@ -13,6 +11,7 @@ import numpy as np
 from mindrlhf.checkpoints.find import DATA_SETTINGS, Place, file_of_run, place_of
 from mindrlhf.errors import UserError
 from mindrlhf.json_file import read_json_object
+from mindrlhf.locks import open_locked
 from mindrlhf.processes import stack_over_processes
 
 __all__ = ["choose_run", "only_run_in", "run_notes"]
@@ -26,23 +25,21 @@ _CHECKPOINT = re.compile(r"_rank_\d+(?:_(\d+))?-[^-]*\.ckpt$")
 
 @contextmanager
 def only_run_in(output: Path, warn: Callable[[str], object]) -> Iterator[None]:
-    """Keep other runs out of an output folder while the block lasts; the kernel ends that with the process, however it
-    ends. Process ids, which containers share, have no part in it.
+    """Keep other runs out of an output folder while the block lasts.
 
     Raises:
         UserError: another run is alive in the folder.
     """
     output.mkdir(parents=True, exist_ok=True)
-    file = os.open(output / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(f"output_dir: {output}: another training run is alive in this folder; wait for its end "
-                                "or choose another folder") from None
-            warn(f"{output}: this file system has no locks ({error.strerror}): see to it that no other run is started "
-                 "in the same folder")
+        file, no_locks = open_locked(output / _LOCK)
+    except BlockingIOError:
+        raise UserError(f"output_dir: {output}: another training run is alive in this folder; wait for its end or "
+                        "choose another folder") from None
+    try:
+        if no_locks:
+            warn(f"{output}: this file system has no locks ({no_locks.strerror}): see to it that no other run is "
+                 "started in the same folder")
         yield
     finally:
         os.close(file)

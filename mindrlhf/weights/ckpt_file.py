@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapp
 import numpy as np
 
 from mindrlhf.errors import UserError
-from mindrlhf.weights.tensors import FLOAT_BYTES, MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor
+from mindrlhf.weights.tensors import FLOAT_BYTES, MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor, tensors_of_files
 
 __all__ = ["NOTES", "check_ckpt", "check_names", "notes_as_bytes", "read_ckpt", "read_ckpt_files", "read_notes",
            "read_numbers", "write_ckpt"]
@@ -43,13 +43,7 @@ def read_ckpt_files(paths: Iterable[Path]) -> Dict[str, StoredTensor]:
     Raises:
         UserError: see `read_ckpt`; or two files have a tensor of the same name.
     """
-    tensors: Dict[str, StoredTensor] = {}
-    for path in paths:
-        for name, tensor in read_ckpt(path).items():
-            if name in tensors:
-                raise UserError(f"{path}: {name} is also in {tensors[name].segments[0].path.name}")
-            tensors[name] = tensor
-    return tensors
+    return tensors_of_files(paths, read_ckpt)
 
 
 def read_ckpt(path: Path) -> Dict[str, StoredTensor]:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Sequence
 from mindrlhf.errors import UserError, raise_problems
 from mindrlhf.json_file import LARGEST_JSON, read_json_object
 from mindrlhf.weights.shards import missing_shards
-from mindrlhf.weights.tensors import MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor
+from mindrlhf.weights.tensors import MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor, tensors_of_files
 
 __all__ = ["INDEX_NAME", "read_safetensors", "read_safetensors_folder", "write_safetensors"]
 
@@ -92,13 +92,7 @@ def read_safetensors_folder(folder: Path) -> Dict[str, StoredTensor]:
         hint = f"; {pickles} is a pickle, which is not read: fetch the model's .safetensors files" if pickles else ""
         raise UserError(f"{folder}: no .safetensors file in it{hint}")
     raise_problems(str(folder), missing_shards([file.name for file in files], ".safetensors"))
-    tensors: Dict[str, StoredTensor] = {}
-    for file in files:
-        for name, tensor in read_safetensors(file).items():
-            if name in tensors:
-                raise UserError(f"{file}: {name} is also in {tensors[name].segments[0].path.name}")
-            tensors[name] = tensor
-    return tensors
+    return tensors_of_files(files, read_safetensors)
 
 
 def _read_indexed(folder: Path, index_file: Path) -> Dict[str, StoredTensor]:

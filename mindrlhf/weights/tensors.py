@@ -6,14 +6,14 @@ few chunks, whatever the model's size.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
 from mindrlhf.errors import UserError
 
 __all__ = ["FLOAT_BYTES", "MOST_DIMENSIONS", "NotFiniteValues", "OutputTensor", "Part", "Segment", "StoredTensor",
-           "are_finite", "cast", "split_into_shards"]
+           "are_finite", "cast", "split_into_shards", "tensors_of_files"]
 
 # The types that weights have, and bytes of a value.
 FLOAT_BYTES: Dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -181,6 +181,21 @@ def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     bits = values.view("<u4")
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
     return np.where(np.isnan(values), ((bits >> 16) | 0x40).astype("<u2"), rounded)
+
+
+def tensors_of_files(paths: Iterable[Path], read: Callable[[Path], Dict[str, StoredTensor]]) -> Dict[str, StoredTensor]:
+    """Name -> tensor of one model in several files, each of which `read` opens.
+
+    Raises:
+        UserError: see `read`; or two files have a tensor of the same name.
+    """
+    tensors: Dict[str, StoredTensor] = {}
+    for path in paths:
+        for name, tensor in read(path).items():
+            if name in tensors:
+                raise UserError(f"{path}: {name} is also in {tensors[name].segments[0].path.name}")
+            tensors[name] = tensor
+    return tensors
 
 
 def split_into_shards(tensors: Sequence[OutputTensor], limit: int) -> List[List[OutputTensor]]:

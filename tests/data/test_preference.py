@@ -6,14 +6,25 @@
 | test_bad_file_is_one_error              | a file that is no list of rows at all               | messages        |
 | test_array_item_that_is_no_row_says_why | the same checks in a .json array, by item           | messages        |
 | test_a_file_of_another_kind_is_named    | compressed, CSV, a pointer, the other kind of JSON  | messages        |
+| test_lines_are_counted_...              | for a progress bar; a pipe is left as it is         | literal numbers |
 | test_check_text_fields_without_a_prompt | the check serves rows of other layouts too          | messages        |
 """
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from mindrlhf.data.preference import InvalidRow, Preference, Row, check_text_fields, read_preferences, read_rows
+from mindrlhf.data.preference import (
+    InvalidRow,
+    Preference,
+    Row,
+    check_text_fields,
+    lines_of,
+    read_preferences,
+    read_rows,
+)
 from mindrlhf.errors import UserError
 
 GOOD = {"prompt": "q", "pos_resp": "good", "neg_resp": "bad"}
@@ -264,3 +275,14 @@ def test_a_copy_has_the_name_and_the_kind_of_the_original(tmp_path):
     path = write(tmp_path, b'[{"prompt": 1}]', "copy")
     row, = read_preferences(path, tmp_path / "pairs.json")
     assert row.place == f"{tmp_path / 'pairs.json'}:item 1"
+
+
+def test_lines_are_counted_and_a_pipe_is_not_read_for_it(tmp_path):
+    assert lines_of(write(tmp_path, b"a\n\nb\n")) == 3
+    assert lines_of(tmp_path / "absent") is None
+    reader, writer = os.pipe()
+    os.write(writer, b"a\n")
+    assert lines_of(Path(f"/dev/fd/{reader}")) is None
+    assert os.read(reader, 8) == b"a\n"
+    os.close(reader)
+    os.close(writer)

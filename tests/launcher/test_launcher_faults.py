@@ -14,6 +14,7 @@
 | test_a_simulation_... | simulated ranks run and fail like others | what the worker did |
 | test_a_signal_to_the_launcher_... | Ctrl-C, SIGTERM, SIGHUP end the job, workers save first; nothing is left | /proc |
 | test_a_worker_that_was_asked_..., ..._that_cannot_save_... | the others save too; what fails then is named | files |
+| test_ctrl_c_while_python_starts_... | it is kept until the launcher can answer it | exit code, output |
 | test_a_second_ctrl_c_... | nothing is waited for any more | exit code, /proc |
 | test_a_launcher_that_is_killed_... | no worker outlives it | /proc |
 | test_the_end_of_worker_0s_log_... | JOIN True prints it, in UTF-8 | what the worker printed |
@@ -367,6 +368,20 @@ def test_a_worker_that_cannot_save_when_it_is_asked_to_end_is_named(jobs):
     assert launcher.returncode == 1
     assert errors.splitlines()[1] == "msrun_launcher.sh: error: worker 1 ended with exit code 1; the last lines of " \
                                      "logs/worker_1.log:"
+
+
+def test_ctrl_c_while_python_starts_waits_for_the_launcher_to_answer_it(tmp_path):
+    """Sent by a program in the place of Python, which then becomes Python."""
+    if subprocess.run(["env", "--block-signal=INT", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("env of this system cannot hold signals back (coreutils 8.31 can)")
+    (tmp_path / "python").write_text(f'#!/bin/bash\nkill -INT $$\ntouch begun\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "job.py").touch()
+    result = subprocess.run(["bash", str(LAUNCHER), "job.py", "1"], cwd=tmp_path, capture_output=True, text=True,
+                            check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                            env={**os.environ, "PATH": f"{tmp_path}:{MSRUN.parent}:{os.environ['PATH']}"})
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
+    assert (tmp_path / "begun").exists()
 
 
 def test_a_second_ctrl_c_ends_the_job_at_once(jobs):

@@ -17,6 +17,7 @@ import pytest
 from conftest import SAMPLE
 from helpers import run_script, wait_for, write_tiny_yaml
 
+from mindrlhf import locks
 from mindrlhf.checkpoints.find import Place
 from mindrlhf.checkpoints.training_notes import read_training_notes, write_data_settings
 from mindrlhf.data.convert import convert_preferences
@@ -68,7 +69,7 @@ def test_without_locks_a_warning_is_given(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", fail)
+    monkeypatch.setattr(locks.fcntl, "flock", fail)
     said = []
     with only_run_in(tmp_path, said.append):
         pass

@@ -311,7 +311,7 @@ def check_resumed(arguments, record):
         write_data_settings(Path("checkpoint"), left)
         write_weights(Path("checkpoint") / "a-1_1.ckpt", load_config(TINY_YAML))
         config = load_config(arguments(changes).config, {"resume_training": resume, "load_checkpoint": "checkpoint"})
-        training_plan._check_resumed_order(config, records)
+        training_plan._check_notes(config, records)
     return check
 
 
