@@ -15,9 +15,10 @@ from mindrlhf.errors import UserError
 from mindrlhf.json_file import read_json_object
 from mindrlhf.processes import stack_over_processes
 
-__all__ = ["choose_run", "only_run_in", "run_notes"]
+__all__ = ["check_alone", "choose_run", "only_run_in", "run_notes"]
 
 _LOCK = ".training.lock"
+_LOCKED = {errno.EAGAIN, errno.EACCES}  # what the kernel says where another one holds a lock
 _WORD = 1 << 24  # of a float32, in which processes tell each other whole numbers
 # What a run leaves in its output folder, and below its folders of checkpoints; the number is that of the run.
 _OF_RUN = re.compile(r"(?:metrics|curves|strategy|data_settings)(?:_(\d+))?(?:\.csv|\.png|\.json)?$")
@@ -38,14 +39,33 @@ def only_run_in(output: Path, warn: Callable[[str], object]) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(f"output_dir: {output}: another training run is alive in this folder; wait for its end "
-                                "or choose another folder") from None
+            if error.errno in _LOCKED:
+                raise _not_alone(output) from None
             warn(f"{output}: this file system has no locks ({error.strerror}): see to it that no other run is started "
                  "in the same folder")
         yield
     finally:
         os.close(file)
+
+
+def check_alone(output: Path) -> None:
+    """Raise `UserError` if another run is alive in an output folder. Makes nothing there, and keeps no one out."""
+    try:
+        file = os.open(output / _LOCK, os.O_RDONLY)
+    except OSError:  # no run was here, or it is not for us to read: then we cannot write in the folder either
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _LOCKED:
+            raise _not_alone(output) from None
+    finally:
+        os.close(file)
+
+
+def _not_alone(output: Path) -> UserError:
+    return UserError(f"output_dir: {output}: another training run is alive in this folder; wait for its end or choose "
+                     "another folder")
 
 
 def choose_run(output: Path, checkpoints: Path, resumed: Optional[Path], rank: int, ranks: int) -> Place:

@@ -1,8 +1,8 @@
 """Scoring on two processes, as the launcher starts them: all of them agree whatever happens.
 
-| test                                       | proves                                              | judged against       |
-| test_two_processes_agree_on_what_is_wrong  | --resume: the same bytes; a damaged checkpoint has  | a run at once, the   |
-|                                            | its reason; NaN texts are null, others keep scores  | undamaged model 1e-5 |
+| test                                      | proves                                             | judged against      |
+| test_two_processes_agree_on_what_is_wrong | --resume: the same bytes; a damaged checkpoint has | a run at once, the  |
+|                                           | its reason; NaN texts are null, others keep scores | undamaged model     |
 """
 import json
 
@@ -68,7 +68,8 @@ def outcome(work, **changed):
 def score(name, *flags):
     infer(plan_inference(reward_infer.parse_args([
         "--config", "run.yaml", "--tokenizer", {tokenizer!r},
-        "--distributed_ckpt_path", "list/rank_0/rm_rank_0-1_1.ckpt", "--data_file", "in.jsonl", "--output_file", name, *flags])))
+        "--distributed_ckpt_path", "list/rank_0/rm_rank_0-1_1.ckpt", "--data_file", "in.jsonl",
+        "--output_file", name, *flags])))
 
 def compare():
     evaluate(plan_evaluation(reward_eval.parse_args([
