@@ -20,7 +20,7 @@ from typing import Iterable, Iterator, Mapping, Optional, Tuple, Union
 from mindrlhf.errors import UserError
 from mindrlhf.signals import removed_at_end
 
-__all__ = ["check_outputs", "follow_link", "is_stream", "naming_a_full_disk", "partial_file",
+__all__ = ["check_outputs", "follow_link", "is_full_disk", "is_stream", "naming_a_full_disk", "partial_file",
            "partial_folder"]
 
 _LOCK = "mindrlhf.lock"
@@ -89,9 +89,14 @@ def naming_a_full_disk(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL and (error.filename is None or ".partial" in str(error.filename)):
+        if is_full_disk(error) and (error.filename is None or ".partial" in str(error.filename)):
             raise OSError(error.errno, error.strerror, str(target)) from None
         raise
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether there was no room: on the disk, in the user's part of it, or in what a file may have."""
+    return error.errno in _FULL
 
 
 def follow_link(target: Path) -> Path:
