@@ -346,7 +346,7 @@ def check_space(plan: TrainingPlan) -> None:
 
 def _check_folders_of_ranks(config: RunConfig, key: str, place: Path) -> None:
     """Raise `UserError` unless checkpoints can be written to their folders, which another user's run may have left."""
-    for name in ("checkpoint", "checkpoint_network"):
+    for name in ("checkpoint", *["checkpoint_network"] * bool(config.checkpoints["save_network_params"])):
         for rank in range(config.layout.processes if config.layout.semi_auto else 1):
             folder = place / name / f"rank_{rank}"
             there = next(path for path in (folder, *folder.parents) if path.exists())
