@@ -19,7 +19,7 @@ from mindrlhf.locks import open_locked
 from mindrlhf.output_paths import follow_link, is_stream
 from mindrlhf.signals import removed_at_end
 
-__all__ = ["naming_a_full_disk", "partial_file", "partial_folder"]
+__all__ = ["is_full_disk", "naming_a_full_disk", "partial_file", "partial_folder"]
 
 _LOCK = "mindrlhf.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of the disk, of the user's part of it, of what a file may have
@@ -85,9 +85,14 @@ def naming_a_full_disk(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL and (error.filename is None or ".partial" in str(error.filename)):
+        if is_full_disk(error) and (error.filename is None or ".partial" in str(error.filename)):
             raise OSError(error.errno, error.strerror, str(target)) from None
         raise
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether there was no room: on the disk, in the user's part of it, or in what a file may have."""
+    return error.errno in _FULL
 
 
 def _take_over(folder: Path, target: Path) -> Tuple[Path, Optional[int]]:

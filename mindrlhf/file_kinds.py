@@ -1,13 +1,14 @@
 """What a file is that is not what was expected, by its first bytes."""
-from typing import Optional
+from pathlib import Path
+from typing import Optional, Union
 
-__all__ = ["HEAD_BYTES", "known_kind"]
+__all__ = ["HEAD_BYTES", "kind_of_file", "known_kind"]
 
 HEAD_BYTES = 512
 _BEGINNINGS = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer in the file's place: git lfs pull fetches the file",
     b"\x1f\x8b": "a gzip archive: gunzip it first",
-    b"PK\x03\x04": "a ZIP archive (or an Excel sheet): unpack or export it first",
+    b"PK\x03\x04": "a ZIP archive (or an Excel sheet, or PyTorch's weights): unpack or export it first",
     b"\x28\xb5\x2f\xfd": "a Zstandard archive: unzstd it first",
     b"BZh": "a bzip2 archive: bunzip2 it first",
     b"\xfd7zXZ\0": "an xz archive: unxz it first",
@@ -28,3 +29,15 @@ def known_kind(head: bytes) -> Optional[str]:
     True
     """
     return next((text for beginning, text in _BEGINNINGS.items() if head.startswith(beginning)), None)
+
+
+def kind_of_file(path: Union[str, Path]) -> Optional[str]:
+    """The same of a file that cannot be read as what it was taken for; None also where it cannot be read at all.
+
+    Only such a file is asked: a sound one in a binary format may begin like another kind by chance.
+    """
+    try:
+        with open(path, "rb") as file:
+            return known_kind(file.read(HEAD_BYTES))
+    except OSError:
+        return None

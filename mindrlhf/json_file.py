@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from mindrlhf.errors import UserError
+from mindrlhf.file_kinds import kind_of_file
 
 __all__ = ["LARGEST_JSON", "read_json_object"]
 
@@ -22,7 +23,8 @@ def read_json_object(path: Path) -> Dict[str, Any]:
             raise UserError(f"{path}: {size:,} bytes, expected a JSON object of at most {LARGEST_JSON:,}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
+        reason = kind_of_file(path) or getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as JSON: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: found {type(content).__name__}, expected a JSON object")
     return content

@@ -24,6 +24,9 @@ REFERENCE_CASES = tuple(sorted(path.stem for path in REFERENCE.glob("*.npz")))
 # The same for where each case compiles a graph of its own: one has several groups and rope_ratio 1, one neither.
 REFERENCE_GRAPHS = tuple(case if case in ("grouped", "ungrouped_rope500") else
                          pytest.param(case, marks=pytest.mark.further) for case in REFERENCE_CASES)
+# What a clone without git-lfs has in the place of a large file, and what is said of it.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5\n"
+LFS_TEXT = "a Git LFS pointer in the file's place: git lfs pull fetches the file"
 
 
 def reference_python():

@@ -14,7 +14,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_rank
 from mindspore.train.callback import Callback
 
-from mindrlhf.atomic import partial_file, partial_folder
+from mindrlhf.atomic import is_full_disk, partial_file, partial_folder
 from mindrlhf.checkpoints.find import TO_RESUME, of_current_branch
 from mindrlhf.checkpoints.training_notes import write_data_settings
 from mindrlhf.compat.step_outputs import StepOutputs, steps_of_run
@@ -42,8 +42,9 @@ def save_whole(network, path: str, *args, **kwargs) -> None:
                 os.fsync(file.fileno())
             os.replace(hidden, target)
     except OSError as error:
+        cure = "free some space" if is_full_disk(error) else "see to it that the folder can be written"
         raise UserError(f"{target}: this checkpoint could not be written: {error.strerror or error}; earlier ones are "
-                        "as they were: free some space, then continue with --resume True") from None
+                        f"as they were: {cure}, then continue with --resume True") from None
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK, alias="CheckpointMonitor")

@@ -10,6 +10,7 @@ from typing import Dict, Mapping
 import numpy as np
 
 from mindrlhf.errors import UserError, some
+from mindrlhf.file_kinds import kind_of_file
 
 __all__ = ["check_cut", "merge_slices", "merged_checkpoint", "stage_of_rank", "stage_slices", "staged_strategy"]
 
@@ -97,7 +98,7 @@ def stage_slices(slices: Dict[int, Path], strategy: str, folder: Path) -> Path:
         ranks = sorted(ms.rank_list_for_transform(0, str(staged), None))
     except (ValueError, RuntimeError, TypeError, KeyError, OSError, NotImplementedError) as error:
         raise UserError(f"--src_strategy: {strategy}: not readable as the strategy of a checkpoint: "
-                        f"{_reason(error)}") from None
+                        f"{kind_of_file(strategy) or _reason(error)}") from None
     if ranks != sorted(slices):
         raise UserError(f"--src_strategy: {strategy}: the strategy of {len(ranks)} ranks, expected that of the "
                         f"{len(slices)} ranks of the checkpoint")

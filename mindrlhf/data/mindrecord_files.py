@@ -141,6 +141,10 @@ def find_record_files(paths: Union[str, Path, Sequence[Union[str, Path]]]) -> Li
         kind = None if b"\0" in head[:8] else known_kind(head)  # where a MindRecord file has the length of its header
         if kind:
             raise UserError(f"{file}: not a MindRecord file but {kind}")
+        with open(f"{file}.db", "rb") as index:
+            kind = known_kind(index.read(HEAD_BYTES))
+        if kind:
+            raise UserError(f"{file}.db: not an index of MindRecord but {kind}")
     return files
 
 

@@ -13,6 +13,7 @@ from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.errors import UserError, some
 from mindrlhf.plots import plot_score_histogram
+from mindrlhf.processes import meet
 from mindrlhf.scoring.plan import EvaluationPlan
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress
 from mindrlhf.scoring.scorer import Scorer, warn_of_template
@@ -130,6 +131,8 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
         number = read_training_notes(results[-1].checkpoint).number
         _write_figures(file_of_run(config.output / "eval.json", number), records.files, results, failed)
         _draw_scores(file_of_run(config.output / "eval_scores.png", number), results[-1])
+    if scorer.processes > 1:
+        meet()  # a process that fails before the first one has written its figures would end that one
     if failed:
         raise UserError(f"{plan.checkpoint}: {len(failed)} of {len(rows)} checkpoints could not be evaluated: "
                         f"{some(failed, '; ')}")

@@ -11,7 +11,14 @@ from mindrlhf.errors import UserError
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.scoring.questions import Question, read_questions
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress, rows_of
-from mindrlhf.scoring.score_file import InvalidRows, ScoreStream, keep_standard_output, open_output, row_as_line
+from mindrlhf.scoring.score_file import (
+    InvalidRows,
+    ScoreStream,
+    how_to_go_on,
+    keep_standard_output,
+    open_output,
+    row_as_line,
+)
 from mindrlhf.scoring.text_scorer import TextScorer
 from mindrlhf.tables import format_table
 
@@ -66,7 +73,7 @@ def infer(plan: InferencePlan, verbose: bool = False) -> None:
                 bar.update()
         scorer.said_by_first(0)  # which has written all rows then; a process that ends before it would end it
         if rows.stopped and summary.rows:
-            raise UserError(f"{rows.stopped}; {output.how_to_go_on()}")
+            raise UserError(f"{rows.stopped}; {how_to_go_on(plan.output_file)}")
         invalid.finish()
         if not summary.rows:
             output.discard()

@@ -16,8 +16,8 @@ from mindrlhf.locks import lock, open_locked
 from mindrlhf.output_paths import follow_link, is_stream
 from mindrlhf.scoring.questions import Question
 
-__all__ = ["InvalidRows", "ScoreFile", "ScoreStream", "check_score_file", "invalid_rows_path",
-           "is_written_through", "keep_standard_output", "open_output", "row_as_line"]
+__all__ = ["InvalidRows", "ScoreFile", "ScoreStream", "check_score_file", "how_to_go_on",
+           "invalid_rows_path", "is_written_through", "keep_standard_output", "open_output", "row_as_line"]
 
 
 def row_as_line(question: Question, scores: Mapping[str, Optional[float]]) -> bytes:
@@ -50,6 +50,13 @@ def invalid_rows_path(output_file: Path, folder: Path) -> Path:
     """OUT.invalid.jsonl, which for a device or FIFO is in the run's folder."""
     where = folder / "scores.jsonl" if is_written_through(output_file) else output_file
     return where.with_name(f"{where.name}.invalid.jsonl")
+
+
+def how_to_go_on(path: Path) -> str:
+    """Where the rows of a run are that an invalid row has ended: each process says the same."""
+    if is_written_through(path):
+        return "the rows before it are written"
+    return f"the rows before it are in {_partial_of(path)[1]}: --resume goes on from there"
 
 
 def check_score_file(path: Path, resume: bool) -> None:
@@ -207,9 +214,6 @@ class ScoreFile:
         self.partial.unlink(missing_ok=True)
         self._record.unlink(missing_ok=True)
 
-    def how_to_go_on(self) -> str:
-        return f"the rows before it are in {self.partial}: --resume goes on from there"
-
 
 class ScoreStream:
     """A FIFO or a device, or standard output: rows go there as they are scored, and nothing is kept.
@@ -242,9 +246,6 @@ class ScoreStream:
 
     def discard(self) -> None:
         pass
-
-    def how_to_go_on(self) -> str:
-        return "the rows before it are written"
 
 
 def keep_standard_output(path: Path) -> Optional[int]:

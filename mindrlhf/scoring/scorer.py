@@ -15,7 +15,7 @@ from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
 from mindrlhf.checkpoints.sharded import check_cut
 from mindrlhf.checkpoints.training_notes import doubts_of_model, problems_of_model, read_training_notes
 from mindrlhf.config.run_config import RunConfig
-from mindrlhf.data.row_packing import Group, longest_row, pack_groups, plan_steps, row_lengths, text_group
+from mindrlhf.data.row_packing import Group, Step, longest_row, pack_groups, plan_steps, row_lengths, text_group
 from mindrlhf.errors import UserError, raise_each
 from mindrlhf.processes import stack_over_processes, sum_over_processes
 
@@ -168,16 +168,25 @@ class Scorer:
             yield from self._score_window(window)
 
     def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
-        scores, rows = self._score_rows(groups, self.most)
-        alone = [(group, text) for row in rows for group, text in _spoilt(row, scores)]
-        if alone:
-            found, _ = self._score_rows([_text_alone(groups[group], text) for group, text in alone], 1)
-            for (group, text), score in zip(alone, found):
-                scores[group][text] = score[0]
+        scores, steps = self._score_rows(groups, self.most)
+        spoilt = [step for step in steps if not all(np.isfinite(scores[group]).all() for group in step.groups)]
+        alone = [(group, [text]) for step in spoilt for row in step.rows for group, text in _spoilt(row, scores)]
+        self._score_again(groups, alone, scores, 1)
+        # On a CPU a NaN moves the last bits of the other rows of its batch, differently from one time to the next.
+        healthy = [(group, np.flatnonzero(np.isfinite(scores[group]))) for step in spoilt for group in step.groups]
+        self._score_again(groups, [(group, texts) for group, texts in healthy if len(texts)], scores, self.most)
         return [score.tolist() for score in scores]
 
-    def _score_rows(self, groups: Sequence[Group], most: int) -> Tuple[List[np.ndarray], List[Tuple[int, ...]]]:
-        """(end scores of each group's texts, the groups of each row); at most so many groups share a row."""
+    def _score_again(self, groups: Sequence[Group], chosen: Sequence[Tuple[int, Sequence[int]]],
+                     scores: Sequence[np.ndarray], most: int) -> None:
+        """Replace the scores of some texts, (group, its texts) each, by those that they have without the others."""
+        if chosen:
+            found, _ = self._score_rows([_group_of(groups[group], texts) for group, texts in chosen], most)
+            for (group, texts), score in zip(chosen, found):
+                scores[group][texts] = score
+
+    def _score_rows(self, groups: Sequence[Group], most: int) -> Tuple[List[np.ndarray], List[Step]]:
+        """(end scores of each group's texts, the batches that gave them); at most so many groups share a row."""
         last = np.cumsum([len(group.ends) for group in groups])
         scores = np.zeros(last[-1], np.float32)
         places = [np.arange(end - len(group.ends), end) for group, end in zip(groups, last)]
@@ -188,7 +197,7 @@ class Scorer:
                 self._model.predict(*inputs).asnumpy()[texts]
         if self._parts > 1:
             scores = sum_over_processes(scores)  # each score is there once and 0 elsewhere
-        return [scores[place] for place in places], [row for step in steps for row in step.rows]
+        return [scores[place] for place in places], steps
 
 
 def _spoilt(row: Sequence[int], scores: Sequence[np.ndarray]) -> List[Tuple[int, int]]:
@@ -199,8 +208,9 @@ def _spoilt(row: Sequence[int], scores: Sequence[np.ndarray]) -> List[Tuple[int,
     return texts if len(texts) > 1 and not all(np.isfinite(scores[group]).all() for group in row) else []
 
 
-def _text_alone(group: Group, text: int) -> Group:
-    return text_group([group.ids[(group.sides == 0) | (group.sides == text + 1)]])
+def _group_of(group: Group, texts: Iterable[int]) -> Group:
+    """A group of some of another one's texts."""
+    return text_group([group.ids[(group.sides == 0) | (group.sides == text + 1)] for text in texts])
 
 
 def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]]:

@@ -15,18 +15,23 @@ from mindrlhf.training.plan import (
     space_for_checkpoints,
     starting_checkpoint,
 )
+from mindrlhf.training.run_folder import check_alone
 
 __all__ = ["check_run", "describe"]
 
 
 def check_run(plan: TrainingPlan) -> None:
-    """Raise `UserError` unless the disk has room and MindFormers' classes take what the YAML says of them."""
+    """Raise `UserError` unless the disk has room, no other run is alive in the output folder, and MindFormers' classes
+    take what the YAML says of them.
+    """
     from mindrlhf.training.parts import check_parts
     problems = Problems()
     with problems:
         check_parts(plan.config)
     with problems:
         check_space(plan)
+    with problems:
+        check_alone(plan.config.output)
     problems.raise_all()
 
 

@@ -27,10 +27,12 @@ class MetricsTable:
         self._begun = False
 
     def begin(self, first_step: int) -> Optional[str]:
-        """Start the table, or, where a run continues from `first_step`, keep the rows up to it.
+        """Start the table, or, where a run continues from `first_step`, keep the rows up to it. Rows behind it go to a
+        file of their own, with a number behind the table's name.
 
         Returns:
-            what to warn of: that the file there is not such a table, and has been set aside; None: nothing
+            what to warn of: where such rows are, or that the file there is not such a table, and has been set aside;
+            None: nothing
 
         Raises:
             OSError: it cannot be written, or is not a file.
@@ -41,16 +43,32 @@ class MetricsTable:
             raise OSError(errno.EINVAL, "it is there, but is not a regular file", str(self.path))
         if first_step and self.path.exists():
             try:
-                rows = _rows_up_to(first_step, self.path)
+                rows = _rows_of(self.path)
             except ValueError as error:  # whoever has edited it wants to keep it
-                aside = next(path for path in (self.path.with_name(f"{self.path.name}.{number}")
-                                               for number in itertools.count(1)) if not os.path.lexists(path))
+                aside = self._aside()
                 os.rename(self.path, aside)
                 warning = f"{self.path} cannot be continued: {error}; it is {aside} now, and a new table begins"
+        behind = [row for row in rows if int(row[0]) > first_step]
+        if behind:
+            warning = self._keep(behind, first_step)
+            rows = rows[:-len(behind)]
         with partial_file(self.path) as file:
             file.write_bytes(_lines([TABLE_COLUMNS, *rows]))
         self._begun = True
         return warning
+
+    def _aside(self) -> Path:
+        """A name that nothing has."""
+        return next(path for path in (self.path.with_name(f"{self.path.name}.{number}")
+                                      for number in itertools.count(1)) if not os.path.lexists(path))
+
+    def _keep(self, rows: Sequence[Sequence[str]], step: int) -> str:
+        """Write rows behind a step to a file of their own, and say so."""
+        aside = self._aside()
+        with partial_file(aside) as file:
+            file.write_bytes(_lines([TABLE_COLUMNS, *rows]))
+        return (f"{self.path} had the steps {rows[0][0]} to {rows[-1][0]}, behind step {step} from which this run goes "
+                f"on: their rows are in {aside} now")
 
     def add(self, row: Mapping[str, Any]) -> Optional[str]:
         """Add a row; a value that is not there is an empty cell.
@@ -78,8 +96,8 @@ def _lines(rows: Iterable[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _rows_up_to(last: int, path: Path) -> List[Sequence[str]]:
-    """The rows of a table up to a step; a last line without its end is none.
+def _rows_of(path: Path) -> List[Sequence[str]]:
+    """The rows of a table; a last line without its end is none.
 
     Raises:
         ValueError: it is not a table that a run has written; names the line.
@@ -99,8 +117,7 @@ def _rows_up_to(last: int, path: Path) -> List[Sequence[str]]:
         before = 0
         for row in lines:
             before = _step_of(row, before, lines.line_num)
-            if before <= last:
-                rows.append(row)
+            rows.append(row)
     except csv.Error as error:
         raise ValueError(f"line {lines.line_num}: {error}") from None
     return rows

@@ -2,6 +2,8 @@
 
 The check reads the YAML, the data's sidecars and indices, and the headers of checkpoints; it builds no network.
 """
+import errno
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -333,13 +335,16 @@ def check_space(plan: TrainingPlan) -> None:
     """
     config, records = plan.config, plan.records
     directory = (config.checkpoints or {}).get("directory")
-    folder = _writable("output_dir", config.output)
+    key, place = "output_dir", config.output
+    folder = _writable(key, place)
     if directory:
-        folder = _writable("CheckpointMonitor.directory", Path(directory))
+        key, place = "CheckpointMonitor.directory", Path(directory)
+        folder = _writable(key, place)
+    if config.checkpoints:
+        _check_folders_of_ranks(config, key, place)
     steps = max(records.pairs // config.global_batch, 1)  # about; only the dry run reads what can be packed
     space = space_for_checkpoints(config, steps * config.epochs)
     free = shutil.disk_usage(folder).free
-    place = Path(directory) if directory else config.output
     if config.start.resume:  # a new run replaces nothing
         free += sum(file.stat().st_size for file in place.glob("checkpoint*/rank_*/*.ckpt"))
     if free < space.total:
@@ -347,6 +352,17 @@ def check_space(plan: TrainingPlan) -> None:
                         f"{space.at_a_time} checkpoints with optimizer state ({size_text(space.each)} each) and the "
                         f"weights alone ({size_text(space.weights_alone)}); lower keep_checkpoint_max or choose "
                         "another folder")
+
+
+def _check_folders_of_ranks(config: RunConfig, key: str, place: Path) -> None:
+    """Raise `UserError` unless checkpoints can be written to their folders, which another user's run may have left."""
+    for name in ("checkpoint", *["checkpoint_network"] * bool(config.checkpoints["save_network_params"])):
+        for rank in range(config.layout.processes if config.layout.semi_auto else 1):
+            folder = place / name / f"rank_{rank}"
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                reason = os.strerror(errno.EACCES if there.is_dir() else errno.ENOTDIR)
+                raise UserError(f"{key}: {there}: cannot be written: {reason}")
 
 
 def _writable(key: str, folder: Path) -> Path:

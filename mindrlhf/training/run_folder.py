@@ -11,10 +11,10 @@ import numpy as np
 from mindrlhf.checkpoints.find import DATA_SETTINGS, Place, file_of_run, place_of
 from mindrlhf.errors import UserError
 from mindrlhf.json_file import read_json_object
-from mindrlhf.locks import open_locked
+from mindrlhf.locks import lock, open_locked
 from mindrlhf.processes import stack_over_processes
 
-__all__ = ["choose_run", "only_run_in", "run_notes"]
+__all__ = ["check_alone", "choose_run", "only_run_in", "run_notes"]
 
 _LOCK = ".training.lock"
 _WORD = 1 << 24  # of a float32, in which processes tell each other whole numbers
@@ -34,8 +34,7 @@ def only_run_in(output: Path, warn: Callable[[str], object]) -> Iterator[None]:
     try:
         file, no_locks = open_locked(output / _LOCK)
     except BlockingIOError:
-        raise UserError(f"output_dir: {output}: another training run is alive in this folder; wait for its end or "
-                        "choose another folder") from None
+        raise _not_alone(output) from None
     try:
         if no_locks:
             warn(f"{output}: this file system has no locks ({no_locks.strerror}): see to it that no other run is "
@@ -43,6 +42,25 @@ def only_run_in(output: Path, warn: Callable[[str], object]) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def check_alone(output: Path) -> None:
+    """Raise `UserError` if another run is alive in an output folder. Makes nothing there, and keeps no one out."""
+    try:
+        file = os.open(output / _LOCK, os.O_RDONLY)
+    except OSError:  # no run was here, or it is not for us to read: then we cannot write in the folder either
+        return
+    try:
+        lock(file, shared=True)
+    except BlockingIOError:
+        raise _not_alone(output) from None
+    finally:
+        os.close(file)
+
+
+def _not_alone(output: Path) -> UserError:
+    return UserError(f"output_dir: {output}: another training run is alive in this folder; wait for its end or choose "
+                     "another folder")
 
 
 def choose_run(output: Path, checkpoints: Path, resumed: Optional[Path], rank: int, ranks: int) -> Place:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapp
 import numpy as np
 
 from mindrlhf.errors import UserError
+from mindrlhf.file_kinds import kind_of_file
 from mindrlhf.weights.tensors import FLOAT_BYTES, MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor, tensors_of_files
 
 __all__ = ["NOTES", "check_ckpt", "check_names", "notes_as_bytes", "read_ckpt", "read_ckpt_files", "read_notes",
@@ -99,7 +100,9 @@ def _read_values(path: Path) -> Dict[str, StoredTensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except _DamagedError as error:
-        raise UserError(f"{path}: not readable as a checkpoint, damaged or cut short: {error}") from None
+        kind = kind_of_file(path)
+        raise UserError(f"{path}: not readable as a checkpoint" + (
+            f": {kind}" if kind else f", damaged or cut short: {error}")) from None
     tensors = {name: StoredTensor(known[0].dtype, known[0].shape, tuple(part.segments[0] for part in known))
                for name, known in parts.items()}
     for name, tensor in tensors.items():

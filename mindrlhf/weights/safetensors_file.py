@@ -7,9 +7,10 @@ NumPy; here a tensor is read in chunks, as bytes.
 import json
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 from mindrlhf.errors import UserError, raise_problems
+from mindrlhf.file_kinds import kind_of_file
 from mindrlhf.json_file import LARGEST_JSON, read_json_object
 from mindrlhf.weights.shards import missing_shards
 from mindrlhf.weights.tensors import MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor, tensors_of_files
@@ -31,23 +32,15 @@ def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
     """
     try:
         size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise UserError(f"{path}: {size} bytes, a header of {length} bytes does not fit in: cut short, or not "
-                                "a safetensors file")
-            if length > LARGEST_JSON:
-                raise UserError(f"{path}: a header of {length:,} bytes, expected at most {LARGEST_JSON:,}: damaged, or "
-                                "not a safetensors file")
-            header = json.loads(file.read(length))
+        header, start = _read_header(path, size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: its header is not JSON: damaged, or not a safetensors file") from None
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: its header is not an object: damaged, or not a safetensors file")
+    except UserError:
+        kind = kind_of_file(path)
+        if kind:
+            raise UserError(f"{path}: not a safetensors file but {kind}") from None
+        raise
     header.pop("__metadata__", None)
-    start = 8 + length
     tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].segments[0].offset, item[1].nbytes)):
@@ -58,6 +51,26 @@ def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
     if end != size:
         raise UserError(f"{path}: {size} bytes, its header says {end}: {'cut short' if size < end else 'damaged'}")
     return tensors
+
+
+def _read_header(path: Path, size: int) -> Tuple[Dict[str, Any], int]:
+    """(the header of a file of `size` bytes, where the data begins)."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise UserError(f"{path}: {size} bytes, a header of {length} bytes does not fit in: cut short, or not a "
+                            "safetensors file")
+        if length > LARGEST_JSON:
+            raise UserError(f"{path}: a header of {length:,} bytes, expected at most {LARGEST_JSON:,}: damaged, or not "
+                            "a safetensors file")
+        content = file.read(length)
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: its header is not JSON: damaged, or not a safetensors file") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: its header is not an object: damaged, or not a safetensors file")
+    return header, 8 + length
 
 
 def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:

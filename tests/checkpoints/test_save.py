@@ -16,8 +16,9 @@
 | test_each_file_says_how_it_was_ ...   | which run's data a checkpoint saw, also a copy   | what was noted    |
 | test_mindspore_reads_a_file_with ...  | notes are no weight, for MindSpore and for us    | the weights       |
 | test_what_a_run_went_back_from_ ...   | order, keeping and replacing after rollbacks     | names by hand     |
-| test_what_cannot_be_written ...       | a full disk leaves the earlier file as it was    | bytes             |
+| test_what_cannot_be_written ...       | the earlier file as it was; what to do           | bytes, messages   |
 """
+import errno
 import json
 import os
 import shutil
@@ -280,7 +281,10 @@ def test_what_a_run_went_back_from_is_neither_newer_nor_counted_nor_removed(tmp_
     assert names_in_order(tmp_path) == ["3_4", "2_3", "2_2", "2_4"]
 
 
-def test_what_cannot_be_written_leaves_the_earlier_file_as_it_was(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "reason", "cure"), [
+    (errno.ENOSPC, "No space left on device", "free some space"),
+    (errno.EACCES, "Permission denied", "see to it that the folder can be written")])
+def test_what_cannot_be_written_leaves_the_earlier_file_as_it_was(tmp_path, monkeypatch, number, reason, cure):
     network = nn.Dense(2, 1)
     path = tmp_path / "a-1_1.ckpt"
     save_whole(network, str(path))
@@ -289,11 +293,11 @@ def test_what_cannot_be_written_leaves_the_earlier_file_as_it_was(tmp_path, monk
     def full(network, name, *args, **keys):
         with open(name, "wb") as file:
             file.write(before[:50])
-        raise OSError(28, "No space left on device")
+        raise OSError(number, reason)
 
     monkeypatch.setattr(ms, "save_checkpoint", full)
-    with pytest.raises(UserError, match=r"a-1_1\.ckpt: this checkpoint could not be written: No space left on device; "
-                                        r"earlier ones are as they were"):
+    with pytest.raises(UserError, match=rf"a-1_1\.ckpt: this checkpoint could not be written: {reason}; "
+                                        rf"earlier ones are as they were: {cure}, then continue"):
         save_whole(network, str(path))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before

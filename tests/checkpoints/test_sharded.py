@@ -10,7 +10,7 @@ from dataclasses import replace
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import REFERENCE, TINY_YAML, dimensions_of
+from conftest import LFS_POINTER, LFS_TEXT, REFERENCE, TINY_YAML, dimensions_of
 from safetensors.numpy import load_file
 
 from mindrlhf.checkpoints.find import TO_RESUME, newest_whole_slices
@@ -83,6 +83,7 @@ def test_slices_without_a_strategy_say_how_to_get_it(slices, model, tmp_path):
 
 def test_a_missing_slice_and_a_strategy_of_something_else_are_refused(slices, model, tmp_path):
     (tmp_path / "notes.txt").write_text("no strategy")
+    (tmp_path / "pointer.ckpt").write_bytes(LFS_POINTER)
     incomplete = tmp_path / "incomplete"
     shutil.copytree(slices, incomplete)
     shutil.rmtree(incomplete / "rank_2")
@@ -92,6 +93,7 @@ def test_a_missing_slice_and_a_strategy_of_something_else_are_refused(slices, mo
     for source, strategy, message in ((incomplete, STRATEGY, "no folder rank_2, but rank_3"),
                                       (cut_off, STRATEGY, "the strategy of 4 ranks, expected that of the 3 ranks"),
                                       (slices, tmp_path / "notes.txt", "notes.txt: not readable as the strategy"),
+                                      (slices, tmp_path / "pointer.ckpt", LFS_TEXT),
                                       (slices, tmp_path / "absent", "absent: not readable as the strategy")):
         with pytest.raises(UserError, match=message):
             ms_to_hf(str(source), model, tmp_path / "hf", src_strategy=str(strategy))

@@ -21,6 +21,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import LFS_POINTER, LFS_TEXT
 
 from mindrlhf.data import mindrecord_files
 from mindrlhf.data.encode import encode_pair
@@ -413,12 +414,12 @@ def test_find_refuses_what_is_no_data(tmp_path, present, path, message):
     assert message_of(find_record_files, [str(tmp_path / path)]) == message
 
 
-def test_find_names_a_git_lfs_pointer(tmp_path):
+@pytest.mark.parametrize(("name", "what"), [("a.mindrecord", "a MindRecord file"),
+                                            ("a.mindrecord.db", "an index of MindRecord")])
+def test_find_names_a_git_lfs_pointer(tmp_path, name, what):
     touch(tmp_path, "a.mindrecord", "a.mindrecord.db")
-    (tmp_path / "a.mindrecord").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
-    assert message_of(find_record_files, tmp_path) == (
-        f"{tmp_path / 'a.mindrecord'}: not a MindRecord file but a Git LFS pointer in the file's place: git lfs pull "
-        "fetches the file")
+    (tmp_path / name).write_bytes(LFS_POINTER)
+    assert message_of(find_record_files, tmp_path) == f"{tmp_path / name}: not {what} but {LFS_TEXT}"
 
 
 def test_find_names_the_shard_whose_index_is_missing(tmp_path):

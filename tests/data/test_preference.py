@@ -252,7 +252,8 @@ def test_check_text_fields_without_a_prompt(values, reason):
 
 @pytest.mark.parametrize(("name", "content", "found"), [
     ("pairs.jsonl", gzip.compress(b'{"prompt": 1}', mtime=0), "found a gzip archive: gunzip it first"),
-    ("pairs.json", b"PK\x03\x04rest", "found a ZIP archive (or an Excel sheet): unpack or export it first"),
+    ("pairs.json", b"PK\x03\x04rest",
+     "found a ZIP archive (or an Excel sheet, or PyTorch's weights): unpack or export it first"),
     ("pairs.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
      "found a Git LFS pointer in the file's place: git lfs pull fetches the file"),
     ("pairs.jsonl", b"\xef\xbb\xbfprompt,pos_resp,neg_resp\r\na,b,c\n",

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import LFS_POINTER, LFS_TEXT
 
 from mindrlhf.data.preference import read_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE, render
@@ -164,8 +165,7 @@ def test_sentencepiece_control_token_in_a_text_is_text(tmp_path):
     (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"b'\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR'"),
     (b'{"version": "1.0", "truncation": null}', """b'{"version": "1.0", "trun'"""),
     (b"\xff" * 100, "b'" + r"\xff" * 24 + "'"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-     "a Git LFS pointer in the file's place: git lfs pull fetches the file"),
+    (LFS_POINTER, LFS_TEXT),
 ], ids=["empty", "PNG", "JSON", "noise", "pointer"])
 def test_file_that_is_no_tokenizer_is_refused(tmp_path, content, found):
     path = write(tmp_path, content)

@@ -2,6 +2,7 @@
 
 | test                              | proves                                                        | judged against |
 | test_a_table_is_continued ...     | the rows up to a step stay as they were, byte by byte         | the file       |
+| test_a_run_that_goes_back ...     | rows behind its step go to a file with a number, each time    | both files     |
 | test_a_last_line_that_is_cut ...  | what a full disk left is no row, and no reason to begin anew  | the file       |
 | test_a_table_that_was_edited ...  | it is set aside, whole, with the reason, and a new one begins | both files     |
 | test_what_is_no_file_...          | a folder stays where it is                                    | the folder     |
@@ -31,11 +32,25 @@ def lines(path):
 
 
 def test_a_table_is_continued_behind_a_step(tmp_path):
-    table = MetricsTable(written(tmp_path / "metrics.csv", 1, 2, 3, 4))
+    table = MetricsTable(written(tmp_path / "metrics.csv", 1, 2))
     assert table.begin(2) is None
     assert table.path.read_bytes() == f"{HEADING}\r\n{row(1)}\r\n{row(2)}\r\n".encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
     assert table.add({"step": 3, "loss": 0.25, "accuracy": None}) is None
     assert lines(table.path)[3:] == ["3,0.25,,,,,,,,,"]
+
+
+def test_a_run_that_goes_back_keeps_the_rows_behind_its_step(tmp_path):
+    table = MetricsTable(written(tmp_path / "metrics.csv", 1, 2, 3, 4))
+    for number, (step, first) in enumerate([(3, 4), (1, 2)], start=1):
+        aside = tmp_path / f"metrics.csv.{number}"
+        assert table.begin(step) == (f"{table.path} had the steps {first} to 4, behind step {step} from which this run "
+                                     f"goes on: their rows are in {aside} now")
+        assert lines(aside) == [HEADING, *(row(step) for step in range(first, 5))]
+        assert lines(table.path) == [HEADING, *(row(step) for step in range(1, first))]
+        for later in range(first, 5):
+            table.path.write_bytes(table.path.read_bytes() + f"{row(later)}\r\n".encode())
+    assert lines(tmp_path / "metrics.csv.1") == [HEADING, row(4)]
 
 
 def test_a_new_run_begins_a_new_table(tmp_path):

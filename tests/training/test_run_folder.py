@@ -2,6 +2,7 @@
 
 | test                                     | proves                                          | judged against     |
 | test_a_run_is_refused_while_another ...  | the kernel's lock, which ends with the process  | another process    |
+| test_the_dry_run_is_refused_as_the ...   | and keeps no one out                            | names and message  |
 | test_a_new_run_has_the_first_number ...  | whatever an earlier run has left                | names by hand      |
 | test_a_resumed_run_keeps_its_number ...  | here, of a copy, beside another of that number  | numbers by hand    |
 | test_a_branch_for_each_resumption ...    | what it left, over processes too                | branches by hand   |
@@ -10,6 +11,7 @@
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -23,7 +25,7 @@ from mindrlhf.checkpoints.training_notes import read_training_notes, write_data_
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
-from mindrlhf.training import run_folder
+from mindrlhf.training import dry_run, run_folder
 from mindrlhf.training.run_folder import choose_run, only_run_in, run_notes
 from mindrlhf.weights.ckpt_file import notes_as_bytes
 
@@ -63,6 +65,20 @@ def test_a_run_is_refused_in_a_process_with_the_same_id(tmp_path):
     with only_run_in(tmp_path, pytest.fail):
         assert "another training run is alive in this folder" in refused(tmp_path)
     assert refused(tmp_path) is None
+
+
+def test_the_dry_run_is_refused_as_the_run_would_be_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("mindrlhf.training.parts.check_parts", lambda config: None)
+    monkeypatch.setattr(dry_run, "check_space", lambda plan: None)
+    plan = SimpleNamespace(config=SimpleNamespace(output=tmp_path / "output"))
+    dry_run.check_run(plan)
+    assert not list(tmp_path.iterdir())
+    with only_run_in(tmp_path / "output", pytest.fail), pytest.raises(UserError) as caught:
+        dry_run.check_run(plan)
+    assert str(caught.value) == (f"output_dir: {tmp_path}/output: another training run is alive in this folder; wait "
+                                 "for its end or choose another folder")
+    dry_run.check_run(plan)
+    assert refused(tmp_path / "output") is None
 
 
 def test_without_locks_a_warning_is_given(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@
 | test_a_run_is_not_resumed_with_another ...| what shapes do not show of its model         | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
 | test_a_folder_that_cannot_be_written_...  | where the run's files go                     | messages           |
+| test_a_folder_of_checkpoints_of_another...| before any step is trained                   | messages           |
 | test_a_checkpoint_of_integers_is_refused  | a quantised model                            | message            |
 | test_weights_alone_are_no_checkpoint ...  | checkpoint_network is refused before the run | messages           |
 | test_a_run_that_would_leave_no_weights ...| no CheckpointMonitor, or two of them         | messages           |
@@ -26,6 +27,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -367,6 +369,21 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(arguments, tmp_
     with pytest.raises(UserError, match=message):
         check_space(plan_training(arguments(changes)))
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize("there", ["checkpoint", "checkpoint_network/rank_0", "checkpoint/rank_1"])
+def test_a_folder_of_checkpoints_of_another_user_is_told_before_training(arguments, tmp_path, monkeypatch, there):
+    """Root may write everywhere, so what the kernel says is put in its mouth. One process writes nothing to rank_1."""
+    folder = tmp_path / "output" / there
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(training_plan.os, "access", lambda path, mode: path != Path("output") / there)
+    for reason in ("Permission denied", "Not a directory"):
+        with nullcontext() if there.endswith("rank_1") else pytest.raises(
+                UserError, match=f"^output_dir: output/{there}: cannot be written: {reason}$"):
+            check_space(plan_training(arguments()))
+        if folder.is_dir():
+            folder.rmdir()
+            folder.touch()
 
 
 def test_a_checkpoint_of_integers_is_refused(arguments, tmp_path):

@@ -7,6 +7,7 @@
 | test_a_file_has_the_bytes_that ...        | MindSpore would have written the same file        | save_checkpoint      |
 | test_... cut_anywhere ...                 | only a cut between two tensors can go unnoticed   | lengths by protobuf  |
 | test_damage_is_named                      | one line with the file's name                     | literal messages     |
+| test_a_git_lfs_pointer_is_named           | what the file is, and what to do                  | literal message      |
 | test_random_damage_is_a_users_error ...   | no other exception, and nothing beyond the file   | 2000 damaged files   |
 """
 import random
@@ -14,13 +15,14 @@ import random
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import LFS_POINTER, LFS_TEXT
 from mindspore.train import serialization
 from mindspore.train.checkpoint_pb2 import Checkpoint
 from safetensors.numpy import save
 
 from mindrlhf.errors import UserError
 from mindrlhf.weights import ckpt_file, tensors
-from mindrlhf.weights.ckpt_file import read_ckpt, read_ckpt_files, write_ckpt
+from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt, read_ckpt_files, write_ckpt
 from mindrlhf.weights.tensors import OutputTensor, Part, Segment, StoredTensor, cast
 
 pytestmark = pytest.mark.stack
@@ -257,7 +259,7 @@ DAMAGED = {
     "text": (b"not a checkpoint, only text", "no value at byte 1"),
     "zeros": (bytes(100), "no value at byte 1"),
     "ones": (b"\xff" * 100, "a number that is too long before byte 10"),
-    "archive": (b"PK\x03\x04" + bytes(range(200)), "no value at byte 1"),
+    "archive": (b"PK\x03\x04" + bytes(range(200)), "a ZIP archive (or an Excel sheet, or PyTorch's weights): "),
     "safetensors": (save({"a": np.zeros(3, "<f4")}), "no value at byte 1"),
     "checksum alone": (b"crc_num" + bytes(10), "no value at byte 1"),
     "one byte": (b"\x0a", "the end at byte 1, in the middle of a value"),
@@ -290,6 +292,12 @@ def test_damage_is_named(tmp_path, content, message):
     found = message_of(read_ckpt, path)
     assert found.startswith(f"{path}: {UNREADABLE}")
     assert f": {message}" in found
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(LFS_POINTER)
+    for read in (read_ckpt, check_ckpt):
+        assert message_of(read, tmp_path / "a.ckpt") == f"{tmp_path / 'a.ckpt'}: {UNREADABLE}: {LFS_TEXT}"
 
 
 def test_a_file_that_is_absent_or_a_folder_is_named(tmp_path):

@@ -7,6 +7,7 @@
 | test_cut_or_longer_files_are_refused | every length but the right one                       | the package      |
 | test_a_header_far_beyond_the_file ...| sizes and shapes in a header, at once                | literal messages |
 | test_random_damage_is_judged_alike   | never another exception; accepted or refused alike   | the package      |
+| test_a_git_lfs_pointer_is_named ...  | what the file is, and what to do                     | literal messages |
 | test_a_folder_...                    | one file, shards, index; contradictions between them | literal messages |
 """
 import itertools
@@ -17,6 +18,7 @@ import random
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import LFS_POINTER, LFS_TEXT
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import load_file, save, save_file
 
@@ -290,6 +292,15 @@ def test_random_damage_is_judged_alike(tmp_path):
     assert 10 < accepted < 1000
 
 
+def test_a_git_lfs_pointer_is_named_and_a_sound_header_is_no_archive(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(LFS_POINTER)
+    assert message_of(read_safetensors, path) == f"{path}: not a safetensors file but {LFS_TEXT}"
+    length = int.from_bytes(b"\x1f\x8b", "little")  # with which a gzip archive begins
+    path.write_bytes(length.to_bytes(8, "little") + json.dumps({"a": entry()}).encode().ljust(length) + bytes(8))
+    assert list(read_safetensors(path)) == ["a"]
+
+
 def test_a_file_that_is_absent_or_a_folder_is_named(tmp_path):
     absent = tmp_path / "a.safetensors"
     assert message_of(read_safetensors, absent) == f"{absent}: cannot be read: No such file or directory"
@@ -302,7 +313,8 @@ def test_a_file_that_is_absent_or_a_folder_is_named(tmp_path):
     (b"\xff", "cannot be read as JSON: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
     (b"[1]", "found list, expected a JSON object"),
     (b"null", "found NoneType, expected a JSON object"),
-], ids=["empty", "half", "not UTF-8", "list", "null"])
+    (LFS_POINTER, f"cannot be read as JSON: {LFS_TEXT}"),
+], ids=["empty", "half", "not UTF-8", "list", "null", "pointer"])
 def test_json_that_is_no_object_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
     assert message_of(read_json_object, tmp_path / "config.json") == f"{tmp_path / 'config.json'}: {message}"
