@@ -8,6 +8,7 @@
 | test_a_branch_for_each_resumption ...    | what it left, over processes too                | branches by hand   |
 | test_a_second_run_replaces_nothing ...   | two runs, and their evaluations, in one folder  | the bytes of one   |
 """
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import SAMPLE
-from helpers import run_script, wait_for, write_tiny_yaml
+from helpers import run_of_one_process, run_script, wait_for, write_tiny_yaml
 
 from mindrlhf import locks
 from mindrlhf.checkpoints.find import Place
 from mindrlhf.checkpoints.training_notes import read_training_notes, write_data_settings
 from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.training import dry_run, run_folder
@@ -149,21 +151,19 @@ def test_a_branch_for_each_resumption_is_the_same_for_all_processes(tmp_path, mo
 
 
 @pytest.mark.process
-def test_a_second_run_replaces_nothing_that_the_first_has_written(tmp_path):
+def test_a_second_run_replaces_nothing_that_the_first_has_written(tmp_path, tmp_path_factory):
     """The second with another template; a third, while another run lives in the folder, is refused."""
-    config = write_tiny_yaml(tmp_path / "run.yaml", edits={"epochs: 5": "epochs: 1"})
-    for name, template in (("one", "Q {prompt} A {response}"), ("two", "问 {prompt} 答 {response}")):
-        convert_preferences(SAMPLE / "test.jsonl", tmp_path / f"{name}.mindrecord",
-                            open_tokenizer(SAMPLE / "tokenizer.model"), 128, template)
-    output = tmp_path / "output"
+    shutil.copytree(run_of_one_process(tmp_path_factory), tmp_path, dirs_exist_ok=True)
+    template, output = "问 {prompt} 答 {response}", tmp_path / "output"
+    config = write_tiny_yaml(tmp_path / "second.yaml", edits={"epochs: 5": "epochs: 1"})
+    convert_preferences(tmp_path / "train.jsonl", tmp_path / "second.mindrecord",
+                        open_tokenizer(SAMPLE / "tokenizer.model"), 128, template)
 
     def start(name, *args):
         result = run_script(tmp_path, name, "--config", config, *args)
         return result.returncode, result.stdout + result.stderr
 
-    def trained_and_evaluated(data):
-        code, log = start("reward_train.py", "--train_dataset", data)
-        assert code == 0, log[-3000:]
+    def evaluated(data):
         code, log = start("reward_eval.py", "--eval_dataset", data, "--distributed_ckpt_path",
                           "output/checkpoint_network")
         assert code == 0, log[-3000:]
@@ -171,17 +171,19 @@ def test_a_second_run_replaces_nothing_that_the_first_has_written(tmp_path):
         return {path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*")
                 if path.is_file() and path.relative_to(output).parts[0] != "log" and path.name != "meta.json"}
 
-    first = trained_and_evaluated("one.mindrecord")
-    second = trained_and_evaluated("two.mindrecord")
+    first = evaluated("train.mindrecord")
+    code, log = start("reward_train.py", "--train_dataset", "second.mindrecord")
+    assert code == 0, log[-3000:]
+    second = evaluated("second.mindrecord")
     assert first.items() <= second.items()
     added = sorted(name for name in second.keys() - first.keys() if "rank_0" not in name)
     assert added == ["checkpoint/data_settings_1.json", "checkpoint_network/data_settings_1.json", "curves_1.png",
                      "eval_1.json", "eval_scores_1.png", "metrics_1.csv"]
-    for number, template in (("", "Q {prompt} A {response}"), ("_1", "问 {prompt} 答 {response}")):
+    for number, asked in (("", PROMPT_TEMPLATE), ("_1", template)):
         notes = read_training_notes(output / "checkpoint_network/rank_0" / f"glm4_tiny_rank_0{number}-network.ckpt")
-        assert (notes.values["prompt_template"], notes.values["model"]["rope_ratio"]) == (template, 1)
+        assert (notes.values["prompt_template"], notes.values["model"]["rope_ratio"]) == (asked, 1)
     with only_run_in(output, pytest.fail):
-        code, log = start("reward_train.py", "--train_dataset", "one.mindrecord")
+        code, log = start("reward_train.py", "--train_dataset", "second.mindrecord")
     assert code == 1
     assert log.splitlines()[-1] == ("reward_train.py: error: output_dir: output: another training run is alive in this "
                                     "folder; wait for its end or choose another folder")
