@@ -227,9 +227,9 @@ def folder(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def encoding_here(_name, path, tokenizer, template, _workers):
+def encoding_here(sources, tokenizer, template, _workers):
     """In the place of processes that encode, which take longer to start than a file takes to convert."""
-    yield iter(convert_module._encode_chunk(read_preferences(path), tokenizer, template))
+    yield iter(convert_module._encode_chunk(sources.preferences(), tokenizer, template))
 
 
 def names_in(folder):
@@ -280,6 +280,10 @@ def test_conversion_of_mutated_lines(folder, in_this_process, outcomes, raw):
         outcomes.count("converted" if check_conversion(folder, file_of(raw)) else "refused")
 
 
+def texts_of(pair):
+    return tuple(message.content for message in (*pair.prompt, *pair.chosen, *pair.rejected))
+
+
 @FOUND
 @example(b"[" * 900 + b"]" * 900)
 @given(raw=lines())
@@ -297,7 +301,7 @@ def test_arrays_with_a_mutated_item(folder, outcomes, raw):
             outcomes.count("arrays refused")
             return
         found = list(read_preferences(source))
-    assert [None if isinstance(row, InvalidRow) else (row.prompt, row.chosen, row.rejected) for row in found] == [
+    assert [None if isinstance(row, InvalidRow) else texts_of(row) for row in found] == [
         tuple(row[key] for key in PAIR) if is_usable(row, PAIR) else None for _, row in expected]
     assert [row.place for row in found] == [
         f"{source}:item {number}" for number, _ in expected]
