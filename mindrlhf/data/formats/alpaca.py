@@ -49,7 +49,7 @@ def _history(row: Row) -> List[Message]:
 
 
 def _texts(row: Row) -> List[str]:
-    if row.values.get("chosen") is not None or "output" not in row.values:
+    if given(row, "chosen") or given(row, "rejected") or not given(row, "output"):
         check_keys(row, "chosen", "rejected")
         return [text_of(row, key) for key in ("chosen", "rejected")]
     texts = texts_of(row, "output")

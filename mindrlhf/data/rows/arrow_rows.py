@@ -4,6 +4,7 @@ with MindFormers, batch by batch.
 import contextlib
 import datetime
 import decimal
+import io
 import mmap
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, List, Optional, Union
@@ -130,9 +131,11 @@ class _Mapped:
     def released(self, batches: Iterator) -> Iterator:
         """Pieces of the batches; what was read of the file is no longer held in memory then."""
         for batch in batches:
-            batch.validate(full=True)  # a damaged one would crash the process
+            batch.validate()
             for begin in range(0, batch.num_rows, _BATCH):
-                yield batch.slice(begin, _BATCH)
+                piece = batch.slice(begin, _BATCH)
+                piece.validate(full=True)  # a damaged one would crash the process
+                yield piece
                 if self._memory is not None and hasattr(mmap, "MADV_DONTNEED"):
                     self._memory.madvise(mmap.MADV_DONTNEED)
 
@@ -140,11 +143,10 @@ class _Mapped:
 @contextlib.contextmanager
 def _mapped(pa, file: BinaryIO) -> Iterator[_Mapped]:
     """A file to be read by pyarrow, mapped to memory where that is possible: a batch may be as large as the file."""
-    try:
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # a pipe, or what gzip gives
+    if not (isinstance(getattr(file, "raw", None), io.FileIO) and file.seekable()):  # what gzip gives; a pipe
         yield _Mapped(pa.PythonFile(file, "r"), None)
         return
+    memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     yield _Mapped(pa.BufferReader(pa.py_buffer(memory)), memory)
 
 

@@ -79,7 +79,7 @@ class _Text:
         self._scan = json.JSONDecoder(object_pairs_hook=each_key_once).raw_decode
         self._text, self._at, self._ended = "", 0, False
         self._line, self._column = 1, 1  # of the first character that is held
-        self._read(_CHUNK)
+        self._read(max(_CHUNK, 3))  # a byte order mark
         self._text = self._text.removeprefix("\ufeff")
 
     def _read(self, size: int) -> None:

@@ -82,7 +82,6 @@ def _plain(name: Path, file: BinaryIO) -> Iterator[Tuple[str, BinaryIO]]:
     with contextlib.ExitStack() as stack:
         if file.peek(HEAD_BYTES).startswith(_GZIP):
             content = stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
-            name = name.with_suffix("") if name.suffix == ".gz" else name
         else:
             content = file
         kind = _kind(name, content.peek(HEAD_BYTES)[:HEAD_BYTES])
@@ -100,7 +99,7 @@ def _kind(name: Path, head: bytes) -> str:
     Raises:
         UserError: none; what it is instead.
     """
-    suffix = name.suffix.lower()
+    suffix = (name.with_suffix("") if name.suffix == ".gz" else name).suffix.lower()
     for beginning, kind in ((b"PAR1", "parquet"), (b"ARROW1", "arrow file"), (b"\xff\xff\xff\xff", "arrow stream")):
         if head.startswith(beginning):
             return kind
@@ -111,7 +110,7 @@ def _kind(name: Path, head: bytes) -> str:
         kind = f"other content: {head[:24]!r}" if head else "an empty file"
     elif kind is None and suffix != ".csv":
         if _is_table(first):
-            if suffix in ("", ".gz"):
+            if suffix == "":
                 return "csv"
             kind = "a table (CSV): name it .csv"
         elif suffix == ".jsonl" and first == b"[":
