@@ -5,6 +5,7 @@ from typing import Optional, Sequence
 
 from tqdm import tqdm
 
+from mindrlhf.data.rows.read import row_count
 from mindrlhf.errors import UserError
 
 __all__ = ["MOST_PLACES", "NotFiniteScores", "progress", "rows_of"]
@@ -35,13 +36,10 @@ def progress(what: str, unit: str, total: Optional[int], done: int = 0) -> tqdm:
 
 
 def rows_of(path: Path) -> Optional[int]:
-    """About how many rows a .jsonl file has, for the bar: its line breaks. None where nobody would see it, or where
-    reading it would take it away, as from a pipe.
+    """About how many rows a file has, for the bar. None where nobody would see it, or where reading it would take it
+    away, as from a pipe.
     """
     try:
-        if path.suffix == ".json" or not path.is_file() or not sys.stderr.isatty():
-            return None
-        with open(path, "rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        return row_count(path, path) if path.is_file() and sys.stderr.isatty() else None
     except (OSError, ValueError, AttributeError):  # AttributeError: standard error is closed
         return None
