@@ -92,8 +92,10 @@ class ConversionReport:
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""
-        prompts = "" if self.prompts in (None, self.lengths.count) else f" of {self.prompts} prompts"
-        lines.append(f"wrote {self.lengths.count} pairs{prompts} to {shards}{self.output}")
+        if self.prompts in (None, self.lengths.count):
+            lines.append(f"wrote {self.lengths.count} pairs to {shards}{self.output}")
+        else:
+            lines.append(f"wrote {self.lengths.count} pairs of {self.prompts} prompts to {shards}{self.output}")
         return "\n".join(lines)
 
 
