@@ -110,7 +110,7 @@ def _kind(name: Path, head: bytes) -> str:
         kind = f"other content: {head[:24]!r}" if head else "an empty file"
     elif kind is None and suffix != ".csv":
         if _is_table(first):
-            if suffix == "":
+            if suffix not in (".json", ".jsonl"):
                 return "csv"
             kind = "a table (CSV): name it .csv"
         elif suffix == ".jsonl" and first == b"[":
