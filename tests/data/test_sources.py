@@ -4,6 +4,7 @@ The tokenizer and the template are those of `test_convert.py`: an id is the valu
 
 | test                                    | proves                                        | judged against        |
 | test_several_files_are_one_...          | their order, FILE#ROWS, each with its format  | literal ids, messages |
+| test_numbers_of_prompts_do_not_...      | on processes; they go on over files           | literal numbers       |
 | test_a_file_that_is_given_twice_...     | directly, through links, with #ROWS           | messages              |
 | test_skipped_pairs_and_prompts_...      | counts in report and sidecar, rows of the bar | literal numbers       |
 | test_the_share_of_invalid_lines_...     | rows count, not the pairs that they have      | literal numbers       |
@@ -25,6 +26,8 @@ from test_rows import WRITERS
 from mindrlhf.data import convert as convert_module
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.formats.fields import Reading
+from mindrlhf.data.preference import PreferenceFile
+from mindrlhf.data.sources import Sources
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 
@@ -77,6 +80,7 @@ def sidecar(tmp_path):
     return json.loads((tmp_path / "out.mindrecord.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.process
 def test_several_files_are_one_in_their_order_each_with_its_format(tmp_path, tokenizer, capsys):
     first = write(tmp_path / "first.jsonl", [pair("d"), pair("a"), {}])
     second = write(tmp_path / "second.jsonl", [explicit("d"), explicit("b")])
@@ -85,6 +89,23 @@ def test_several_files_are_one_in_their_order_each_with_its_format(tmp_path, tok
     assert capsys.readouterr().out == f"format: cvalues ({first})\nformat: explicit ({second})\n"
     assert [sidecar(tmp_path)[key] for key in ("source", "format")] == [["first.jsonl#2", "second.jsonl"],
                                                                        ["cvalues", "explicit"]]
+
+
+@pytest.mark.process
+def test_numbers_of_prompts_do_not_depend_on_the_number_of_processes(tmp_path, tokenizer):
+    """Over 400 rows of two files: more than a process encodes at once."""
+    row = {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 3]}
+    rows = [row, {**row, "responses": ["b", "c"], "scores": [1, 2]}, {**row, "scores": [1, 1, 1]}, {}]
+    files = tuple(PreferenceFile(path, path, "answers", most) for path, most in (
+        (write(tmp_path / "first.jsonl", rows * 50), None), (write(tmp_path / "second.jsonl", rows * 100), 200)))
+    found = []
+    for workers in (1, 3):
+        with convert_module._Source(Sources(files, Reading()), tokenizer, TEMPLATE, workers).encoded() as encoded:
+            found.append([(item.prompt_id, item.chosen_answer, item.rejected_answer) for item in encoded
+                          if hasattr(item, "prompt_id")])
+    assert found[0] == found[1]
+    assert found[0] == [numbers for first in range(0, 200, 2) for numbers in (
+        (first, 1, 0), (first, 2, 0), (first, 2, 1), (None, None, None))]
 
 
 def test_an_invalid_row_of_several_files_has_its_place(tmp_path, tokenizer, in_this_process):
