@@ -94,6 +94,7 @@ def test_a_fixture_is_detected_as_itself(name):
     ({"prompt": None, "chosen": "a", "rejected": "b"}, "implicit"),
     ({"prompt": "q", "response": "a"}, None),
     ({"instruction": "q", "output": "a"}, None),
+    ({"prompt": json.loads("[" * 900 + "]" * 900), "chosen": "a", "rejected": "b"}, None),
     ({}, None),
 ])
 def test_precedence(row, name):

@@ -179,7 +179,7 @@ def message_of(where: str, item: Any) -> Message:
                             f"{', '.join(names)}")
     role = _ROLES.get(item[names[0]]) if isinstance(item[names[0]], str) else None
     if role is None:
-        raise NoAnswers(f"{where}: {names[0]} is {item[names[0]]!r}, expected one of {', '.join(_ROLES)}")
+        raise NoAnswers(f"{where}: {names[0]} is {str(item[names[0]])[:40]!r}, expected one of {', '.join(_ROLES)}")
     return Message(role, check_text(f"{where}: {names[1]}", item[names[1]]))
 
 
@@ -267,7 +267,7 @@ def ordered(row: Row, key: str, prompt: Dialogue, texts: Sequence[Dialogue], val
 # --- what a row looks like --------------------------------------------------------------------------------------------
 
 def shape(row: Row, key: str) -> Optional[str]:
-    """What kind of value a key has: "text", "texts", "messages", "message", "number" or "other"; None without one."""
+    """What kind of value a key has: "text", "texts", "messages", "message" or "other"; None without one."""
     value = row.values.get(key)
     if row.cells and isinstance(value, str):
         if not value:
@@ -287,7 +287,9 @@ def _shape(value: Any) -> Optional[str]:
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
             return "texts"
-        return "messages" if all(_shape(item) == "message" for item in value) else "other"
-    if isinstance(value, dict):
-        return "message" if {"role", "content"} <= set(value) or {"from", "value"} <= set(value) else "other"
-    return "number" if isinstance(value, (int, float)) else "other"
+        return "messages" if all(map(_is_message, value)) else "other"
+    return "message" if _is_message(value) else "other"
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= set(value) or {"from", "value"} <= set(value))
