@@ -134,8 +134,11 @@ def opened_sources(given: Given, folder: Path, format_name: Optional[str], readi
 
 
 def rereadable(path: Path) -> Optional[Path]:
-    """Where other processes find what `path` leads to (their /dev/stdin is another one); None if it is no file."""
-    return Path(os.path.realpath(path)) if os.path.isfile(path) else None
+    """Where other processes find what `path` leads to (their /dev/stdin is another one); None if it is no file, or one
+    that has no name any more, as a shell's here-document.
+    """
+    place = Path(os.path.realpath(path))
+    return place if place.is_file() else None
 
 
 def _file_of(source: Path, copy: Path) -> Path:
