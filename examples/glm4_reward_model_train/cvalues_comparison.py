@@ -30,7 +30,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--tokenizer", required=True, type=Path,
                         help="GLM-4's tokenizer.model (rank file), or a SentencePiece model (ChatGLM2, ChatGLM3)")
-    parser.add_argument("--src_file", required=True, type=source_file, nargs="+", metavar="FILE[#ROWS]",
+    parser.add_argument("--src_file", required=True, type=source_file, nargs="+", metavar="FILE",
                         help="one or more files of preference data: .jsonl, .json, .csv, .parquet, .arrow, each also "
                              ".gz, a folder made by datasets.save_to_disk, or a pipe; FILE#5000 takes the first 5000 "
                              "rows")
