@@ -1,11 +1,15 @@
 """Types of command-line values that several entry scripts share. Knows nothing of MindSpore."""
 import argparse
-from typing import Callable
+import os
+import re
+from pathlib import Path
+from typing import Callable, Optional, Tuple
 
 from mindrlhf.data.template import check_template
 from mindrlhf.errors import UserError
 
-__all__ = ["add_set_flag", "boolean", "new_parser", "not_used", "positive_int", "score_key", "share", "template"]
+__all__ = ["add_set_flag", "boolean", "columns", "new_parser", "not_used", "positive_int", "score_key", "share",
+           "source_file", "template"]
 
 _INT32 = 2 ** 31 - 1
 
@@ -75,6 +79,33 @@ def score_key(text: str) -> str:
     if not text.isprintable() or not text.strip():
         raise argparse.ArgumentTypeError(f"found {text!r}, expected the name of a key")
     return text
+
+
+def source_file(text: str) -> Tuple[Path, Optional[int]]:
+    """FILE, or FILE#N: (path, how many of its rows; None: all). A file that is called so is that file."""
+    found = re.fullmatch(r"(.+)#(\d+)", text, re.DOTALL)
+    if not found or os.path.exists(text):
+        return Path(text), None
+    if not 0 < int(found[2]) <= _INT32:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected FILE#ROWS with a number of rows above 0")
+    return Path(found[1]), int(found[2])
+
+
+def columns(text: str) -> Tuple[Tuple[str, str], ...]:
+    """OURS=THEIRS, ...: pairs of our and their name of a key."""
+    from mindrlhf.data.formats import FORMATS  # late: only the converter asks
+    known = {key for kind in FORMATS.values() for key in kind.keys} | {"margin", "system"}
+    pairs = tuple(tuple(part.partition("=")[::2]) for part in text.split(","))
+    for ours, theirs in pairs:
+        if not ours or not theirs:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected OURS=THEIRS, with commas between several")
+        if ours not in known:
+            raise argparse.ArgumentTypeError(f"found {ours!r} in front of =, expected a key of a format: "
+                                             f"{', '.join(sorted(known))}")
+    for names in zip(*pairs):
+        if len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected each name once on a side")
+    return pairs
 
 
 def template(text: str) -> str:

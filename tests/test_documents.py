@@ -9,6 +9,7 @@
 | test_quoted_messages_are_printed      | the wording of the messages in tables         | strings of the sources   |
 | test_printed_blocks_are_printed       | the wording of each printed block             | likewise                 |
 | test_the_line_of_a_step_has_its_form  | its figures, in their order                   | the format in the source |
+| test_examples_are_of_their_formats    | each has one, and it gives pairs              | the formats              |
 | test_both_languages_say_the_same      | headings, tables, commands, names and figures | the other language       |
 
 Needs neither MindSpore nor MindFormers.
@@ -26,9 +27,13 @@ from pathlib import Path
 import pytest
 from conftest import EXAMPLE, ROOT
 
+from mindrlhf.data.formats import FORMATS
+from mindrlhf.data.preference import AS_THEY_ARE, Preference, detect_format, read_preferences
+
 FOLDERS = ("examples", "mindrlhf", "model_configs", "scripts", "tests")
 OVERVIEWS = (ROOT / "README.md", ROOT / "README_CN.md")
 TUTORIALS = (EXAMPLE / "README_EN.md", EXAMPLE / "README.md")
+FORMATS_PAGES = (EXAMPLE / "FORMATS_EN.md", EXAMPLE / "FORMATS.md")
 TROUBLESHOOTING = EXAMPLE / "TROUBLESHOOTING.md"
 CHINESE = re.compile(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 
@@ -265,13 +270,25 @@ def test_the_line_of_a_step_has_its_form():
     assert all(re.fullmatch(pattern, line) for line in lines), pattern
 
 
+@pytest.mark.parametrize("path", FORMATS_PAGES, ids=name_of)
+def test_examples_are_of_their_formats(tmp_path, path):
+    examples = re.findall(r"^## ([\w-]+)$.*?^```json\n(.*?)\n```$", read(path), re.MULTILINE | re.DOTALL)
+    assert {name for name, _ in examples} == set(FORMATS)
+    for name, example in examples:
+        (tmp_path / "rows.jsonl").write_text(example, encoding="utf-8")
+        assert detect_format(tmp_path / "rows.jsonl", tmp_path / "rows.jsonl", AS_THEY_ARE) == name
+        pairs = list(read_preferences(tmp_path / "rows.jsonl"))
+        assert pairs
+        assert all(isinstance(pair, Preference) for pair in pairs)
+
+
 # --- the two languages ----------------------------------------------------------------------------------------------
 
 def both_languages(name):
     if name == "overview":
         return [read(path) for path in OVERVIEWS]
-    if name == "tutorial":
-        return [read(path) for path in TUTORIALS]
+    if name in ("tutorial", "formats"):
+        return [read(path) for path in (TUTORIALS if name == "tutorial" else FORMATS_PAGES)]
     return re.split(r"^# (?:English|中文)$", read(TROUBLESHOOTING), flags=re.MULTILINE)[1:]
 
 
@@ -281,7 +298,7 @@ def without_comments(language, content):
     return "" if language == "text" and re.search(r"\+---|^loss = ", content) else content
 
 
-@pytest.mark.parametrize("name", ["overview", "tutorial", "troubleshooting"])
+@pytest.mark.parametrize("name", ["overview", "tutorial", "formats", "troubleshooting"])
 def test_both_languages_say_the_same(name):
     english, chinese = both_languages(name)
     for in_order in (

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-r"""Convert CValues-Comparison (or any file in its layout) to MindRecord for reward_train.py and reward_eval.py.
+r"""Convert preference data to MindRecord for reward_train.py and reward_eval.py.
 
     python cvalues_comparison.py --tokenizer /path/to/tokenizer.model \
         --src_file train.jsonl --dst_file train.mindrecord --seq_length 8192
 
-A line of the source is an object with prompt, pos_resp (the better answer) and neg_resp (the worse one).
+CValues-Comparison has prompt, pos_resp (the better answer) and neg_resp (the worse one) in a row. The other formats
+and the kinds of files that are read are in FORMATS_EN.md beside this script.
 """
 import signal
 
@@ -22,7 +23,9 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import new_parser, positive_int, share, template
+from mindrlhf.cli import columns, new_parser, positive_int, share, source_file, template
+from mindrlhf.data.formats import FORMATS
+from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.errors import UserError, run_main
 
@@ -32,8 +35,16 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--tokenizer", required=True, type=Path,
                         help="GLM-4's tokenizer.model (rank file), or a SentencePiece model (ChatGLM2, ChatGLM3)")
-    parser.add_argument("--src_file", required=True, type=Path,
-                        help="preference pairs, .jsonl (or a .json array, or a pipe)")
+    parser.add_argument("--src_file", required=True, type=source_file, nargs="+", metavar="FILE",
+                        help="one or more files of preference data: .jsonl, .json, .csv, .parquet, .arrow, each also "
+                             ".gz, a folder made by datasets.save_to_disk, or a pipe; FILE#5000 takes the first 5000 "
+                             "rows")
+    parser.add_argument("--format", choices=sorted(FORMATS), help="of all files; default: found from each file's first "
+                                                                  "row, and said")
+    parser.add_argument("--columns", type=columns, default=(), metavar="OURS=THEIRS,...",
+                        help="other names of keys, such as chosen=better,prompt=question")
+    parser.add_argument("--preference", choices=("better", "safer"),
+                        help="the answer that is preferred in PKU-SafeRLHF; default: better")
     parser.add_argument("--dst_file", required=True, type=Path, help="the MindRecord file, NAME.mindrecord")
     parser.add_argument("--seq_length", required=True, type=_seq_length,
                         help="tokens a sample, the model's seq_length; longer texts are cut. auto: the smallest "
@@ -75,7 +86,8 @@ def main() -> int:
         raise UserError(f"--pad_token_id: found {args.pad_token_id}, expected 0 to {tokenizer.vocab_size - 1}")
     report = convert_preferences(args.src_file, args.dst_file, tokenizer, args.seq_length, args.prompt_template,
                                  args.padding_side, args.pad_token_id, args.skip_invalid, args.num_workers,
-                                 args.shard_num, MAX_INVALID if args.max_invalid is None else args.max_invalid)
+                                 args.shard_num, MAX_INVALID if args.max_invalid is None else args.max_invalid,
+                                 args.format, Reading(args.columns, args.preference))
     sys.stdout.write(report.as_text() + "\n")
     return 0
 

@@ -35,7 +35,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--config", required=True, help="the run's YAML")
     parser.add_argument("--data_file", required=True, type=Path,
-                        help="rows to score, .jsonl or .json; or a pipe that .jsonl comes from, as /dev/stdin")
+                        help="rows to score: .jsonl, .json, .csv, .parquet, .arrow, each also .gz, a folder made by "
+                             "datasets.save_to_disk, or a pipe, as /dev/stdin")
     parser.add_argument("--tokenizer", required=True, help="the tokenizer file that the training data was made with")
     parser.add_argument("--distributed_ckpt_path", required=True,
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")

@@ -1,7 +1,7 @@
-"""CValues-Comparison to MindRecord: the story of `cvalues_comparison.py`.
+"""Preference data to MindRecord: the story of `cvalues_comparison.py`.
 
 MindRecord's writer does not let go of Python's lock, so what reads and encodes the source are processes of their own.
-Each reads the whole file and encodes every N-th chunk of it; the chunks are taken in turn, so that what is written
+Each reads the whole source and encodes every N-th chunk of it; the chunks are taken in turn, so that what is written
 does not depend on their number, and a full socket holds a process back that is ahead of the writer. What can be read
 only once, a pipe, is copied to a file first.
 """
@@ -10,22 +10,36 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import ContextManager, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
+from typing import (
+    Any,
+    ContextManager,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    TextIO,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 from tqdm import tqdm
 
 from mindrlhf import __version__
 from mindrlhf.atomic import naming_a_full_disk, partial_folder
+from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
-from mindrlhf.data.preference import InvalidRow, lines_of, read_preferences
+from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Preference, Reading, Skipped
+from mindrlhf.data.sources import Given, Sources, Tally, check_sources, opened_sources, rereadable
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
@@ -45,7 +59,12 @@ _SHOWN = 3  # invalid lines in a message
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of the rows of a file: counts of pairs, and where they are."""
+    """What became of the rows: counts of pairs, and where they are.
+
+    Attributes:
+        prompts: of which there are pairs
+        skipped: pairs that say nothing of which answer is better, by the reason
+    """
 
     lengths: LengthStatistics
     cut: int
@@ -56,6 +75,8 @@ class ConversionReport:
     rejected_file: Optional[Path]
     output: Path
     shard_num: int = 1
+    prompts: Optional[int] = None
+    skipped: Dict[str, int] = field(default_factory=dict)
 
     def as_text(self) -> str:
         """The closing lines for the user: the table of lengths, then what was cut, skipped and written."""
@@ -66,21 +87,29 @@ class ConversionReport:
         if self.prefixes:
             lines.append(f"one answer begins the other: {self.prefixes}; their loss compares padding, not answers: a "
                          "small loss says nothing of their order")
+        if self.skipped:
+            reasons = "; ".join(f"{count} for {reason}" for reason, count in self.skipped.items())
+            lines.append(f"pairs left out that say nothing of which is better: {reasons}")
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""
-        lines.append(f"wrote {self.lengths.count} pairs to {shards}{self.output}")
+        if self.prompts in (None, self.lengths.count):
+            lines.append(f"wrote {self.lengths.count} pairs to {shards}{self.output}")
+        else:
+            lines.append(f"wrote {self.lengths.count} pairs of {self.prompts} prompts to {shards}{self.output}")
         return "\n".join(lines)
 
 
-def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_length: Optional[int], template: str,
-                        padding_side: str = "right", pad_token_id: Optional[int] = None, skip_invalid: bool = False,
-                        num_workers: int = 1, shard_num: int = 1,
-                        max_invalid: float = MAX_INVALID) -> ConversionReport:
-    """Convert a file of preference pairs to `output`, its index and its sidecar.
+def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tokenizer, seq_length: Optional[int],
+                        template: str, padding_side: str = "right", pad_token_id: Optional[int] = None,
+                        skip_invalid: bool = False, num_workers: int = 1, shard_num: int = 1,
+                        max_invalid: float = MAX_INVALID, format_name: Optional[str] = None,
+                        reading: Reading = AS_THEY_ARE) -> ConversionReport:
+    """Convert preference data to `output`, its index and its sidecar.
 
     Args:
-        source:       .jsonl (or .json array) with prompt, pos_resp, neg_resp; a pipe is read once and whole
+        source:       a file of any kind that `read_rows` knows, or several, (path, how many of its rows; None: all)
+                      each; a pipe is read once and whole
         output:       OUT.mindrecord; if it is a link, what it leads to
         tokenizer:    text to ids; the processes that encode open its file again
         seq_length:   N, tokens a sample; longer texts are cut. None: the smallest multiple of 64 that cuts nothing,
@@ -92,26 +121,36 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
         num_workers:  processes that encode, beside this one that writes; pairs and (of one file) order are the same
         shard_num:    1, or the number of files OUT.mindrecord0, OUT.mindrecord1, ... over which pairs are spread
         max_invalid:  share of the lines, 0 to 1, that `skip_invalid` leaves out; more are an error
+        format_name:  a name of `FORMATS`, of all files; None: of each, that of its first row, and it is printed
+        reading:      what is said of the rows
 
     Raises:
-        UserError: the source cannot be read, a line is invalid (unless `skip_invalid`) or too many are, no pair is left
-                   or fewer than `shard_num`, an output is one of the inputs or cannot be written, or an encoding
-                   process was ended from outside.
+        UserError: the source cannot be read, is there twice or has no known format, a line is invalid (unless
+                   `skip_invalid`) or too many are, no pair is left or fewer than `shard_num`, an output is one of the
+                   inputs or cannot be written, or an encoding process was ended from outside.
     """
     pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
+    given = [(source, None)] if isinstance(source, Path) else source
+    check_sources(given)
     writer = RecordWriter(output, shard_num)
-    rejected = _InvalidRows(writer.path, skip_invalid)
-    check_outputs({"--dst_file": [*writer.files, rejected.path]}, {"--src_file": source, "--tokenizer": tokenizer.path})
+    rejected = _InvalidRows(writer.path, skip_invalid, with_place=len(given) > 1)
+    check_outputs({"--dst_file": [*writer.files, rejected.path]},
+                  {"--src_file": [path for path, _ in given], "--tokenizer": tokenizer.path})
     _check_arguments(tokenizer, seq_length, num_workers)
     lengths, counts = LengthStatistics(), dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
-    with writer, rejected, _file_of(source, rejected.folder) as place:
-        read = _Source(source, place, tokenizer, template, num_workers)
+    tally = Tally()
+    with writer, rejected, opened_sources(given, rejected.folder, format_name, reading) as sources:
+        for file in sources.files:
+            tqdm.write(f"format: {file.format}{f' ({file.name})' if len(given) > 1 else ''}")
+        read = _Source(sources, tokenizer, template, num_workers)
         if seq_length is None:
             seq_length = _fitting_length(read, skip_invalid)
         with read.encoded() as rows, _progress("convert", read) as bar:
             writer.open()  # while the other processes start
             for row in rows:
-                bar.update()
+                bar.update(tally.meet(row))
+                if isinstance(row, Skipped):
+                    continue
                 if isinstance(row, InvalidRow):
                     rejected.add(row)
                     counts["invalid"] += 1
@@ -127,23 +166,39 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
                 counts["prefixes"] += padding_side == "right" and np.array_equal(chosen_ids[:shorter],
                                                                                  reject_ids[:shorter])
                 lengths.add(row.prompt_length, len(chosen_ids), len(reject_ids))
+                tally.write(row)
                 writer.write(sample)
         if not lengths.count:
-            raise UserError(f"{source}: no usable pair ({counts['invalid']} invalid lines, {counts['identical']} with "
-                            "two equal answers), expected at least one")
-        rejected.check_share(source, lengths.count + counts["identical"], max_invalid)
+            skipped = "".join(f", {count} with {reason}" for reason, count in tally.skipped.items())
+            raise UserError(f"{sources}: no usable pair ({counts['invalid']} invalid lines, {counts['identical']} with "
+                            f"two equal answers{skipped}), expected at least one")
+        rejected.check_share(sources, tally.rows - counts["invalid"], max_invalid)
         earlier_rejected = rejected.of_earlier_run()
         writer.finish({
-            "made_by": f"mindrlhf {__version__}", "source": source.name, "seq_length": seq_length,
+            "made_by": f"mindrlhf {__version__}", **_noted(sources), "seq_length": seq_length,
             "pad_token_id": pad_token_id, "padding_side": padding_side, "prompt_template": template,
             "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size},
-            **lengths.as_dict(), **counts})
+            **lengths.as_dict(), **counts, **({"skipped": dict(tally.skipped)} if tally.skipped else {})})
         rejected_file = rejected.finish(earlier_rejected)
-    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num, **counts)
+    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num,
+                            prompts=tally.prompts, skipped=dict(tally.skipped), **counts)
+
+
+def _noted(sources: Sources) -> Dict[str, Any]:
+    """What a sidecar says of where the pairs are from."""
+    noted: Dict[str, Any] = {"source": sources.names if len(sources.files) > 1 else sources.names[0]}
+    formats = [file.format for file in sources.files]
+    if set(formats) != {"cvalues"}:
+        noted["format"] = formats if len(formats) > 1 else formats[0]
+    if sources.reading.columns:
+        noted["columns"] = dict(sources.reading.columns)
+    if "pku-saferlhf" in formats:
+        noted["preference"] = sources.reading.preference or "better"
+    return noted
 
 
 def _check_arguments(tokenizer: Tokenizer, seq_length: Optional[int], num_workers: int) -> None:
-    if not _rereadable(tokenizer.path):
+    if not rereadable(tokenizer.path):
         raise UserError(f"--tokenizer: {tokenizer.path}: a pipe or a device, expected a file: each process that "
                         "encodes reads it")
     if seq_length is not None and seq_length > _LONGEST:
@@ -153,42 +208,22 @@ def _check_arguments(tokenizer: Tokenizer, seq_length: Optional[int], num_worker
         raise UserError(f"--num_workers: found {num_workers}, expected at most {_MOST_WORKERS}")
 
 
-def _rereadable(path: Path) -> Optional[Path]:
-    """Where other processes find what `path` leads to (their /dev/stdin is another one); None if it is no file."""
-    return Path(os.path.realpath(path)) if os.path.isfile(path) else None
-
-
-@contextlib.contextmanager
-def _file_of(source: Path, folder: Path) -> Iterator[Path]:
-    """A file with the content of `source`: where it leads to, or for a pipe a copy in `folder`."""
-    place = _rereadable(source)
-    if place or os.path.isdir(source) or not os.path.exists(source):
-        yield place or source
-        return
-    place = folder / "source"
-    try:
-        pipe = open(source, "rb")  # noqa: SIM115 (its errors are not those of the copy)
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
-    with pipe, naming_a_full_disk(place), open(place, "wb") as file:
-        shutil.copyfileobj(pipe, file, 1 << 20)
-    yield place
-
-
 def _fitting_length(source: "_Source", skip_invalid: bool) -> int:
     """The smallest multiple of 64 tokens that cuts no pair of the source; it is printed with the longest text's."""
-    longest = 0
+    longest, tally = 0, Tally()
     with source.encoded() as rows, _progress("count tokens of", source) as bar:
         for row in rows:
-            bar.update()
+            bar.update(tally.meet(row))
             if isinstance(row, InvalidRow):
                 if not skip_invalid:
                     raise row.as_error()
+            elif isinstance(row, Skipped):
+                continue
             elif row.chosen != row.reject:
                 longest = max(longest, *row.lengths())
     length = max(-(-longest // _STEP), 1) * _STEP
     if length > _LONGEST:
-        raise UserError(f"{source.name}: the longest text has {longest} tokens, expected at most {_LONGEST} for "
+        raise UserError(f"{source.sources}: the longest text has {longest} tokens, expected at most {_LONGEST} for "
                         "--seq_length auto; give the length at which longer ones are to be cut")
     if longest:
         tqdm.write(f"--seq_length auto: {length} (the longest text has {longest} tokens)")
@@ -196,12 +231,18 @@ def _fitting_length(source: "_Source", skip_invalid: bool) -> int:
 
 
 class _Encoded(NamedTuple):
-    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest."""
+    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest. See
+    `Preference` for the last four.
+    """
 
     prompt_length: int
     chosen: bytes
     reject: bytes
     empty_answer: bool
+    margin: Optional[float] = None
+    prompt_id: Optional[int] = None
+    chosen_answer: Optional[int] = None
+    rejected_answer: Optional[int] = None
 
     def ids(self) -> Tuple[np.ndarray, np.ndarray]:
         """Ids of the chosen and the rejected text, template and prompt included, not cut."""
@@ -213,27 +254,21 @@ class _Encoded(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A file of pairs, and how its rows are encoded.
+    """Files of pairs, and how their rows are encoded."""
 
-    Attributes:
-        name: of the file, for messages
-        path: where it can be read again and again
-    """
-
-    name: Path
-    path: Path
+    sources: Sources
     tokenizer: Tokenizer
     template: str
     num_workers: int
 
-    def encoded(self) -> ContextManager[Iterator[Union[_Encoded, InvalidRow]]]:
+    def encoded(self) -> ContextManager[Iterator[Union[_Encoded, Skipped, InvalidRow]]]:
         """The rows, in their order, encoded by processes that are gone when the context is left."""
         return _encoded(*self)
 
 
 @contextlib.contextmanager
-def _encoded(source: Path, path: Path, tokenizer: Tokenizer, template: str,
-             num_workers: int) -> Iterator[Iterator[Union[_Encoded, InvalidRow]]]:
+def _encoded(sources: Sources, tokenizer: Tokenizer, template: str,
+             num_workers: int) -> Iterator[Iterator[Union[_Encoded, Skipped, InvalidRow]]]:
     context = multiprocessing.get_context("spawn")  # a fork would copy MindSpore's threads' locks
     processes, receivers = [], []
     try:
@@ -241,12 +276,11 @@ def _encoded(source: Path, path: Path, tokenizer: Tokenizer, template: str,
             receiver, sender = context.Pipe()  # both ways means a socket, which holds three times what a pipe does
             receivers.append(receiver)
             process = context.Process(target=_encode_chunks, daemon=True,
-                                      args=(sender, source, path, _rereadable(tokenizer.path), template, index,
-                                            num_workers))
+                                      args=(sender, sources, rereadable(tokenizer.path), template, index, num_workers))
             with sender, _no_interrupt():  # only the process keeps its end: its death is the end of what it sends
                 process.start()
             processes.append(process)
-        yield _in_turn(source, processes, receivers)
+        yield _in_turn(sources, processes, receivers)
     finally:
         for process in processes:
             process.terminate()
@@ -269,13 +303,14 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _in_turn(source: Path, processes: Sequence, receivers: Sequence) -> Iterator[Union[_Encoded, InvalidRow]]:
+def _in_turn(sources: Sources, processes: Sequence,
+             receivers: Sequence) -> Iterator[Union[_Encoded, Skipped, InvalidRow]]:
     for process, receiver in itertools.cycle(zip(processes, receivers)):
         try:
             chunk = receiver.recv()
         except (EOFError, OSError):
             process.join()
-            raise UserError(f"{source}: a process that encodes it ended with exit code {process.exitcode} before the "
+            raise UserError(f"{sources}: a process that encodes it ended with exit code {process.exitcode} before the "
                             "end of the file (-9: killed, usually out of memory)") from None
         if isinstance(chunk, UserError):
             raise chunk
@@ -284,8 +319,7 @@ def _in_turn(source: Path, processes: Sequence, receivers: Sequence) -> Iterator
         yield from chunk
 
 
-def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, template: str, index: int,
-                   step: int) -> None:
+def _encode_chunks(sender, sources: Sources, tokenizer_path: Path, template: str, index: int, step: int) -> None:
     """An encoding process: send chunks `index`, `index + step`, ... of the source, then an empty one.
 
     A `UserError` is sent too, in the place of a chunk. The tokenizer's file is opened again: the first process would
@@ -293,7 +327,7 @@ def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, templ
     """
     try:
         tokenizer = open_tokenizer(tokenizer_path)
-        rows = read_preferences(path, source)
+        rows = sources.preferences()
         chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
         for chunk in itertools.islice(chunks, index, None, step):
             sender.send(_encode_chunk(chunk, tokenizer, template))
@@ -304,23 +338,35 @@ def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, templ
         pass  # the first process was killed
 
 
-def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[Union[_Encoded, InvalidRow]]:
+def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[Union[_Encoded, Skipped, InvalidRow]]:
     encoded = []
     for row in rows:
-        if not isinstance(row, InvalidRow):
-            ids = tokenizer.encode_batch([row.prompt.strip(), render(template, row.prompt, row.chosen),
-                                          render(template, row.prompt, row.rejected)])
+        if isinstance(row, Preference):
+            prompt, *answers = map(_as_text, (row.prompt, row.chosen, row.rejected))
+            ids = tokenizer.encode_batch([prompt.strip(), *(render(template, prompt, answer) for answer in answers)])
             row = _Encoded(len(ids[0]), *(np.array(side, np.int32).tobytes() for side in ids[1:]),
-                           not (row.chosen.strip() and row.rejected.strip()))
+                           not all(answer.strip() for answer in answers), row.margin, row.prompt_id,
+                           row.chosen_answer, row.rejected_answer)
         encoded.append(row)
     return encoded
 
 
-class _InvalidRows:
-    """Takes invalid rows: the first one ends the run, or with `keep` all go to OUT.mindrecord.rejected.jsonl."""
+def _as_text(messages: Dialogue) -> str:
+    """A question or an answer as the template takes it; of several messages all but the last with their roles."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join([*(f"{role}: {content}" for role, content in messages[:-1]), messages[-1].content])
 
-    def __init__(self, output: Path, keep: bool):
-        self.keep = keep
+
+class _InvalidRows:
+    """Takes invalid rows: the first one ends the run, or with `keep` all go to OUT.mindrecord.rejected.jsonl.
+
+    Args:
+        with_place: a line alone does not say where a row is, for there are several files
+    """
+
+    def __init__(self, output: Path, keep: bool, with_place: bool = False):
+        self.keep, self._with_place = keep, with_place
         self.output = output
         self.path = output.with_name(f"{output.name}.rejected.jsonl")
         if self.path.is_dir():
@@ -344,13 +390,14 @@ class _InvalidRows:
         with naming_a_full_disk(self.path):
             if self._file is None:  # half of a surrogate pair becomes the JSON escape that it came from
                 self._file = (self.folder / self.path.name).open("w", encoding="utf-8", errors="backslashreplace")
-            json.dump(row.as_record(), self._file, ensure_ascii=False, allow_nan=False)
+            record = {"place": row.place, **row.as_record()} if self._with_place else row.as_record()
+            json.dump(record, self._file, ensure_ascii=False, allow_nan=False)
             self._file.write("\n")
 
-    def check_share(self, source: Path, usable: int, most: float) -> None:
+    def check_share(self, sources: Sources, usable: int, most: float) -> None:
         """Raise `UserError` if more than a share `most` of the lines is invalid."""
         if self._count > most * (self._count + usable):
-            raise UserError(f"{source}: {self._count} of {self._count + usable} lines are invalid, expected at most "
+            raise UserError(f"{sources}: {self._count} of {self._count + usable} lines are invalid, expected at most "
                             f"{most:.4g} of them (--max_invalid); nothing was written; {'; '.join(self._first)}")
 
     def of_earlier_run(self) -> bool:
@@ -379,6 +426,5 @@ class _InvalidRows:
 
 
 def _progress(what: str, source: _Source) -> tqdm:
-    """A bar with rate and time left; the number of rows of a .jsonl file is that of its line breaks."""
-    total = lines_of(source.path) if source.name.suffix != ".json" else None
-    return tqdm(desc=f"{what} {source.name.name}", total=total, unit=" pairs", mininterval=0.5)
+    """A bar with rate and time left, of rows."""
+    return tqdm(desc=f"{what} {source.sources.title}", total=source.sources.row_count(), unit=" rows", mininterval=0.5)

@@ -1,58 +1,23 @@
-"""Rows of preference files: reading, checking, and errors that name file and line. Knows nothing of MindSpore."""
-import json
-import math
-import re
-from collections import Counter
+"""Preferences: what every format of preference data becomes, and the reading of files of them. Knows nothing of
+MindSpore.
+"""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
+from mindrlhf.data.dialogue import Dialogue
+from mindrlhf.data.formats import FORMATS, format_of
+from mindrlhf.data.formats.cvalues import KEYS as PAIR_FIELDS
+from mindrlhf.data.formats.fields import Answers, NoAnswers, Reading, check_keys, text_of
+from mindrlhf.data.rows.read import read_rows
+from mindrlhf.data.rows.row import InvalidRow, Row
 from mindrlhf.errors import UserError
-from mindrlhf.file_kinds import HEAD_BYTES, known_kind
 
-__all__ = ["InvalidRow", "Preference", "Row", "check_text_fields", "lines_of", "read_preferences", "read_rows"]
+__all__ = ["AS_THEY_ARE", "PAIR_FIELDS", "InvalidRow", "Preference", "PreferenceFile", "Reading", "Row", "Skipped",
+           "check_text_fields", "detect_format", "read_files", "read_preferences", "read_rows"]
 
-PAIR_FIELDS = ("prompt", "pos_resp", "neg_resp")
-_BLANKS = 500_000  # white-space characters in a row; a million make tiktoken's pattern overflow its stack
-_MANY_BLANKS = re.compile(rf"\s{{{_BLANKS}}}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """An object of a file.
-
-    Attributes:
-        place:  FILE:LINE (.jsonl) or FILE:item N (.json), for messages
-        number: line or item, from 1
-        values: its keys and values
-    """
-
-    place: str
-    number: int
-    values: Dict[str, Any]
-
-
-@dataclass(frozen=True)
-class InvalidRow:
-    """A line or item that is no usable row.
-
-    Attributes:
-        place, number: see `Row`
-        reason: found and expected
-        text:   of the line, as far as it can be decoded
-    """
-
-    place: str
-    number: int
-    reason: str
-    text: str
-
-    def as_error(self) -> UserError:
-        return UserError(f"{self.place}: {self.reason}")
-
-    def as_record(self) -> Dict[str, Any]:
-        """What a file of invalid rows has of it."""
-        return {"line": self.number, "reason": self.reason, "text": self.text}
+AS_THEY_ARE = Reading()
+_LOOKED_AT = 1000  # rows, until one is of a known format
 
 
 @dataclass(frozen=True)
@@ -60,196 +25,148 @@ class Preference:
     """A prompt with a better and a worse answer.
 
     Attributes:
-        place, number: see `Row`
+        place, number:   see `Row`
+        prompt:          its last message is the user's or an observation; a system text is its first message
+        chosen:          one or more messages, of which the first is the assistant's
+        rejected:        likewise
+        margin:          how much better the better one is, if the row says so
+        prompt_id:       where a prompt has more than two answers: its number among the prompts of the conversion, from
+                         0, of which each has at least one pair
+        chosen_answer:   then, which of the prompt's answers this is, from 0
+        rejected_answer: likewise
     """
 
     place: str
     number: int
-    prompt: str
-    chosen: str
-    rejected: str
+    prompt: Dialogue
+    chosen: Dialogue
+    rejected: Dialogue
+    margin: Optional[float] = None
+    prompt_id: Optional[int] = None
+    chosen_answer: Optional[int] = None
+    rejected_answer: Optional[int] = None
 
 
-class _NotJson(Exception):
-    """Why bytes are no JSON."""
+class Skipped(NamedTuple):
+    """Pairs of a row that say nothing of which answer is better.
 
-
-def read_rows(path: Union[str, Path], name: Optional[Path] = None) -> Iterator[Union[Row, InvalidRow]]:
-    """Rows of a .jsonl file (an object a line; blank lines do not count) or of a .json file (an array of objects).
-
-    A .jsonl file is read as a stream, a .json file as a whole.
-
-    Args:
-        name: of the file, for messages and the kind of file, where `path` is a copy of it
-
-    Raises:
-        UserError: the file is missing, unreadable or a directory, is something else (compressed, CSV, ...), or a .json
-                   file is not an array.
+    Attributes:
+        place, number: see `Row`
+        reason:        the same words for all rows, to be counted by
+        pairs:         how many
+        whole_row:     nothing else comes of the row
     """
-    path, name = Path(path), Path(name or path)
-    try:
-        with open(path, "rb") as file:
-            _check_kind(name, file.peek(HEAD_BYTES)[:HEAD_BYTES])
-            if name.suffix == ".json":
-                yield from _array_rows(name, _without_mark(file.read()))
-            else:
-                yield from _line_rows(name, file)
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise UserError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+    place: str
+    number: int
+    reason: str
+    pairs: int
+    whole_row: bool
 
 
-def _check_kind(path: Path, head: bytes) -> None:
-    """Raise `UserError` if a file's first bytes show that it is something else; a look at its first line says less."""
-    expected = "expected a .json file with an array of objects" if path.suffix == ".json" else \
-        "expected JSON lines, an object a line"
-    kind = known_kind(head)
-    if kind is None:
-        first = _without_mark(head).split(b"\n", 1)[0].strip()
-        columns = {column.strip(b" \"'").lower() for column in re.split(rb"[,;\t]", first)}
-        if first[:1] != b"{" and b"prompt" in columns and len(columns) > 1:
-            kind = "a table (CSV): write its rows as JSON lines first"
-        elif path.suffix != ".json" and first == b"[":
-            kind = "a JSON array: name it .json"
-    if kind:
-        raise UserError(f"{path}: {expected}, found {kind}")
+class PreferenceFile(NamedTuple):
+    """A file of preferences.
 
-
-def _line_rows(path: Path, file) -> Iterator[Union[Row, InvalidRow]]:
-    for number, raw in enumerate(file, start=1):
-        if number == 1:
-            raw = _without_mark(raw)
-        if raw.strip():
-            yield _line_row(f"{path}:{number}", number, raw.rstrip(b"\r\n"))
-
-
-def _line_row(place: str, number: int, raw: bytes) -> Union[Row, InvalidRow]:
-    try:
-        value = _parse_json(raw)
-    except _NotJson as error:
-        return InvalidRow(place, number, str(error), _readable(raw))
-    if isinstance(value, dict):
-        return Row(place, number, value)
-    return InvalidRow(place, number, f"found {_name(value)}, expected an object", _readable(raw))
-
-
-def _without_mark(raw: bytes) -> bytes:
-    """`raw` without the byte order mark that some editors put in front of UTF-8."""
-    return raw[3:] if raw.startswith(b"\xef\xbb\xbf") else raw
-
-
-def _array_rows(path: Path, raw: bytes) -> Iterator[Union[Row, InvalidRow]]:
-    try:
-        values = _parse_json(raw, strict_numbers=False)  # of which each item is asked below
-    except _NotJson as error:
-        lines = [line for line in raw.splitlines() if line.strip()]
-        if len(lines) > 1 and all(isinstance(_line_row("", 1, line), Row) for line in lines[:2]):
-            raise UserError(f"{path}: found JSON lines, an object a line, expected an array of objects: name it "
-                            ".jsonl") from None
-        raise UserError(f"{path}: {error}") from None
-    if not isinstance(values, list):
-        raise UserError(f"{path}: found {_name(values)}, expected an array of objects (or a .jsonl file)")
-    for number, value in enumerate(values, start=1):
-        place = f"{path}:item {number}"
-        reason = None if isinstance(value, dict) else f"found {_name(value)}, expected an object"
-        try:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except ValueError:
-            text = repr(value)
-            reason = reason or "not JSON: found NaN, Infinity or a number that is too large, expected finite numbers"
-        yield Row(place, number, value) if reason is None else InvalidRow(place, number, reason, text)
-
-
-def _parse_json(raw: bytes, strict_numbers: bool = True) -> Any:
-    """The value in UTF-8 JSON. Python's own reading takes NaN and Infinity, which JSON does not have, and makes an
-    infinity of 1e999; `strict_numbers` refuses all three.
+    Attributes:
+        name:   for messages
+        path:   where it can be read again and again
+        format: a name of `FORMATS`
+        rows:   how many of its rows are read, from the first; None: all
     """
-    numbers = {"parse_constant": _no_number, "parse_float": _finite} if strict_numbers else {}
-    try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_each_key_once, **numbers)
-    except UnicodeDecodeError as error:
-        raise _NotJson(f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}") from None
-    except json.JSONDecodeError as error:
-        raise _NotJson(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; a key twice; deep nesting
-        raise _NotJson(f"not JSON: {error}") from None
 
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"found {name}, expected a finite number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"the number {text[:40]} is too large, expected a finite one")
-    return value
-
-
-def _each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    """An object; Python's own reading silently takes the last of several values of a key."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        (key, times), = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {key!r} occurs {times} times in an object, expected once")
-    return values
+    name: Path
+    path: Path
+    format: str
+    rows: Optional[int] = None
 
 
 def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, InvalidRow]:
     """`row` if each of `fields` is there and is text that can be encoded, and the prompt is not blank; or why not."""
-    reason = _problem_of_fields(row.values, fields)
-    return row if reason is None else InvalidRow(
-        row.place, row.number, reason, json.dumps(row.values, ensure_ascii=False, allow_nan=False))
+    try:
+        check_keys(row, *fields)
+        for field in fields:
+            text_of(row, field)
+        if "prompt" in fields and not row.values["prompt"].strip():
+            raise NoAnswers("key 'prompt' is empty, expected text")
+    except NoAnswers as reason:
+        return row.invalid(str(reason))
+    return row
 
 
-def _problem_of_fields(values: Dict[str, Any], fields: Sequence[str]) -> Optional[str]:
-    missing = [field for field in fields if field not in values]
-    if missing:
-        return (f"key {', '.join(map(repr, missing))} missing; found {', '.join(values) or 'no keys'}; "
-                f"expected {', '.join(fields)}")
-    for field in fields:
-        value = values[field]
-        if not isinstance(value, str):
-            return f"key {field!r} is {_name(value)}, expected a string"
-        try:
-            value.encode("utf-8")  # a look at each character takes as long as their tokens
-        except UnicodeEncodeError:
-            return f"key {field!r} has half of a surrogate pair, which is no text"
-        if len(value) >= _BLANKS and _MANY_BLANKS.search(value):
-            return f"key {field!r} has {_BLANKS:,} characters of white space or more in a row, expected fewer"
-    if "prompt" in fields and not values["prompt"].strip():
-        return "key 'prompt' is empty, expected text"
-    return None
+def read_preferences(path: Union[str, Path], name: Optional[Path] = None, format_name: Optional[str] = None,
+                     reading: Reading = AS_THEY_ARE) -> Iterator[Union[Preference, Skipped, InvalidRow]]:
+    """Each pair of a file, and why a row has none; see `read_rows`.
+
+    Args:
+        format_name: of the rows; None: that of the first row of a known format
+        reading:     what the user says of the rows
+
+    Raises:
+        UserError: the file cannot be read; or without a name no row is of a known format.
+    """
+    name = Path(name or path)
+    found = format_name or detect_format(Path(path), name, reading)
+    return read_files([PreferenceFile(name, Path(path), found)], reading)
 
 
-def read_preferences(path: Union[str, Path],
-                     name: Optional[Path] = None) -> Iterator[Union[Preference, InvalidRow]]:
-    """Each row of a CValues-Comparison file, or why a line is none; see `read_rows`."""
-    for row in read_rows(path, name):
+def detect_format(path: Path, name: Path, reading: Reading) -> str:
+    """The name of the format of the first row that is of a known one (of an empty file, or one without a row, the
+    default).
+
+    Raises:
+        UserError: the file cannot be read, or there are rows and none of the first is of a known format.
+    """
+    first: Optional[Row] = None
+    for _, row in zip(range(_LOOKED_AT), _renamed(read_rows(path, name), reading)):
         if isinstance(row, Row):
-            row = check_text_fields(row, PAIR_FIELDS)
-        if isinstance(row, Row):
-            row = Preference(row.place, row.number, *(row.values[field] for field in PAIR_FIELDS))
+            found = format_of(row)
+            if found:
+                return found
+            first = first or row
+    if first is None:
+        return next(iter(FORMATS))
+    raise UserError(f"{first.place}: no format has the keys {', '.join(first.values) or '(none)'} with values of these "
+                    "kinds, expected for example prompt, chosen, rejected, or prompt, pos_resp, neg_resp; --columns "
+                    "OURS=THEIRS renames keys, --format NAME forces a format")
+
+
+def read_files(files: Sequence[PreferenceFile],
+               reading: Reading = AS_THEY_ARE) -> Iterator[Union[Preference, Skipped, InvalidRow]]:
+    """Each pair of all files, in order, and why a row has none. Prompts are numbered over all of them."""
+    prompts = 0
+    for name, path, format_name, most in files:
+        answers_of = FORMATS[format_name].answers
+        rows = _renamed(read_rows(path, name), reading)
+        for row in rows if most is None else _first(rows, most):
+            if isinstance(row, InvalidRow):
+                yield row
+                continue
+            try:
+                answers = answers_of(row, reading)
+            except NoAnswers as reason:
+                yield row.invalid(str(reason))
+                continue
+            yield from _pairs(row, answers, prompts)
+            prompts += bool(answers.pairs)
+
+
+def _first(rows: Iterator, most: int) -> Iterator:
+    for _, row in zip(range(most), rows):
         yield row
 
 
-def lines_of(path: Path) -> Optional[int]:
-    """The lines of a file, for a progress bar; None where it cannot be read, or not again, as a pipe."""
-    try:
-        if not path.is_file():
-            return None
-        with open(path, "rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except (OSError, ValueError):  # reading says why, in a moment
-        return None
+def _renamed(rows: Iterator[Union[Row, InvalidRow]], reading: Reading) -> Iterator[Union[Row, InvalidRow]]:
+    """The rows with our names of their keys, if the user has given any."""
+    if not reading.columns:
+        return rows
+    return (reading.renamed(row) if isinstance(row, Row) else row for row in rows)
 
 
-def _name(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number",
-             float: "a number"}
-    return names[type(value)]
-
-
-def _readable(raw: bytes) -> str:
-    return raw.decode("utf-8", errors="backslashreplace").rstrip("\r\n")
+def _pairs(row: Row, answers: Answers, prompt_id: int) -> Iterator[Union[Preference, Skipped]]:
+    prompt, texts, pairs, margin, left_out, reason = answers
+    several = len(texts) > 2
+    for better, worse in pairs:
+        yield Preference(row.place, row.number, prompt, texts[better], texts[worse], margin,
+                         *((prompt_id, better, worse) if several else ()))
+    if left_out:
+        yield Skipped(row.place, row.number, reason, left_out, not pairs)

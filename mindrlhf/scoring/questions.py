@@ -29,7 +29,7 @@ def read_questions(path: Path, score_key: str = "score") -> Iterator[Union[Quest
     neg_NAME), or with response (NAME).
 
     Args:
-        path:      a .jsonl file, which is read once, as a stream, or a .json file
+        path:      a file of any kind that `read_rows` knows, which is read once, as a stream
         score_key: NAME
 
     Raises:

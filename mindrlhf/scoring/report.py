@@ -5,7 +5,7 @@ from typing import Optional, Sequence
 
 from tqdm import tqdm
 
-from mindrlhf.data.preference import lines_of
+from mindrlhf.data.rows.read import row_count
 from mindrlhf.errors import UserError
 
 __all__ = ["MOST_PLACES", "NotFiniteScores", "progress", "rows_of"]
@@ -36,5 +36,10 @@ def progress(what: str, unit: str, total: Optional[int], done: int = 0) -> tqdm:
 
 
 def rows_of(path: Path) -> Optional[int]:
-    """About how many rows a .jsonl file has, for the bar; None where nobody would see it, or they cannot be counted."""
-    return lines_of(path) if path.suffix != ".json" and sys.stderr and sys.stderr.isatty() else None
+    """About how many rows a file has, for the bar. None where nobody would see it, or where reading it would take it
+    away, as from a pipe.
+    """
+    try:
+        return row_count(path, path) if path.is_file() and sys.stderr.isatty() else None
+    except (OSError, ValueError, AttributeError):  # AttributeError: standard error is closed
+        return None

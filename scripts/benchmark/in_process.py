@@ -65,8 +65,8 @@ def work_conversion(source: str, tokenizer: str, seq_length: int, slow_pairs: in
 
     def encoded(encode, count):
         for row in islice(read_preferences(source), count):
-            texts = [row.prompt.strip(), *(render(PROMPT_TEMPLATE, row.prompt, answer)
-                                           for answer in (row.chosen, row.rejected))]
+            prompt, *answers = (messages[0].content for messages in (row.prompt, row.chosen, row.rejected))
+            texts = [prompt.strip(), *(render(PROMPT_TEMPLATE, prompt, answer) for answer in answers)]
             _, *ids = encode(texts)  # the prompt alone as well: the converter's table has its length
             yield encode_pair(*ids, seq_length, opened.pad_token_id)
 

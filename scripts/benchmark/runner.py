@@ -141,14 +141,15 @@ def encoded_pairs(source: Path, tokenizer) -> List[Pair]:
     for row in read_preferences(source):
         if isinstance(row, InvalidRow):
             raise row.as_error()
+        prompt, *answers = (messages[0].content for messages in (row.prompt, row.chosen, row.rejected))
         ids = [text[:SEQ] for text in tokenizer.encode_batch(
-            [render(PROMPT_TEMPLATE, row.prompt, answer) for answer in (row.chosen, row.rejected)])]
+            [render(PROMPT_TEMPLATE, prompt, answer) for answer in answers])]
         sample = encode_pair(*ids, SEQ, tokenizer.pad_token_id)
         if sample is not None:
             compared = np.flatnonzero(sample["loss_mask"])
             group = pair_group(*(np.array(text, np.int32) for text in ids), (compared[0], compared[-1] + 1), None,
                                tokenizer.pad_token_id)
-            texts = {"prompt": row.prompt, "pos_resp": row.chosen, "neg_resp": row.rejected}
+            texts = dict(zip(("prompt", "pos_resp", "neg_resp"), (prompt, *answers)))
             pairs.append(Pair(texts, ids, group))
     return pairs
 

@@ -233,8 +233,9 @@ def test_ids_equal_those_of_mindformers(full_tokenizer):
     theirs = ChatGLM4Tokenizer(str(SHARED / "tokenizer.model"))
     names = ("zh_preference.jsonl", "hh_harmless_test.jsonl")
     rows = [row for name in names for row in read_preferences(SHARED / name)]
-    texts = [text for row in rows for text in (row.prompt, *(
-        render(PROMPT_TEMPLATE, row.prompt, answer) for answer in (row.chosen, row.rejected)))] + [
+    texts = [text for row in rows for text in (row.prompt[0].content, *(
+        render(PROMPT_TEMPLATE, row.prompt[0].content, answer.content)
+        for answer in (row.chosen[0], row.rejected[0])))] + [
         text for text in TEXTS if "<|" not in text]
     assert len(texts) > 1200
     for text, ids in zip(texts, full_tokenizer.encode_batch(texts)):

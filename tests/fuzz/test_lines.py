@@ -11,6 +11,7 @@ and fields that are put together here: conversion writes exactly the rows that a
 | test_invalid_rows_are_left_out_...    | the others do, and every bad row is in a file         | json           |
 | test_a_line_of_10_mb_...              | size is no reason to fail, or to fail otherwise       | tiktoken       |
 | test_mutated_lines_through_the_...    | processes that encode see the same lines              | json           |
+| test_mutated_rows_of_every_format     | pairs as templates take them, or one line             | what they must |
 """
 import contextlib
 import json
@@ -22,13 +23,14 @@ from pathlib import Path
 import mindspore.dataset as ds
 import pytest
 from conftest import SAMPLE
+from formats_by_hand import FIXTURES
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
 
 from mindrlhf.data import convert as convert_module
 from mindrlhf.data.convert import convert_preferences
-from mindrlhf.data.preference import InvalidRow, read_preferences
+from mindrlhf.data.preference import InvalidRow, Preference, Skipped, read_preferences
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.scoring import text_scorer
@@ -227,9 +229,9 @@ def folder(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def encoding_here(_name, path, tokenizer, template, _workers):
+def encoding_here(sources, tokenizer, template, _workers):
     """In the place of processes that encode, which take longer to start than a file takes to convert."""
-    yield iter(convert_module._encode_chunk(read_preferences(path), tokenizer, template))
+    yield iter(convert_module._encode_chunk(sources.preferences(), tokenizer, template))
 
 
 def names_in(folder):
@@ -280,6 +282,10 @@ def test_conversion_of_mutated_lines(folder, in_this_process, outcomes, raw):
         outcomes.count("converted" if check_conversion(folder, file_of(raw)) else "refused")
 
 
+def texts_of(pair):
+    return tuple(message.content for message in (*pair.prompt, *pair.chosen, *pair.rejected))
+
+
 @FOUND
 @example(b"[" * 900 + b"]" * 900)
 @given(raw=lines())
@@ -297,11 +303,93 @@ def test_arrays_with_a_mutated_item(folder, outcomes, raw):
             outcomes.count("arrays refused")
             return
         found = list(read_preferences(source))
-    assert [None if isinstance(row, InvalidRow) else (row.prompt, row.chosen, row.rejected) for row in found] == [
+    assert [None if isinstance(row, InvalidRow) else texts_of(row) for row in found] == [
         tuple(row[key] for key in PAIR) if is_usable(row, PAIR) else None for _, row in expected]
     assert [row.place for row in found] == [
         f"{source}:item {number}" for number, _ in expected]
     outcomes.count("arrays read")
+
+
+# --- other formats --------------------------------------------------------------------------------------------------
+
+FIELDS = sorted({key for rows in FIXTURES.values() for row, _ in rows for key in row} | {"role", "content", "from",
+                                                                                        "value", "rank", "completion"})
+SHAPES = st.recursive(
+    VALUES, lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": inner}),
+        st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3)), max_leaves=6)
+
+
+def places_in(value, path=()):
+    """The path of each value in a row, from the outside."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places_in(item, (*path, key))
+
+
+def changed(draw, row):
+    """A row with a value replaced, removed, doubled or moved to another key."""
+    row = json.loads(json.dumps(row))
+    *path, key = draw(st.sampled_from(list(places_in(row))))
+    inner = row
+    for step in path:
+        inner = inner[step]
+    what = draw(st.sampled_from(["set", "set", "remove", "again", "other key"]))
+    if what == "set":
+        inner[key] = draw(SHAPES)
+    elif what == "remove":
+        del inner[key]
+    elif isinstance(inner, list):
+        inner.insert(key, json.loads(json.dumps(inner[key])))
+    else:
+        inner[draw(st.sampled_from(FIELDS))] = inner[key]
+    return row
+
+
+def check_pair(pair):
+    """What templates rely on."""
+    *before, last = pair.prompt
+    assert last.role in ("user", "observation")
+    assert last.content.strip()
+    assert [message.role for message in before[1:]].count("system") == 0
+    for answer in (pair.chosen, pair.rejected):
+        assert answer[0].role == "assistant"
+        assert {message.role for message in answer} <= {"user", "assistant", "observation"}
+    assert {message.role for message in before} <= {"system", "user", "assistant", "observation"}
+    assert "".join(texts_of(pair)).encode("utf-8") is not None
+    assert pair.margin is None or math.isfinite(pair.margin)
+    numbers = (pair.prompt_id, pair.chosen_answer, pair.rejected_answer)
+    assert numbers == (None,) * 3 or (min(numbers) >= 0 and numbers[1] != numbers[2])
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+@given(data=st.data())
+@fuzz(few=10, full=1000)
+def test_mutated_rows_of_every_format(folder, outcomes, name, data):
+    rows = [row for row, _ in FIXTURES[name]]
+    row = data.draw(st.sampled_from(rows))
+    for _ in range(data.draw(st.integers(1, 3))):
+        row = changed(data.draw, row) if row else row
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, (rows[0], row, rows[0]))))
+    with outcomes.no_hang():
+        found = list(read_preferences(path))
+    assert {item.place for item in found} == {f"{path}:{line}" for line in (1, 2, 3)}
+    for item in found:
+        if isinstance(item, Preference):
+            check_pair(item)
+        elif isinstance(item, InvalidRow):
+            assert item.number == 2
+            assert one_line(item.as_error()).startswith(f"{path}:2: ")
+        else:
+            assert isinstance(item, Skipped)
+            assert item.pairs > 0
+        outcomes.count(f"{type(item).__name__} of a format")
+    first, last = ([(item.prompt, item.chosen, item.rejected) for item in found if item.number == number]
+                   for number in (1, 3))
+    assert first == last
 
 
 # --- reward_infer.py ------------------------------------------------------------------------------------------------

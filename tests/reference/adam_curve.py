@@ -39,8 +39,8 @@ def batches(name: str) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
     def samples():
         for row in read_preferences(pairs):
-            ids = tokenizer.encode_batch(
-                [render(PROMPT_TEMPLATE, row.prompt, answer) for answer in (row.chosen, row.rejected)])
+            prompt, *answers = (messages[0].content for messages in (row.prompt, row.chosen, row.rejected))
+            ids = tokenizer.encode_batch([render(PROMPT_TEMPLATE, prompt, answer) for answer in answers])
             sample = encode_pair(*ids, SEQ, tokenizer.pad_token_id, "right")
             if sample is not None:
                 yield sample

@@ -14,6 +14,7 @@ The score of a text is its number of tokens here, but for the tests that start p
 | test_a_full_disk_names_the_file_and_...        | and half a line is no row                         | a limit         |
 | test_of_two_at_once_the_second_is_refused      | a lock that ends with its process                 | messages        |
 | test_a_key_of_the_users_own_...                | no key is replaced; --score_key gives other names | rows by hand    |
+| test_rows_of_other_kinds_of_files_...          | CSV, Parquet, gzip                                | rows by hand    |
 | test_a_pipe_is_read_once_and_written_through   | FIFOs as input and output; nothing beside them    | rows by hand    |
 | test_what_cannot_be_resumed_is_refused         | pipes and devices                                 | messages        |
 | test_standard_output_has_the_rows_alone        | from pipe to pipe as a process                    | a run at once   |
@@ -21,6 +22,7 @@ The score of a text is its number of tokens here, but for the tests that start p
 | test_scores_that_are_nan_are_null ...          | strict JSON, the rows are named, exit code 3      | rows by hand    |
 | test_numbers_that_are_none_are_invalid_...     | strict JSON in                                    | messages        |
 """
+import gzip
 import json
 import os
 import resource
@@ -338,6 +340,22 @@ def test_a_key_of_the_users_own_is_never_replaced(key):
     Path("out.jsonl.partial").unlink()
     score(score_key="reward")
     assert read_rows_of("out.jsonl") == scored([ROWS[0], {"prompt": "q", **fields, key: "mine"}], "reward")
+
+
+# --- other kinds of files -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.jsonl.gz"])
+def test_rows_of_other_kinds_of_files_are_scored(name):
+    rows = [{"prompt": "q", "response": "a\nb", "id": "1"}, {"prompt": "好", "response": "", "id": "2"}]
+    if name == "in.csv":
+        Path(name).write_text('prompt,response,id\nq,"a\nb",1\n好,,2\n', encoding="utf-8")
+    elif name == "in.parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow, which comes with MindFormers")
+        parquet.write_table(sys.modules["pyarrow"].Table.from_pylist(rows), name)
+    else:
+        Path(name).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    score(data_file=Path(name))
+    assert read_rows_of("out.jsonl") == scored(rows)
 
 
 # --- pipes, devices and links ---------------------------------------------------------------------------------------

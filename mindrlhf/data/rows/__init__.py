@@ -1,0 +1,1 @@
+"""Rows of files, whatever kind of file they are in."""
