@@ -15,7 +15,7 @@ import signal
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import ContextManager, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
+from typing import ContextManager, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -23,9 +23,11 @@ from tqdm import tqdm
 from mindrlhf import __version__
 from mindrlhf.atomic import check_outputs, follow_link, naming_a_full_disk, partial_folder
 from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.further_fields import all_or_no_margins, further_fields
 from mindrlhf.data.mindrecord_files import read_sidecar
-from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
+from mindrlhf.data.mindrecord_writer import HELD_OUT, HELD_OUT_OF, LengthStatistics, RecordWriter
 from mindrlhf.data.preference import InvalidRow, read_preferences
+from mindrlhf.data.split import place_of_prompt
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
@@ -44,7 +46,13 @@ _SHOWN = 3  # invalid lines in a message
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of the rows of a file: counts of pairs, and where they are."""
+    """What became of the rows of a file: counts of pairs, and where they are.
+
+    Attributes:
+        lengths:   of the pairs in `output`
+        held_out:  of those in `held_out_file`
+        gone:      files of an earlier conversion's held-out pairs, which are in `output` now
+    """
 
     lengths: LengthStatistics
     cut: int
@@ -55,6 +63,9 @@ class ConversionReport:
     rejected_file: Optional[Path]
     output: Path
     shard_num: int = 1
+    held_out: Optional[LengthStatistics] = None
+    held_out_file: Optional[Path] = None
+    gone: Sequence[str] = ()
 
     def as_text(self) -> str:
         """The closing lines for the user: the table of lengths, then what was cut, skipped and written."""
@@ -69,13 +80,19 @@ class ConversionReport:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""
         lines.append(f"wrote {self.lengths.count} pairs to {shards}{self.output}")
+        if self.held_out:
+            share = self.held_out.count / (self.held_out.count + self.lengths.count)
+            lines.append(f"held out {self.held_out.count} pairs ({share:.2%}), whose prompts are nowhere else, in "
+                         f"{self.held_out_file}")
+        if self.gone:
+            lines.append(f"removed {', '.join(self.gone)}: what an earlier conversion held out is not held out now")
         return "\n".join(lines)
 
 
 def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_length: Optional[int], template: str,
                         padding_side: str = "right", pad_token_id: Optional[int] = None, skip_invalid: bool = False,
                         num_workers: int = 1, shard_num: int = 1,
-                        max_invalid: float = MAX_INVALID) -> ConversionReport:
+                        max_invalid: float = MAX_INVALID, val_split: Optional[float] = None) -> ConversionReport:
     """Convert a file of preference pairs to `output`, its index and its sidecar.
 
     Args:
@@ -91,6 +108,8 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
         num_workers:  processes that encode, beside this one that writes; pairs and (of one file) order are the same
         shard_num:    1, or the number of files OUT.mindrecord0, OUT.mindrecord1, ... over which pairs are spread
         max_invalid:  share of the lines, 0 to 1, that `skip_invalid` leaves out; more are an error
+        val_split:    share of the prompts, between 0 and 1, whose pairs go to OUT.val.mindrecord, which appears along
+                      with `output`; None: none
 
     Raises:
         UserError: the source cannot be read, a line is invalid (unless `skip_invalid`) or too many are, no pair is left
@@ -99,16 +118,20 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
     """
     pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
     writer = RecordWriter(output, shard_num)
+    validation = writer.for_validation() if val_split else None
     rejected = _InvalidRows(writer.path, skip_invalid)
-    check_outputs({"--dst_file": [*writer.files, rejected.path]}, {"--src_file": source, "--tokenizer": tokenizer.path})
+    check_outputs({"--dst_file": [*writer.files, *(validation.files if validation else []), rejected.path]},
+                  {"--src_file": source, "--tokenizer": tokenizer.path})
     _check_arguments(tokenizer, seq_length, num_workers)
-    lengths, counts = LengthStatistics(), dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
-    with writer, rejected, _file_of(source, rejected.folder) as place:
+    lengths, held_out = LengthStatistics(), LengthStatistics()
+    counts = dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
+    with writer, validation or contextlib.nullcontext(), rejected, _file_of(source, rejected.folder) as place:
         read = _Source(source, place, tokenizer, template, num_workers)
         if seq_length is None:
             seq_length = _fitting_length(read, skip_invalid)
         with read.encoded() as rows, _progress("convert", read) as bar:
-            writer.open()  # while the other processes start
+            for part in filter(None, (writer, validation)):
+                part.open()  # while the other processes start
             for row in rows:
                 bar.update()
                 if isinstance(row, InvalidRow):
@@ -125,20 +148,31 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
                 shorter = min(len(chosen_ids), len(reject_ids))
                 counts["prefixes"] += padding_side == "right" and np.array_equal(chosen_ids[:shorter],
                                                                                  reject_ids[:shorter])
-                lengths.add(row.prompt_length, len(chosen_ids), len(reject_ids))
-                writer.write(sample)
-        if not lengths.count:
+                is_held_out = validation is not None and row.place < val_split
+                (held_out if is_held_out else lengths).add(row.prompt_length, len(chosen_ids), len(reject_ids))
+                (validation if is_held_out else writer).write(sample, row.further)
+        usable = lengths.count + held_out.count
+        if not usable:
             raise UserError(f"{source}: no usable pair ({counts['invalid']} invalid lines, {counts['identical']} with "
                             "two equal answers), expected at least one")
-        rejected.check_share(source, lengths.count + counts["identical"], max_invalid)
+        rejected.check_share(source, usable + counts["identical"], max_invalid)
+        if validation and not (lengths.count and held_out.count):
+            raise UserError(f"--val_split: {val_split} of the prompts of {source} holds out {held_out.count} of "
+                            f"{usable} pairs, expected some, and not all of them: too few prompts for this share")
         earlier_rejected = rejected.of_earlier_run()
-        writer.finish({
+        made = {
             "made_by": f"mindrlhf {__version__}", "source": source.name, "seq_length": seq_length,
             "pad_token_id": pad_token_id, "padding_side": padding_side, "prompt_template": template,
-            "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size},
-            **lengths.as_dict(), **counts})
+            "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size}}
+        sidecar, beside = {**made, **lengths.as_dict(), **counts}, None
+        if validation:
+            sidecar[HELD_OUT] = {"file": validation.path.name, "val_split": val_split, "count": held_out.count}
+            beside = validation, {**made, HELD_OUT_OF: writer.path.name, **held_out.as_dict()}
+        gone = writer.finish(sidecar, beside)
         rejected_file = rejected.finish(earlier_rejected)
-    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num, **counts)
+    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num,
+                            held_out=held_out if validation else None,
+                            held_out_file=validation.path if validation else None, gone=gone, **counts)
 
 
 def _check_arguments(tokenizer: Tokenizer, seq_length: Optional[int], num_workers: int) -> None:
@@ -195,12 +229,19 @@ def _fitting_length(source: "_Source", skip_invalid: bool) -> int:
 
 
 class _Encoded(NamedTuple):
-    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest."""
+    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest.
+
+    Attributes:
+        further: see `further_fields`
+        place:   see `place_of_prompt`
+    """
 
     prompt_length: int
     chosen: bytes
     reject: bytes
     empty_answer: bool
+    further: Dict[str, Union[int, float]]
+    place: float
 
     def ids(self) -> Tuple[np.ndarray, np.ndarray]:
         """Ids of the chosen and the rejected text, template and prompt included, not cut."""
@@ -292,7 +333,7 @@ def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, templ
     """
     try:
         tokenizer = open_tokenizer(tokenizer_path)
-        rows = read_preferences(path, source)
+        rows = all_or_no_margins(read_preferences(path, source))
         chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
         for chunk in itertools.islice(chunks, index, None, step):
             sender.send(_encode_chunk(chunk, tokenizer, template))
@@ -310,7 +351,8 @@ def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[U
             ids = tokenizer.encode_batch([row.prompt.strip(), render(template, row.prompt, row.chosen),
                                           render(template, row.prompt, row.rejected)])
             row = _Encoded(len(ids[0]), *(np.array(side, np.int32).tobytes() for side in ids[1:]),
-                           not (row.chosen.strip() and row.rejected.strip()))
+                           not (row.chosen.strip() and row.rejected.strip()), further_fields(row),
+                           place_of_prompt(row.prompt))
         encoded.append(row)
     return encoded
 

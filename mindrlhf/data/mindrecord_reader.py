@@ -42,14 +42,16 @@ def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool
     """
     place, done = ", ".join(files), 0
     try:
-        dataset = ds.MindDataset(list(files), columns_list=list(columns), shuffle=False)
-        with tqdm(desc="read the pairs", total=dataset.get_dataset_size(), unit=" pairs", mininterval=0.5,
-                  disable=not show_progress) as bar:
-            for batch in dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
-                for row in zip(*(batch[name] for name in FIELDS)):
-                    yield _strip(*row, place=f"{place}: pair {done}")
-                    done += 1
-                    bar.update()
+        # One by one: MindRecord does not read files together of which one has fields that another has not.
+        datasets = [ds.MindDataset([file], columns_list=list(columns), shuffle=False) for file in files]
+        with tqdm(desc="read the pairs", total=sum(dataset.get_dataset_size() for dataset in datasets), unit=" pairs",
+                  mininterval=0.5, disable=not show_progress) as bar:
+            for dataset in datasets:
+                for batch in dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
+                    for row in zip(*(batch[name] for name in FIELDS)):
+                        yield _strip(*row, place=f"{place}: pair {done}")
+                        done += 1
+                        bar.update()
     except (RuntimeError, ValueError, TypeError) as error:
         raise unreadable(place, error) from None
 

@@ -61,6 +61,9 @@ class Preference:
 
     Attributes:
         place, number: see `Row`
+        margin:    by how much the better one is better; None: not said
+        prompt_id: of a prompt with more than two answers, whose pairs have it in common; None: it has two
+        chosen_answer, rejected_answer: numbers of both among the answers of such a prompt, from 0
     """
 
     place: str
@@ -68,6 +71,10 @@ class Preference:
     prompt: str
     chosen: str
     rejected: str
+    margin: Optional[float] = None
+    prompt_id: Optional[int] = None
+    chosen_answer: Optional[int] = None
+    rejected_answer: Optional[int] = None
 
 
 class _NotJson(Exception):
