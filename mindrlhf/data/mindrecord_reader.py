@@ -68,9 +68,9 @@ def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, los
     return Pair(*sides, (first, end), len(loss_mask) if left else None)
 
 
-def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> None:
+def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> int:
     """Read one row: that the file can be read at all, and that its sequence length is the expected one, or at most that
-    where padding is taken off.
+    where padding is taken off. Returns this length.
 
     Raises:
         UserError: it is not so.
@@ -90,6 +90,7 @@ def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int]
     if seq_length and (found > seq_length or (exact and found != seq_length)):
         raise UserError(f"{file}: its sequence length is {found}, expected {'' if exact else 'at most '}{seq_length} "
                         "(model.model_config.seq_length, or --seq_length)")
+    return found
 
 
 def unreadable(place: str, error: Exception) -> UserError:

@@ -161,10 +161,9 @@ class RecordWriter:
 
     def _widen(self, size: int, further: Iterable[str]) -> None:
         """Begin again with further fields: a schema is given before the first row. What was written is copied."""
-        before, pending = self._further, self._rows
+        before, pending, self._rows = self._further, self._rows, []
         narrow = self._folder / "narrow"
         if self._flushed:
-            self._rows = []
             self._call(self._writer.commit)
             narrow.mkdir()
             for record in self._records:

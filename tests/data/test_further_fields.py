@@ -72,9 +72,11 @@ def write(path, further, shards=1):
 def read(files, fields=None):
     """The values of `fields`, or of all, by the number of the sample."""
     import mindspore.dataset as ds
-    rows = ds.MindDataset(list(map(str, files)), columns_list=fields and ["chosen_input_ids", *fields], shuffle=False)
-    return {int(row.pop("chosen_input_ids")[0]): row for row in rows.create_dict_iterator(
+    data = ds.MindDataset(list(map(str, files)), columns_list=fields and ["chosen_input_ids", *fields], shuffle=False)
+    rows = {int(row.pop("chosen_input_ids")[0]): row for row in data.create_dict_iterator(
         num_epochs=1, output_numpy=True)}
+    assert len(rows) == data.get_dataset_size()
+    return rows
 
 
 @pytest.mark.parametrize("fields", [{"margin": 0.1}, ANSWERS, {"margin": -2, **ANSWERS}],
