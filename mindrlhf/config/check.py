@@ -242,10 +242,11 @@ def _mixture_problems(config: Mapping[str, Any]) -> Iterable[str]:
             yield (f"train_dataset.interleave is {block['interleave']!r}, which has an effect with "
                    "train_dataset.probabilities only; expected nothing")
         return
-    if block["repeat"] != 1:
-        yield f"train_dataset.repeat is {block['repeat']!r}, expected 1 with train_dataset.probabilities"
-    if block.get("pad_token_id") is None and block["batching"] == "padded":
-        yield "train_dataset.pad_token_id is missing, which fills up rows with train_dataset.probabilities"
+    if block["batching"] == "padded":  # of the others `_batching_problems` says so
+        if block["repeat"] != 1:
+            yield f"train_dataset.repeat is {block['repeat']!r}, expected 1 with train_dataset.probabilities"
+        if block.get("pad_token_id") is None:
+            yield "train_dataset.pad_token_id is missing, which train_dataset.probabilities fills up rows with"
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:

@@ -258,7 +258,7 @@ _OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", 
            "row_length": "train_dataset.row_length", "objective": "the objective",
            "probabilities": "train_dataset.probabilities", "interleave": "train_dataset.interleave",
            "sets": "--train_dataset: the number of pairs of each data set"}
-_OF_MIXTURE = dict.fromkeys(("probabilities", "interleave", "sets"))
+_NO_MIXTURE = {"probabilities": None}
 
 
 def _check_resumed_order(config: RunConfig, records: RecordSet) -> None:
@@ -266,8 +266,8 @@ def _check_resumed_order(config: RunConfig, records: RecordSet) -> None:
     if config.start.resume and config.start.checkpoint:
         notes = read_training_notes(config.start.checkpoint, "load_checkpoint")
         order = notes.values.get("order")
-        trained = {**notes.values, **({**_OF_MIXTURE, **order} if order else {})}
-        found = {**records.settings, **_OF_MIXTURE, **order_of_pairs(config, records), "objective": OBJECTIVE}
+        trained = {**notes.values, **({**_NO_MIXTURE, **order} if order else {})}
+        found = {**records.settings, **_NO_MIXTURE, **order_of_pairs(config, records), "objective": OBJECTIVE}
         raise_each("--resume", (
             f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
             f"({notes.place}); without --resume a new run starts from its weights"
