@@ -15,7 +15,7 @@ import signal
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import ContextManager, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
+from typing import ContextManager, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -150,7 +150,7 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
                                                                                  reject_ids[:shorter])
                 is_held_out = validation is not None and row.place < val_split
                 (held_out if is_held_out else lengths).add(row.prompt_length, len(chosen_ids), len(reject_ids))
-                (validation if is_held_out else writer).write(sample, row.further)
+                (validation if is_held_out else writer).write(sample, further_fields(row))
         usable = lengths.count + held_out.count
         if not usable:
             raise UserError(f"{source}: no usable pair ({counts['invalid']} invalid lines, {counts['identical']} with "
@@ -229,19 +229,19 @@ def _fitting_length(source: "_Source", skip_invalid: bool) -> int:
 
 
 class _Encoded(NamedTuple):
-    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest.
-
-    Attributes:
-        further: see `further_fields`
-        place:   see `place_of_prompt`
+    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest. See
+    `place_of_prompt` for `place`, `Preference` for the last four.
     """
 
     prompt_length: int
     chosen: bytes
     reject: bytes
     empty_answer: bool
-    further: Dict[str, Union[int, float]]
     place: float
+    margin: Optional[float] = None
+    prompt_id: Optional[int] = None
+    chosen_answer: Optional[int] = None
+    rejected_answer: Optional[int] = None
 
     def ids(self) -> Tuple[np.ndarray, np.ndarray]:
         """Ids of the chosen and the rejected text, template and prompt included, not cut."""
@@ -351,8 +351,8 @@ def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[U
             ids = tokenizer.encode_batch([row.prompt.strip(), render(template, row.prompt, row.chosen),
                                           render(template, row.prompt, row.rejected)])
             row = _Encoded(len(ids[0]), *(np.array(side, np.int32).tobytes() for side in ids[1:]),
-                           not (row.chosen.strip() and row.rejected.strip()), further_fields(row),
-                           place_of_prompt(row.prompt))
+                           not (row.chosen.strip() and row.rejected.strip()), place_of_prompt(row.prompt),
+                           row.margin, row.prompt_id, row.chosen_answer, row.rejected_answer)
         encoded.append(row)
     return encoded
 

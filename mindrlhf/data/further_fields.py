@@ -4,8 +4,7 @@ A margin is there where the data has margins; the prompt's number and those of b
 two answers. Knows nothing of MindSpore.
 """
 import json
-from dataclasses import asdict
-from typing import Dict, Iterable, Iterator, Optional, Sequence, Set, Union
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Union
 
 import numpy as np
 
@@ -23,8 +22,8 @@ FURTHER_FIELDS = {MARGIN: np.float32, **dict.fromkeys(ANSWER_FIELDS, np.int32)}
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def further_fields(pair: Preference) -> Dict[str, Union[int, float]]:
-    """Those of a pair: {}, its margin, the numbers of prompt and answers, or both."""
+def further_fields(pair: Any) -> Dict[str, Union[int, float]]:
+    """Those of a pair, which has them as a `Preference` has: a margin, the numbers of prompt and answers, or none."""
     return {name: getattr(pair, name) for name in FURTHER_FIELDS if getattr(pair, name) is not None}
 
 
@@ -66,5 +65,5 @@ def _checked(row: Preference, first: Preference) -> Union[Preference, InvalidRow
         reason = f"margin is {row.margin!r}, expected a finite number of 32 bits"
     else:
         return row
-    values = {key: value for key, value in asdict(row).items() if key not in ("place", "number")}
-    return InvalidRow(row.place, row.number, reason, json.dumps(values, ensure_ascii=False))
+    values = {key: getattr(row, key) for key in ("prompt", "chosen", "rejected")}
+    return InvalidRow(row.place, row.number, reason, json.dumps(values, ensure_ascii=False, allow_nan=False))

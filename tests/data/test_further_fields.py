@@ -18,7 +18,7 @@ import pytest
 
 from mindrlhf.data.convert import _encode_chunk
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.further_fields import all_or_no_margins
+from mindrlhf.data.further_fields import all_or_no_margins, further_fields
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.preference import InvalidRow, Preference
@@ -57,7 +57,7 @@ def test_margins_are_in_all_rows_or_in_none(margins, line, reason):
 def test_further_fields_are_those_a_pair_has():
     pairs = [PLAIN, replace(PLAIN, margin=0.0), replace(PLAIN, **ANSWERS), replace(PLAIN, margin=-1.5, **ANSWERS)]
     rows = _encode_chunk(pairs, open_tokenizer(TOKENIZER), "{prompt}:{response}")
-    assert [row.further for row in rows] == [{}, {"margin": 0.0}, ANSWERS, {"margin": -1.5, **ANSWERS}]
+    assert list(map(further_fields, rows)) == [{}, {"margin": 0.0}, ANSWERS, {"margin": -1.5, **ANSWERS}]
 
 
 def write(path, further, shards=1):
