@@ -8,8 +8,8 @@ from typing import Callable, Optional, Tuple
 from mindrlhf.data.template import check_template
 from mindrlhf.errors import UserError
 
-__all__ = ["add_set_flag", "boolean", "columns", "new_parser", "not_used", "positive_int", "score_key", "share",
-           "source_file", "template"]
+__all__ = ["add_set_flag", "boolean", "columns", "inner_share", "new_parser", "not_used", "positive_int", "score_key",
+           "share", "source_file", "template"]
 
 _INT32 = 2 ** 31 - 1
 
@@ -71,6 +71,17 @@ def share(text: str) -> float:
         value = -1
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
+    return value
+
+
+def inner_share(text: str) -> float:
+    """A number between 0 and 1, neither of them."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and below 1")
     return value
 
 

@@ -150,13 +150,15 @@ def in_tmp_path(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_numbered_pairs(path, count, seq_length, pad_token_id):
-    """A MindRecord file of pairs whose texts begin with 1000 plus the pair's number; returns its path as text."""
+def write_numbered_pairs(path, count, seq_length, pad_token_id, first=0):
+    """A MindRecord file of pairs whose texts begin with 1000 plus the pair's number, counted from `first`; returns its
+    path as text.
+    """
     from mindrlhf.data.encode import encode_pair
     from mindrlhf.data.mindrecord_writer import RecordWriter
     random = np.random.default_rng(2)
     with RecordWriter(path) as writer:
-        for number in range(count):
+        for number in range(first, first + count):
             sides = ([1000 + number, *random.integers(10, 900, length)] for length in random.integers(1, seq_length, 2))
             writer.write(encode_pair(*sides, seq_length, pad_token_id))
         writer.finish({})

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import columns, new_parser, positive_int, share, source_file, template
+from mindrlhf.cli import columns, inner_share, new_parser, positive_int, share, source_file, template
 from mindrlhf.data.formats import FORMATS
 from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.template import PROMPT_TEMPLATE
@@ -62,6 +62,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="processes that encode, beside the one that writes; default: 1")
     parser.add_argument("--shard_num", type=positive_int, default=1,
                         help="more than 1: pairs are spread over so many files DST_FILE0, DST_FILE1, ...; default: 1")
+    parser.add_argument("--val_split", type=inner_share, metavar="SHARE",
+                        help="so large a share of the prompts, such as 0.02, goes to NAME.val.mindrecord beside, with "
+                             "all of their pairs; which ones depends on the prompts alone")
     args = parser.parse_args(argv)
     if args.max_invalid is not None and not args.skip_invalid:
         parser.error("argument --max_invalid: has an effect with --skip_invalid only")
@@ -87,7 +90,7 @@ def main() -> int:
     report = convert_preferences(args.src_file, args.dst_file, tokenizer, args.seq_length, args.prompt_template,
                                  args.padding_side, args.pad_token_id, args.skip_invalid, args.num_workers,
                                  args.shard_num, MAX_INVALID if args.max_invalid is None else args.max_invalid,
-                                 args.format, Reading(args.columns, args.preference))
+                                 args.format, Reading(args.columns, args.preference), args.val_split)
     sys.stdout.write(report.as_text() + "\n")
     return 0
 

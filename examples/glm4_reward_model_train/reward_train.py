@@ -36,7 +36,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--task", choices=("text_generation",), default="text_generation",
                         help="MindFormers' name for the trainer: text_generation, nothing else")
     parser.add_argument("--train_dataset", nargs="+", metavar="PATH",
-                        help="MindRecord files, or folders of them")
+                        help="MindRecord files, or folders of them; with train_dataset.probabilities, what each "
+                             "conversion wrote has its share of an epoch")
     parser.add_argument("--tokenizer", help="if given, the data must have been made with it")
     parser.add_argument("--predict_data", type=not_used("reward_infer.py --data_file scores answers"),
                         help="not used by training: reward_infer.py --data_file scores answers")

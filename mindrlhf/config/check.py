@@ -16,6 +16,7 @@ from mindrlhf.config.refused import refused_types, refused_values
 from mindrlhf.config.run_config import Batching, Layout, Model, RunConfig, Start
 from mindrlhf.config.settings import Setting, raise_located
 from mindrlhf.config.value_types import shown, wrong_values
+from mindrlhf.data.mixture import UNDER
 from mindrlhf.data.row_packing import ROW_STEP, longest_row
 from mindrlhf.errors import Problems
 from mindrlhf.job import processes_of_job
@@ -108,7 +109,9 @@ def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
             accumulation=get(mapping, "runner_config.gradient_accumulation_steps"),
             row_length=get(mapping, "train_dataset.row_length") or model["seq_length"],
             shuffle=get(mapping, "train_dataset.data_loader.shuffle"),
-            drop_remainder=get(mapping, "train_dataset.drop_remainder"), seed=mapping["seed"]),
+            drop_remainder=get(mapping, "train_dataset.drop_remainder"), seed=mapping["seed"],
+            probabilities=tuple(get(mapping, "train_dataset.probabilities") or ()),
+            interleave=get(mapping, "train_dataset.interleave") or UNDER),
         start=Start(
             checkpoint=mapping["load_checkpoint"] or None, resume=mapping["resume_training"],
             reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None))
@@ -142,6 +145,7 @@ def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield from _training_problems(config)
         yield from _optimizer_problems(config)
         yield from _batching_problems(config)
+        yield from _mixture_problems(config)
         yield from _model_problems(config)
         yield from _layout_problems(config)
 
@@ -228,6 +232,21 @@ def _batching_problems(config: Mapping[str, Any]) -> Iterable[str]:
             name = "train_dataset.row_length" if row_length else "model.model_config.seq_length"
             yield (f"{name} is {row_length or seq_length}, expected a multiple of {ROW_STEP} with flash attention and "
                    "packed rows of this length")
+
+
+def _mixture_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """Whether an epoch can be made of several data sets in the shares that are given."""
+    block = get(config, "train_dataset")
+    if not block.get("probabilities"):
+        if block.get("interleave"):
+            yield (f"train_dataset.interleave is {block['interleave']!r}, which has an effect with "
+                   "train_dataset.probabilities only; expected nothing")
+        return
+    if block["batching"] == "padded":  # of the others `_batching_problems` says so
+        if block["repeat"] != 1:
+            yield f"train_dataset.repeat is {block['repeat']!r}, expected 1 with train_dataset.probabilities"
+        if block.get("pad_token_id") is None:
+            yield "train_dataset.pad_token_id is missing, which train_dataset.probabilities fills up rows with"
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:

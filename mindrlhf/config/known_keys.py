@@ -100,6 +100,7 @@ BLOCKS = {
 }
 BLOCKS.update({f"eval_dataset{block[len('train_dataset'):]}": keys for block, keys in list(BLOCKS.items())
                if block.startswith("train_dataset")})
+BLOCKS["train_dataset"] |= _keys("probabilities interleave")  # an evaluation reads every pair once
 BLOCKS["eval_dataset_task"] = BLOCKS["train_dataset_task"]
 
 # Class -> keys of a block with that `type`; those of other classes are in their signatures (`mindrlhf.training.parts`).

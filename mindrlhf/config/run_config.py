@@ -1,7 +1,7 @@
 """A run's configuration as its checks leave it: typed, complete and frozen, so that nobody looks a key up again."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Tuple
 
 from mindrlhf.models.glm4.dimensions import Dimensions
 
@@ -88,6 +88,8 @@ class Batching:
         shuffle:        another order of the pairs in each epoch
         drop_remainder: of `padded`: leave out the last, smaller batch
         seed:           of the order
+        probabilities:  shares of several data sets of an epoch, as they are named; (): all pairs of all
+        interleave:     under or over: see `mindrlhf.data.mixture`
     """
 
     kind: str
@@ -97,6 +99,8 @@ class Batching:
     shuffle: bool
     drop_remainder: bool
     seed: int
+    probabilities: Tuple[float, ...]
+    interleave: str
 
     @property
     def padded(self) -> bool:

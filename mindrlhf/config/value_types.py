@@ -9,12 +9,14 @@ import re
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
+from mindrlhf.data.mixture import INTERLEAVE
 
 __all__ = ["KINDS", "PATHS", "REQUIRED", "Kind", "shown", "wrong_value", "wrong_values"]
 
 _LARGEST = 2 ** 31 - 1  # of whole numbers: MindSpore's are int32
 _FLOATS = ("float32", "float16", "bfloat16")
 _MOST_LAYERS = 10_000
+_SUM_TOLERANCE = 1e-3  # of probabilities: three times 0.333 will do
 _MOST_ROWS = 1 << 16  # of a batch, which is made whole even where there is less data
 
 
@@ -115,6 +117,13 @@ _DATASET = {
     "numa_enable": _or_none(_FLAG),
 }
 
+
+
+def _are_probabilities(value: Any) -> bool:
+    return (isinstance(value, list) and len(value) > 1 and all(map(_ABOVE_0.fits, value))
+            and math.isclose(sum(value), 1, abs_tol=_SUM_TOLERANCE))
+
+
 # Dotted key -> what its value must be, if the key is there.
 KINDS = {
     "seed": _or_none(_FROM_0),
@@ -191,6 +200,9 @@ KINDS = {
     "context.jit_config": _or_none(_KEYS_AND_VALUES),
     "context.jit_config.jit_level": Kind("O0, O1 or O2", lambda value: value in ("O0", "O1", "O2")),
     **{f"{block}.{key}": kind for block in ("train_dataset", "eval_dataset") for key, kind in _DATASET.items()},
+    "train_dataset.probabilities": _or_none(Kind("two numbers above 0 or more, which add up to 1",
+                                                 _are_probabilities)),
+    "train_dataset.interleave": _or_none(Kind("under or over", lambda value: value in INTERLEAVE)),
     **{f"model.model_config.{key}": _COUNT for key in (
         "seq_length", "hidden_size", "ffn_hidden_size", "num_attention_heads", "multi_query_group_num", "kv_channels",
         "padded_vocab_size")},

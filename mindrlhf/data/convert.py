@@ -36,10 +36,12 @@ from mindrlhf import __version__
 from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.further_fields import all_or_no_margins, further_fields
 from mindrlhf.data.mindrecord_files import read_sidecar
-from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
+from mindrlhf.data.mindrecord_writer import HELD_OUT, HELD_OUT_OF, LengthStatistics, RecordWriter
 from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Preference, Reading, Skipped
 from mindrlhf.data.sources import Given, Sources, Tally, check_sources, opened_sources, rereadable
+from mindrlhf.data.split import place_of_prompt
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
@@ -62,8 +64,11 @@ class ConversionReport:
     """What became of the rows: counts of pairs, and where they are.
 
     Attributes:
-        prompts: of which there are pairs
-        skipped: pairs that say nothing of which answer is better, by the reason
+        lengths:  of the pairs in `output`
+        prompts:  of which there are pairs
+        skipped:  pairs that say nothing of which answer is better, by the reason
+        held_out: lengths of the pairs in `held_out_file`
+        gone:     files of an earlier conversion's held-out pairs, which are in `output` now
     """
 
     lengths: LengthStatistics
@@ -77,6 +82,9 @@ class ConversionReport:
     shard_num: int = 1
     prompts: Optional[int] = None
     skipped: Dict[str, int] = field(default_factory=dict)
+    held_out: Optional[LengthStatistics] = None
+    held_out_file: Optional[Path] = None
+    gone: Sequence[str] = ()
 
     def as_text(self) -> str:
         """The closing lines for the user: the table of lengths, then what was cut, skipped and written."""
@@ -93,10 +101,14 @@ class ConversionReport:
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""
-        if self.prompts in (None, self.lengths.count):
-            lines.append(f"wrote {self.lengths.count} pairs to {shards}{self.output}")
-        else:
-            lines.append(f"wrote {self.lengths.count} pairs of {self.prompts} prompts to {shards}{self.output}")
+        several = "" if self.prompts in (None, self.lengths.count) else f" of {self.prompts} prompts"
+        lines.append(f"wrote {self.lengths.count} pairs{several} to {shards}{self.output}")
+        if self.held_out:
+            share = self.held_out.count / (self.held_out.count + self.lengths.count)
+            lines.append(f"held out {self.held_out.count} pairs ({share:.2%}), whose prompts are nowhere else, in "
+                         f"{self.held_out_file}")
+        if self.gone:
+            lines.append(f"removed {', '.join(self.gone)}: what an earlier conversion held out is not held out now")
         return "\n".join(lines)
 
 
@@ -104,7 +116,7 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
                         template: str, padding_side: str = "right", pad_token_id: Optional[int] = None,
                         skip_invalid: bool = False, num_workers: int = 1, shard_num: int = 1,
                         max_invalid: float = MAX_INVALID, format_name: Optional[str] = None,
-                        reading: Reading = AS_THEY_ARE) -> ConversionReport:
+                        reading: Reading = AS_THEY_ARE, val_split: Optional[float] = None) -> ConversionReport:
     """Convert preference data to `output`, its index and its sidecar.
 
     Args:
@@ -123,6 +135,8 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
         max_invalid:  share of the lines, 0 to 1, that `skip_invalid` leaves out; more are an error
         format_name:  a name of `FORMATS`, of all files; None: of each, that of its first row, and it is printed
         reading:      what is said of the rows
+        val_split:    share of the prompts, between 0 and 1, whose pairs go to OUT.val.mindrecord, which appears along
+                      with `output`; None: none
 
     Raises:
         UserError: the source cannot be read, is there twice or has no known format, a line is invalid (unless
@@ -133,20 +147,23 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
     given = [(source, None)] if isinstance(source, Path) else source
     check_sources(given)
     writer = RecordWriter(output, shard_num)
+    validation = writer.for_validation() if val_split else None
     rejected = _InvalidRows(writer.path, skip_invalid, with_place=len(given) > 1)
-    check_outputs({"--dst_file": [*writer.files, rejected.path]},
+    check_outputs({"--dst_file": [*writer.files, *(validation.files if validation else []), rejected.path]},
                   {"--src_file": [path for path, _ in given], "--tokenizer": tokenizer.path})
     _check_arguments(tokenizer, seq_length, num_workers)
-    lengths, counts = LengthStatistics(), dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
-    tally = Tally()
-    with writer, rejected, opened_sources(given, rejected.folder, format_name, reading) as sources:
+    lengths, held_out, tally = LengthStatistics(), LengthStatistics(), Tally()
+    counts = dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
+    with writer, validation or contextlib.nullcontext(), rejected, \
+            opened_sources(given, rejected.folder, format_name, reading) as sources:
         for file in sources.files:
             tqdm.write(f"format: {file.format}{f' ({file.name})' if len(given) > 1 else ''}")
         read = _Source(sources, tokenizer, template, num_workers)
         if seq_length is None:
             seq_length = _fitting_length(read, skip_invalid)
         with read.encoded() as rows, _progress("convert", read) as bar:
-            writer.open()  # while the other processes start
+            for part in filter(None, (writer, validation)):
+                part.open()  # while the other processes start
             for row in rows:
                 bar.update(tally.meet(row))
                 if isinstance(row, Skipped):
@@ -165,23 +182,37 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
                 shorter = min(len(chosen_ids), len(reject_ids))
                 counts["prefixes"] += padding_side == "right" and np.array_equal(chosen_ids[:shorter],
                                                                                  reject_ids[:shorter])
-                lengths.add(row.prompt_length, len(chosen_ids), len(reject_ids))
-                tally.write(row)
-                writer.write(sample)
-        if not lengths.count:
+                is_held_out = validation is not None and row.place < val_split
+                (held_out if is_held_out else lengths).add(row.prompt_length, len(chosen_ids), len(reject_ids))
+                (validation if is_held_out else writer).write(sample, further_fields(row))
+                if not is_held_out:
+                    tally.write(row)
+        usable = lengths.count + held_out.count
+        if not usable:
             skipped = "".join(f", {count} with {reason}" for reason, count in tally.skipped.items())
             raise UserError(f"{sources}: no usable pair ({counts['invalid']} invalid lines, {counts['identical']} with "
                             f"two equal answers{skipped}), expected at least one")
         rejected.check_share(sources, tally.rows - counts["invalid"], max_invalid)
+        if validation and not (lengths.count and held_out.count):
+            raise UserError(f"--val_split: {val_split} of the prompts of {sources} holds out {held_out.count} of "
+                            f"{usable} pairs, expected some, and not all of them: too few prompts for this share")
         earlier_rejected = rejected.of_earlier_run()
-        writer.finish({
+        made = {
             "made_by": f"mindrlhf {__version__}", **_noted(sources), "seq_length": seq_length,
             "pad_token_id": pad_token_id, "padding_side": padding_side, "prompt_template": template,
-            "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size},
-            **lengths.as_dict(), **counts, **({"skipped": dict(tally.skipped)} if tally.skipped else {})})
+            "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size}}
+        sidecar, beside = {**made, **lengths.as_dict(), **counts}, None
+        if tally.skipped:
+            sidecar["skipped"] = dict(tally.skipped)
+        if validation:
+            sidecar[HELD_OUT] = {"file": validation.path.name, "val_split": val_split, "count": held_out.count}
+            beside = validation, {**made, HELD_OUT_OF: writer.path.name, **held_out.as_dict()}
+        gone = writer.finish(sidecar, beside)
         rejected_file = rejected.finish(earlier_rejected)
     return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num,
-                            prompts=tally.prompts, skipped=dict(tally.skipped), **counts)
+                            prompts=tally.prompts, skipped=dict(tally.skipped),
+                            held_out=held_out if validation else None,
+                            held_out_file=validation.path if validation else None, gone=gone, **counts)
 
 
 def _noted(sources: Sources) -> Dict[str, Any]:
@@ -232,13 +263,14 @@ def _fitting_length(source: "_Source", skip_invalid: bool) -> int:
 
 class _Encoded(NamedTuple):
     """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest. See
-    `Preference` for the last four.
+    `place_of_prompt` for `place`, `Preference` for the last four.
     """
 
     prompt_length: int
     chosen: bytes
     reject: bytes
     empty_answer: bool
+    place: float
     margin: Optional[float] = None
     prompt_id: Optional[int] = None
     chosen_answer: Optional[int] = None
@@ -327,7 +359,7 @@ def _encode_chunks(sender, sources: Sources, tokenizer_path: Path, template: str
     """
     try:
         tokenizer = open_tokenizer(tokenizer_path)
-        rows = sources.preferences()
+        rows = all_or_no_margins(sources.preferences())
         chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
         for chunk in itertools.islice(chunks, index, None, step):
             sender.send(_encode_chunk(chunk, tokenizer, template))
@@ -345,8 +377,8 @@ def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[U
             prompt, *answers = map(_as_text, (row.prompt, row.chosen, row.rejected))
             ids = tokenizer.encode_batch([prompt.strip(), *(render(template, prompt, answer) for answer in answers)])
             row = _Encoded(len(ids[0]), *(np.array(side, np.int32).tobytes() for side in ids[1:]),
-                           not all(answer.strip() for answer in answers), row.margin, row.prompt_id,
-                           row.chosen_answer, row.rejected_answer)
+                           not all(answer.strip() for answer in answers), place_of_prompt(row.prompt), row.margin,
+                           row.prompt_id, row.chosen_answer, row.rejected_answer)
         encoded.append(row)
     return encoded
 

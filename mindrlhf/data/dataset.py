@@ -16,39 +16,15 @@ from mindformers.tools.utils import get_real_rank
 
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
 from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs, unreadable
-from mindrlhf.data.packed_steps import PackedDataset, PackedSteps, choose_shapes
+from mindrlhf.data.mixture import Draw, Mixture
+from mindrlhf.data.packed_steps import PackedSteps, choose_shapes
+from mindrlhf.data.padded_steps import PaddedSteps, batch_pairs
+from mindrlhf.data.planned_steps import PlannedDataset
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.row_packing import longest_row
 from mindrlhf.errors import UserError
 
 __all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
-
-
-def batch_pairs(chosen_input_ids, chosen_attention_mask, rejected_input_ids, rejected_attention_mask, position_id,
-                loss_mask, end_ind, micro_batches: int = 1):
-    """B samples' fields, (B, S) each, to one batch.
-
-    Args:
-        micro_batches: M. A pipeline or an accumulating step cuts the batch into M pieces of consecutive rows; each
-            piece must hold its own chosen and rejected rows, or pairs would be torn apart.
-
-    Returns:
-        input_ids (2B, S) int32, position_id (2B, S) int32, attention_mask (2B, S) float16, loss_mask (B, S) float16,
-        end_ind (2B,) int32, each row's own number of tokens. The chosen rows of a piece come first, its rejected rows
-        after. `end_ind` of the samples, the longer side's end, is not used: `loss_mask` says the same.
-    """
-    del end_ind
-
-    def interleave(chosen, rejected):
-        pieces = zip(np.split(chosen, micro_batches), np.split(rejected, micro_batches))
-        return np.concatenate([part for piece in pieces for part in piece])
-
-    attention_mask = interleave(chosen_attention_mask, rejected_attention_mask)
-    return (interleave(chosen_input_ids, rejected_input_ids).astype(np.int32),
-            interleave(position_id, position_id).astype(np.int32),
-            attention_mask.astype(np.float16),
-            loss_mask.astype(np.float16),
-            attention_mask.sum(axis=1, dtype=np.int32))
 
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET)
@@ -60,6 +36,7 @@ class RewardModelDataset(BaseDataset):
             data_loader:    {type: MindDataset, dataset_dir: PATHS, shuffle: bool}, where PATHS (or `dataset_files`) is
                             a MindRecord file, a folder of shards, or a list of both
             records:        the `RecordSet` of these files, if it is open already
+            probabilities, interleave: of what each conversion wrote, see `Mixture`; otherwise all pairs of all files
             input_columns:  the seven fields of a sample
             output_columns: the five columns of a batch
             batching:       "padded" (default): batches of B pairs, every row filled up to the data's length;
@@ -69,7 +46,7 @@ class RewardModelDataset(BaseDataset):
                             of one process's step with the sum as its batch_size
             seq_length:     S of the model; checked against the data if given
             row_length:     of "packing"; default S
-            pad_token_id:   fills up packed rows
+            pad_token_id:   fills up rows of pairs that were read before
             drop_remainder: of "padded": leave out the last, smaller batch; several processes must
             repeat, seed, num_parallel_workers, prefetch_size, numa_enable: as in MindFormers' datasets; of workers no
                             more than the machine has cores
@@ -98,25 +75,31 @@ class RewardModelDataset(BaseDataset):
 
         records = config.records or RecordSet.open(config.data_loader.dataset_dir or config.data_loader.dataset_files
                                                    or [])
-        if get_real_rank() == 0 or config.batching != "padded":  # padded rows are read later, each when it is needed
+        mixture = Mixture.of(records, config.probabilities, config.interleave)
+        read_first = config.batching != "padded" or mixture or not records.alike  # or each row when it is needed
+        if get_real_rank() == 0 or read_first:
             records.verify_rows()
         files = list(records.files)
-        for file in files:
-            check_first_row(file, columns, config.seq_length, exact=config.batching == "padded")
+        seq_length = max([check_first_row(file, columns, config.seq_length, exact=config.batching == "padded")
+                          for file in files])
         if config.batch_size % config.micro_batches:
             raise UserError(f"batch_size is {config.batch_size}, expected a multiple of {config.micro_batches} "
                             "(micro-batches)")
         if config.batching != "padded":
-            return _packed(config, files, columns, rank, ranks)
+            return _packed(config, files, columns, rank, ranks, mixture)
         if ranks > 1 and not config.drop_remainder:
             raise UserError(f"train_dataset.drop_remainder is {config.drop_remainder}, expected True with several "
                             "processes and batching padded: the last, smaller batch cannot be divided among them; "
                             "buckets and packing leave no pair out")
-        dataset = _open(files, columns, bool(config.data_loader.shuffle), config.num_parallel_workers)
-        pairs = dataset.get_dataset_size()
+        pairs = mixture.pairs if mixture else records.pairs
         if config.drop_remainder and pairs < config.batch_size * ranks:
             raise UserError(f"{', '.join(files)}: {pairs} pairs, expected at least one step of "
                             f"{config.batch_size * ranks}")
+        if read_first:
+            if config.pad_token_id is None:
+                config.pad_token_id = records.settings.get("pad_token_id")
+            return _padded(config, files, columns, rank, ranks, mixture, seq_length)
+        dataset = _open(files, columns, bool(config.data_loader.shuffle), config.num_parallel_workers)
         # Every process reads all and keeps its part of each step. MindDataset's own shards are consecutive parts of the
         # whole epoch, so that a step would have other pairs than one process's, and the last ones would come twice.
         dataset = dataset.batch(config.batch_size * ranks, drop_remainder=bool(config.drop_remainder))
@@ -128,18 +111,32 @@ class RewardModelDataset(BaseDataset):
         return dataset.project(list(config.output_columns or OUTPUT_COLUMNS)).repeat(config.repeat)
 
 
-def _packed(config, files, columns, rank, ranks) -> PackedDataset:
+def _padded(config, files, columns, rank, ranks, mixture, seq_length) -> PlannedDataset:
+    """The dataset of padded rows whose pairs are all read first."""
+    if config.pad_token_id is None:
+        raise UserError("train_dataset.pad_token_id is missing, which fills up the rows of a mixture, or of files with "
+                        "and without margins")
+    pairs = list(read_pairs(files, columns, show_progress=rank == 0))
+    seed = config.seed if config.data_loader.shuffle else None
+    return PlannedDataset(PaddedSteps(
+        pairs, seq_length, config.pad_token_id, config.batch_size, bool(config.drop_remainder),
+        Draw(mixture, seed=seed) if mixture else None, seed, rank, ranks, config.micro_batches))
+
+
+def _packed(config, files, columns, rank, ranks, mixture) -> PlannedDataset:
     """The dataset of the two kinds of packed rows."""
     pairs = list(read_pairs(files, columns, show_progress=rank == 0))
     lengths = [len(pair.as_group(config.pad_token_id)) for pair in pairs]
+    seed = config.seed if config.data_loader.shuffle else None
+    draw = Draw(mixture, lengths, seed) if mixture else None
+    lengths = draw.lengths.tolist() if draw else lengths
     if config.batching == "packing":
         shapes = [(config.batch_size * ranks, config.row_length or config.seq_length)]
     else:
         shapes = choose_shapes(lengths, config.batch_size * ranks * float(np.mean(lengths)),
                                longest_row(config.seq_length) if config.seq_length else None)
-    return PackedDataset(PackedSteps(
-        pairs, lengths, shapes, config.pad_token_id, config.seed if config.data_loader.shuffle else None, rank, ranks,
-        config.micro_batches))
+    return PlannedDataset(PackedSteps(pairs, lengths, shapes, config.pad_token_id, seed, rank, ranks,
+                                      config.micro_batches, draw))
 
 
 def _open(files, columns, shuffle, workers):

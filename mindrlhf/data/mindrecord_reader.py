@@ -42,14 +42,16 @@ def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool
     """
     place, done = ", ".join(files), 0
     try:
-        dataset = ds.MindDataset(list(files), columns_list=list(columns), shuffle=False)
-        with tqdm(desc="read the pairs", total=dataset.get_dataset_size(), unit=" pairs", mininterval=0.5,
-                  disable=not show_progress) as bar:
-            for batch in dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
-                for row in zip(*(batch[name] for name in FIELDS)):
-                    yield _strip(*row, place=f"{place}: pair {done}")
-                    done += 1
-                    bar.update()
+        # One by one: MindRecord does not read files together of which one has fields that another has not.
+        datasets = [ds.MindDataset([file], columns_list=list(columns), shuffle=False) for file in files]
+        with tqdm(desc="read the pairs", total=sum(dataset.get_dataset_size() for dataset in datasets), unit=" pairs",
+                  mininterval=0.5, disable=not show_progress) as bar:
+            for dataset in datasets:
+                for batch in dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
+                    for row in zip(*(batch[name] for name in FIELDS)):
+                        yield _strip(*row, place=f"{place}: pair {done}")
+                        done += 1
+                        bar.update()
     except (RuntimeError, ValueError, TypeError) as error:
         raise unreadable(place, error) from None
 
@@ -66,9 +68,9 @@ def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, los
     return Pair(*sides, (first, end), len(loss_mask) if left else None)
 
 
-def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> None:
+def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> int:
     """Read one row: that the file can be read at all, and that its sequence length is the expected one, or at most that
-    where padding is taken off.
+    where padding is taken off. Returns this length.
 
     Raises:
         UserError: it is not so.
@@ -88,6 +90,7 @@ def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int]
     if seq_length and (found > seq_length or (exact and found != seq_length)):
         raise UserError(f"{file}: its sequence length is {found}, expected {'' if exact else 'at most '}{seq_length} "
                         "(model.model_config.seq_length, or --seq_length)")
+    return found
 
 
 def unreadable(place: str, error: Exception) -> UserError:

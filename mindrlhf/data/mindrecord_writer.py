@@ -6,13 +6,15 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set, Union
+from types import MappingProxyType
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
 from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.further_fields import FURTHER_FIELDS, completed, schema_of
 from mindrlhf.data.mindrecord_files import (
     CHECKSUM,
     HEADER_BYTES,
@@ -25,14 +27,17 @@ from mindrlhf.errors import UserError
 from mindrlhf.output_paths import follow_link
 from mindrlhf.signals import undisturbed
 
-__all__ = ["LengthStatistics", "RecordWriter"]
+__all__ = ["HELD_OUT", "HELD_OUT_OF", "LengthStatistics", "RecordWriter", "validation_path"]
 
+# A sidecar's keys: how many pairs were held out and where they are; what they were held out of.
+HELD_OUT, HELD_OUT_OF = "held_out", "held_out_of"
 _BATCH = 128  # rows handed to MindRecord at once; one by one it is half as fast
 _BATCH_BYTES = 256 << 20
 _MAX_SHARDS = 1000  # MindRecord's own limit
 # MindRecord makes the index of a page in 1.9 kB of memory for each of its up to 58,000 entries a MB: with its own pages
 # of 32 MB memory grows with the data. A header must hold 195 bytes a page.
 _PAGE_BYTES, _MAX_PAGE_BYTES = 512 << 10, 256 << 20
+_NOTHING: Mapping[str, Union[int, float]] = MappingProxyType({})
 _PAGE_ROWS = 5  # that a page must hold at least: what is left of it after the last one is lost
 
 
@@ -64,6 +69,31 @@ class LengthStatistics:
         return row
 
 
+def _known(record: Path) -> Dict[str, Any]:
+    """The sidecar of an earlier conversion to an output; {} if there is none, or it is damaged: what is not known
+    stays.
+    """
+    try:
+        return read_sidecar(record) or {}
+    except UserError:
+        return {}
+
+
+def _files_of(record: Path, sidecar: Mapping[str, Any]) -> Set[str]:
+    """Names of MindRecord files and indices that a sidecar knows."""
+    return {name for name in sidecar.get("files") or {}
+            if re.fullmatch(re.escape(record.name) + r"\d*(\.db)?", name)}
+
+
+def validation_path(record: Path) -> Path:
+    """Where the pairs go that a conversion to a file holds out.
+
+    >>> validation_path(Path("data/train.mindrecord")).as_posix()
+    'data/train.val.mindrecord'
+    """
+    return record.with_name(f"{record.name[:-len(record.suffix)]}.val{record.suffix}")
+
+
 class RecordWriter:
     """Writes `OUT.mindrecord`, its index `OUT.mindrecord.db` and the sidecar, which appear under their names only
     when `finish` has been called; leaving the context without it leaves everything as it was. If `OUT.mindrecord` is a
@@ -90,7 +120,8 @@ class RecordWriter:
                 raise UserError(f"--dst_file: {place}: a link, a folder or a device in the place of an output; the "
                                 "files of a conversion lie beside each other: remove it, or choose another name")
         self._batch = max(_BATCH, shard_num)  # a batch with fewer rows leaves shards out
-        self._count = 0
+        self._count = self._flushed = 0
+        self._further: List[str] = []  # fields beside the seven, in the order of the schema
         self._rows: List[Dict[str, Any]] = []
         self._folder: Optional[Path] = None
         self._writer: Any = None
@@ -115,11 +146,41 @@ class RecordWriter:
         """Open the files, for which MindSpore is loaded; the first `write` does it otherwise."""
         from mindspore.mindrecord import FileWriter
         self._writer = FileWriter(str(self._folder / self.path.name), shard_num=len(self._records), overwrite=True)
-        self._writer.add_schema({name: {"type": np.dtype(kind).name} if name == "end_ind"
-                                 else {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()},
-                                "preference pairs")
+
+    def _begin(self, size: int, further: Iterable[str]) -> None:
+        """Give the open files their schema, and pages for samples of `size` bytes."""
+        self._further = [name for name in FURTHER_FIELDS if name in schema_of(further)]
+        self._batch = max(min(self._batch, _BATCH_BYTES // size), len(self._records))
+        numbers = {"end_ind": FIELDS["end_ind"], **{name: FURTHER_FIELDS[name] for name in self._further}}
+        self._writer.add_schema({name: {"type": np.dtype(kind).name} if name in numbers
+                                 else {"type": np.dtype(kind).name, "shape": [-1]}
+                                 for name, kind in {**FIELDS, **numbers}.items()}, "preference pairs")
         self._writer.set_header_size(HEADER_BYTES)
+        wanted = _PAGE_ROWS * size
+        self._writer.set_page_size(min(max(wanted // 4096 * 4096 + 4096, _PAGE_BYTES), _MAX_PAGE_BYTES))
         spare_writer(self._writer)
+
+    def _widen(self, size: int, further: Iterable[str]) -> None:
+        """Begin again with further fields: a schema is given before the first row. What was written is copied."""
+        before, pending, self._rows = self._further, self._rows, []
+        narrow = self._folder / "narrow"
+        if self._flushed:
+            self._call(self._writer.commit)
+            narrow.mkdir()
+            for record in self._records:
+                for name in (record.name, f"{record.name}.db"):
+                    os.replace(self._folder / name, narrow / name)
+        self.open()
+        self._begin(size, {*before, *further})
+        if self._flushed:
+            import mindspore.dataset as ds
+            rows = ds.MindDataset([str(narrow / record.name) for record in self._records], shuffle=False,
+                                  columns_list=[*FIELDS, *before])
+            for row in rows.create_dict_iterator(num_epochs=1, output_numpy=True):
+                self._add({name: row[name] for name in FIELDS}, {name: row[name].item() for name in before})
+            shutil.rmtree(narrow)
+        for row in pending:
+            self._add({name: row[name] for name in FIELDS}, {name: row[name] for name in before})
 
     def _check_header_fits(self) -> None:
         """Raise `OSError` where a file may not be as large as its header (a limit of the shell, say), which would end
@@ -130,39 +191,84 @@ class RecordWriter:
             file.truncate(HEADER_BYTES + 1)
         probe.unlink()
 
-    def write(self, sample: Dict[str, np.ndarray]) -> None:
-        """Add a sample with the fields of `FIELDS`."""
+    def write(self, sample: Mapping[str, np.ndarray], further: Mapping[str, Union[int, float]] = _NOTHING) -> None:
+        """Add a sample with the fields of `FIELDS`, and those of `FURTHER_FIELDS` that it has.
+
+        Raises:
+            ValueError: it has a margin where others have none, or none where others have one.
+        """
         if self._writer is None:
             self.open()
-        if not self._count:
+        if self._count and ("margin" in further) != ("margin" in self._further):
+            raise ValueError("a margin is in all samples of a file, or in none")
+        if not self._count or not further.keys() <= set(self._further):
             size = sum(value.nbytes for value in sample.values())
-            self._batch = max(min(self._batch, _BATCH_BYTES // size), len(self._records))
-            wanted = _PAGE_ROWS * size
-            self._writer.set_page_size(min(max(wanted // 4096 * 4096 + 4096, _PAGE_BYTES), _MAX_PAGE_BYTES))
-        self._rows.append({**sample, "end_ind": int(sample["end_ind"])})
+            (self._widen if self._count else self._begin)(size, further)
+        self._add(sample, further)
         self._count += 1
+
+    def _add(self, sample: Mapping[str, np.ndarray], further: Mapping[str, Union[int, float]]) -> None:
+        self._rows.append({**sample, "end_ind": int(sample["end_ind"]), **completed(further, self._further)})
         if len(self._rows) >= self._batch:
             self._flush()
 
     def _flush(self) -> None:
         if self._rows:
             self._call(self._writer.write_raw_data, self._rows)
+            self._flushed += len(self._rows)
             self._rows = []
 
-    def finish(self, sidecar: Dict[str, Any]) -> None:
+    def for_validation(self) -> "RecordWriter":
+        """A writer of the pairs that are held out, one file beside this one's."""
+        place = validation_path(self.path)
+        if place.is_symlink():
+            raise UserError(f"--val_split: {place}: a link, in the place of an output; the files of a conversion lie "
+                            "beside each other: remove it, or choose another --dst_file")
+        return RecordWriter(place)
+
+    def finish(self, sidecar: Dict[str, Any],
+               validation: Optional[Tuple["RecordWriter", Dict[str, Any]]] = None) -> List[str]:
         """Close the files and move them to their names; then files of an earlier conversion to the same output that
-        have other names (of another number of shards) go, as far as its sidecar knows them.
+        have other names (another number of shards, pairs that were held out) go, as far as its sidecar knows them.
+
+        Args:
+            sidecar:    what it says, beside what was written
+            validation: the writer of the pairs that were held out, if there are any, and their sidecar: its files
+                        appear along with these
+
+        Returns:
+            names of the files that an earlier conversion held out and that are gone
 
         Raises:
             UserError: there are fewer rows than shards, or MindRecord cannot write.
         """
+        earlier, held_out = self._files_of_earlier_run(), self._held_out_by_earlier_run()
+        self._close(sidecar)
+        if validation:
+            other, its_sidecar = validation
+            earlier_of_other = other._files_of_earlier_run()
+            other._close(its_sidecar)
+            held_out.difference_update(place.name for place in other.files)
+        index = Path(f"{validation_path(self.path)}.db")
+        with undisturbed():
+            # Held-out pairs of an earlier run may be in the new file: without their index they are refused at once.
+            if validation or index.name in held_out:
+                index.unlink(missing_ok=True)
+            self._move(earlier.union(held_out))
+            if validation:
+                other._move(earlier_of_other, [*other.files[1:], index])
+        return sorted(held_out)
+
+    def _close(self, sidecar: Dict[str, Any]) -> None:
+        """Write what is left, and the sidecar, in the hidden folder."""
         if self._count < len(self._records):
             raise UserError(f"--shard_num: found {len(self._records)}, expected at most {self._count}, the number of "
                             "pairs")
         self._flush()
         self._call(self._writer.commit)
-        earlier = self._files_of_earlier_run()
         files = [file.name for file in self.files[:-1]]
+        if self._further:
+            sidecar = {**sidecar, "schema": 2, "fields": self._further}
         sidecar = {**sidecar, "files": {file: fingerprint(self._folder / file, whole=True) for file in sorted(files)}}
         sidecar[CHECKSUM] = sidecar_checksum(sidecar)
         # A name that is not UTF-8, in which Python has halves of surrogate pairs, becomes JSON's escapes.
@@ -170,21 +276,27 @@ class RecordWriter:
                                                       errors="backslashreplace") as file:
             json.dump(sidecar, file, ensure_ascii=False, allow_nan=False, indent=2)
             file.write("\n")
-        with undisturbed():
-            for place in self.files:
-                os.replace(self._folder / place.name, place)
-            for name in earlier.difference(files):
-                place = self.path.with_name(name)
-                if place.is_file() and not place.is_symlink():
-                    place.unlink()
+
+    def _move(self, earlier: Set[str], places: Sequence[Path] = ()) -> None:
+        """Put the files in their places, in this order, and remove those of an earlier run that have other names."""
+        for place in places or self.files:
+            os.replace(self._folder / place.name, place)
+        for name in earlier.difference(place.name for place in self.files):
+            place = self.path.with_name(name)
+            if place.is_file() and not place.is_symlink():
+                place.unlink()
 
     def _files_of_earlier_run(self) -> Set[str]:
         """Names of MindRecord files and indices that the sidecar of an earlier conversion to this output knows."""
-        try:
-            known = (read_sidecar(self.path) or {}).get("files") or {}
-        except UserError:
-            return set()  # damaged: what is not known stays
-        return {name for name in known if re.fullmatch(re.escape(self.path.name) + r"\d*(\.db)?", name)}
+        return _files_of(self.path, _known(self.path))
+
+    def _held_out_by_earlier_run(self) -> Set[str]:
+        """Names of the files with what an earlier conversion to this output held out, as both sidecars say."""
+        place = validation_path(self.path)
+        sidecar = _known(place) if HELD_OUT in _known(self.path) else {}
+        if sidecar.get(HELD_OUT_OF) != self.path.name:
+            return set()
+        return {*_files_of(place, sidecar), sidecar_path(place).name}
 
     def _call(self, function, *args) -> None:
         try:

@@ -1,9 +1,10 @@
-"""The MindRecord files of a data set, opened once: what they are, how many pairs they have, and how they were made."""
+"""The MindRecord files of a run, opened once: what they are, how many pairs they have, and how they were made."""
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
+from mindrlhf.data.further_fields import ANSWER_FIELDS, MARGIN
 from mindrlhf.data.mindrecord_files import (
     CHECKSUM,
     check_files,
@@ -14,18 +15,35 @@ from mindrlhf.data.mindrecord_files import (
 )
 from mindrlhf.errors import UserError, some
 
-__all__ = ["RecordSet"]
+__all__ = ["Part", "RecordSet"]
 
 _SETTINGS = ("seq_length", "pad_token_id", "padding_side", "prompt_template", "tokenizer")
 
 
 @dataclass(frozen=True)
-class RecordSet:
-    """A data set whose files are there, belong together, and have the sizes, headers and indices that were written.
+class Part:
+    """What one conversion wrote: a file, or those of its shards that are used.
 
     Attributes:
-        files:        paths, in the order in which their pairs are read
-        pairs:        in all of them, by their indices
+        files:  paths
+        pairs:  in all of them
+        fields: what each sample has beside its seven fields
+    """
+
+    files: Tuple[str, ...]
+    pairs: int
+    fields: Tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.files[0] if len(self.files) == 1 else f"{self.files[0]} ... ({len(self.files)} shards)"
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """Data whose files are there, belong together, and have the sizes, headers and indices that were written.
+
+    Attributes:
+        parts:        what each conversion wrote, in the order in which they are named
         settings:     what their sidecars agree on, as far as they have it: `seq_length`, `pad_token_id`,
                       `padding_side`, `prompt_template`, `tokenizer`; {} without a sidecar
         sidecar:      the file that says so; None without one
@@ -34,8 +52,7 @@ class RecordSet:
         unsealed:     sidecars without a checksum of their own, as earlier releases write them
     """
 
-    files: Tuple[str, ...]
-    pairs: int
+    parts: Tuple[Part, ...]
     settings: Mapping[str, Any]
     sidecar: Optional[Path]
     row_checksums: Optional[Tuple[int, ...]]
@@ -44,7 +61,7 @@ class RecordSet:
 
     @classmethod
     def open(cls, paths: Union[str, Sequence[str]]) -> "RecordSet":
-        """The data set that a file, a folder (searched to its bottom) or a list of both stands for. Reads no rows.
+        """The data that a file, a folder (searched to its bottom) or a list of both stands for. Reads no rows.
 
         Raises:
             UserError: there is no such file, one is not what was written or is there twice, or they were made
@@ -59,12 +76,48 @@ class RecordSet:
         _check_no_copies(sidecars)
         for file in files:
             check_head(file)
+        parts = _parts(files, sidecars)
+        files = [file for part in parts for file in part.files]
         written = [sidecars.get(sidecar_path(file), {}).get("files") for file in files]
         checksums = [(known or {}).get(Path(file).name, {}).get("rows") for file, known in zip(files, written)]
-        return cls(tuple(files), sum(map(_count_pairs, files)), settings, sidecar,
+        return cls(parts, settings, sidecar,
                    None if None in checksums else tuple(checksums),
                    tuple(file for file, known in zip(files, written) if known is None),
                    tuple(path for path, content in sidecars.items() if CHECKSUM not in content))
+
+    @property
+    def files(self) -> Tuple[str, ...]:
+        """Paths, in the order in which their pairs are read."""
+        return tuple(file for part in self.parts for file in part.files)
+
+    @property
+    def pairs(self) -> int:
+        """In all files, by their indices."""
+        return sum(part.pairs for part in self.parts)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all files have the same fields, without which MindRecord does not read them together."""
+        return len({part.fields for part in self.parts}) == 1
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether all pairs have a margin; training that does not ask for margins passes over them.
+
+        Raises:
+            UserError: some have, and others have none.
+        """
+        without = [part for part in self.parts if MARGIN not in part.fields]
+        if without and len(without) < len(self.parts):
+            having = next(part for part in self.parts if MARGIN in part.fields)
+            raise UserError(f"{without[0]}: its pairs have no margin, those of {having} have one, expected margins "
+                            "everywhere where they are used: leave one of them out")
+        return not without
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether some prompt has more than two answers, so that its pairs say which ones they compare."""
+        return any(set(ANSWER_FIELDS) <= set(part.fields) for part in self.parts)
 
     @property
     def doubts(self) -> Tuple[str, ...]:
@@ -88,6 +141,15 @@ class RecordSet:
 
     def __str__(self) -> str:
         return ", ".join(self.files)
+
+
+def _parts(files: Sequence[str], sidecars: Mapping[Path, Mapping[str, Any]]) -> Tuple[Part, ...]:
+    """The files of each conversion."""
+    together: Dict[Path, List[str]] = {}
+    for file in files:
+        together.setdefault(sidecar_path(file), []).append(file)
+    return tuple(Part(tuple(shards), sum(map(_count_pairs, shards)), tuple(sidecars.get(path, {}).get("fields") or ()))
+                 for path, shards in together.items())
 
 
 def _common_settings(sidecars: Mapping[Path, Mapping[str, Any]]) -> Tuple[Dict[str, Any], Optional[Path]]:

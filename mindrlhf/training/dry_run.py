@@ -56,6 +56,7 @@ def describe(plan: TrainingPlan) -> str:
     facts = {
         "device": f"{config.layout.device}, {_layout_text(config)}",
         "data": f"{plan.records.pairs:,} pairs in {plan.records}",
+        **({"mixture": str(plan.mixture)} if plan.mixture else {}),
         "steps": f"{steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} "
                  f"epoch{'s' if config.epochs > 1 else ''}",
         "tokens": f"{tokens}, an epoch",
@@ -112,7 +113,8 @@ def _packed_tokens(steps, config: RunConfig) -> Tuple[int, int, List[Size]]:
     parts = config.global_batch // config.batching.size  # devices x micro-batches
     sizes = [Size(-(-rows // parts), length) for rows, length in sorted(set(planned))]
     return (sum(rows * length for rows, length in planned),
-            sum(len(pair.chosen) + len(pair.rejected) for pair in steps.pairs), sizes)
+            sum(len(pair.chosen) + len(pair.rejected) for pair in map(steps.pairs.__getitem__, steps.planned_pairs())),
+            sizes)
 
 
 def _layout_text(config: RunConfig) -> str:

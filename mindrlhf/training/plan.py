@@ -32,6 +32,7 @@ from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.config.settings import raise_located
+from mindrlhf.data.mixture import Mixture
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError, raise_each
@@ -58,12 +59,19 @@ class TrainingPlan:
         records: the pairs to train on
         task:    MindFormers' name of what is trained
         doubts:  what to warn of: in what the weights to start from were trained otherwise
+        mixture: the shares that several data sets have of an epoch; None: all pairs of all
     """
 
     config: RunConfig
     records: RecordSet
     task: str
     doubts: Tuple[str, ...] = ()
+    mixture: Optional[Mixture] = None
+
+    @property
+    def pairs_of_epoch(self) -> int:
+        """As many as an epoch has; padded rows leave out the last ones."""
+        return self.mixture.pairs if self.mixture else self.records.pairs
 
     @property
     def notes(self) -> Dict[str, Any]:
@@ -100,6 +108,10 @@ def plan_training(args) -> TrainingPlan:
             raise_located(args.config, [f"run_mode is {mapping['run_mode']!r}, expected 'train'"], settings)
     with problems:
         records = open_records(mapping, "train_dataset")
+    mixture: Optional[Mixture] = None
+    if config and records:
+        with problems:
+            mixture = _mixture(config, records, settings)
     if records and args.tokenizer:
         with problems:
             check_same_tokenizer(f"--tokenizer: {args.tokenizer}", open_tokenizer(args.tokenizer).identity,
@@ -109,12 +121,19 @@ def plan_training(args) -> TrainingPlan:
                   lambda: doubts.extend(_check_notes(config, records))]
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
-                      lambda: _check_size(config, records), *checks]
+                      lambda: _check_size(config, records, mixture), *checks]
         for check in [lambda: _check_callbacks(args.config, config, settings), *checks]:
             with problems:
                 check()
     problems.raise_all()
-    return TrainingPlan(config, records, args.task, tuple(doubts))
+    return TrainingPlan(config, records, args.task, tuple(doubts), mixture)
+
+
+def _mixture(config: RunConfig, records: RecordSet, settings) -> Optional[Mixture]:
+    try:
+        return Mixture.of(records, config.batching.probabilities, config.batching.interleave)
+    except UserError as error:
+        raise_located(config.path, error.messages, settings)
 
 
 def _check_callbacks(path: str, config: RunConfig, settings) -> None:
@@ -125,22 +144,27 @@ def _check_callbacks(path: str, config: RunConfig, settings) -> None:
             "two would remove each other's files" if monitors else "the run would leave no weights")], settings)
 
 
-def _check_size(config: RunConfig, records: RecordSet) -> None:
+def _check_size(config: RunConfig, records: RecordSet, mixture: Optional[Mixture]) -> None:
     least = config.global_batch if config.batching.padded and config.batching.drop_remainder else 1
-    if records.pairs < least:
-        raise UserError(f"{records}: {records.pairs} pairs, expected at least one step of {least} "
-                        "(runner_config.batch_size x data parallelism)")
+    pairs = mixture.pairs if mixture else records.pairs
+    if pairs < least:
+        raise UserError(f"{records}: {pairs} pairs{' an epoch' if mixture else ''}, expected at least one step of "
+                        f"{least} (runner_config.batch_size x data parallelism)")
 
 
 def order_of_pairs(config: RunConfig, records: RecordSet) -> Dict[str, Any]:
     """What decides which pairs a step has, beside how many: `pairs` of the data, `seed`, `shuffle`, `batching`, and
-    where they count, `row_length` (tokens) and `checksums` (CRC-32 of the rows of each file). All of it is JSON;
-    training leaves it with its checkpoints.
+    where they count, `row_length` (tokens), `checksums` (CRC-32 of the rows of each file), and of a mixture
+    `probabilities`, `interleave` and `sets` (pairs of each). All of it is JSON; training leaves it with its
+    checkpoints.
     """
     batching = config.batching
     order = {"pairs": records.pairs, "seed": batching.seed, "shuffle": batching.shuffle, "batching": batching.kind}
     if batching.kind == "packing":
         order["row_length"] = batching.row_length
+    if batching.probabilities:
+        order.update(probabilities=list(batching.probabilities), interleave=batching.interleave,
+                     sets=[part.pairs for part in records.parts])
     if records.row_checksums is not None:
         order["checksums"] = list(records.row_checksums)
     return order
@@ -244,13 +268,17 @@ def _check_trained_model(config: RunConfig, notes: TrainingNotes) -> List[str]:
 _OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", "pad_token_id", "padding_side")},
            "pairs": "--train_dataset: its number of pairs", "checksums": "--train_dataset: the CRC-32 of its rows",
            "seed": "seed", "shuffle": "train_dataset.data_loader.shuffle", "batching": "train_dataset.batching",
-           "row_length": "train_dataset.row_length", "objective": "the objective"}
+           "row_length": "train_dataset.row_length", "objective": "the objective",
+           "probabilities": "train_dataset.probabilities", "interleave": "train_dataset.interleave",
+           "sets": "--train_dataset: the number of pairs of each data set"}
+_NO_MIXTURE = {"probabilities": None}
 
 
 def _check_resumed_order(config: RunConfig, records: RecordSet, notes: TrainingNotes) -> None:
     """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
-    trained = {**notes.values, **(notes.values.get("order") or {})}
-    found = {**records.settings, **order_of_pairs(config, records), "objective": OBJECTIVE}
+    order = notes.values.get("order")
+    trained = {**notes.values, **({**_NO_MIXTURE, **order} if order else {})}
+    found = {**records.settings, **_NO_MIXTURE, **order_of_pairs(config, records), "objective": OBJECTIVE}
     raise_each("--resume", (
         f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
         f"({notes.place}); without --resume a new run starts from its weights"
@@ -333,7 +361,7 @@ def check_space(plan: TrainingPlan) -> None:
     """Raise `UserError` unless the folders of a run can be written and have room for its checkpoints. The dry run says
     first what a run would need.
     """
-    config, records = plan.config, plan.records
+    config = plan.config
     directory = (config.checkpoints or {}).get("directory")
     key, place = "output_dir", config.output
     folder = _writable(key, place)
@@ -342,7 +370,7 @@ def check_space(plan: TrainingPlan) -> None:
         folder = _writable(key, place)
     if config.checkpoints:
         _check_folders_of_ranks(config, key, place)
-    steps = max(records.pairs // config.global_batch, 1)  # about; only the dry run reads what can be packed
+    steps = max(plan.pairs_of_epoch // config.global_batch, 1)  # about; only the dry run reads what can be packed
     space = space_for_checkpoints(config, steps * config.epochs)
     free = shutil.disk_usage(folder).free
     if config.start.resume:  # a new run replaces nothing

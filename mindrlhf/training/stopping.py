@@ -11,7 +11,7 @@ from mindspore.train.callback import Callback
 
 from mindrlhf import signals
 from mindrlhf.compat.step_outputs import StepOutputs
-from mindrlhf.data.packed_steps import PackedDataset
+from mindrlhf.data.planned_steps import PlannedDataset
 from mindrlhf.errors import UserError, some
 from mindrlhf.processes import sum_over_processes
 
@@ -94,7 +94,7 @@ class SkippedStepMonitor(Callback):
 
 
 def rows_of_step(dataset, batch, step: int, files: Sequence[str]) -> Optional[List[int]]:
-    """Numbers of the pairs of a step in the files, from 0; of packed rows all, of padded ones those of this process.
+    """Numbers of the pairs of a step in the files, from 0; of planned steps all, of others those of this process.
 
     Args:
         dataset: the run's
@@ -103,7 +103,7 @@ def rows_of_step(dataset, batch, step: int, files: Sequence[str]) -> Optional[Li
         step:    of the whole run, from 1
         files:   MindRecord files, read in this order
     """
-    if isinstance(dataset, PackedDataset):
+    if isinstance(dataset, PlannedDataset):
         return sorted(dataset.steps.groups_of(step))
     if not batch:
         return None

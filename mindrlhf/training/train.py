@@ -105,6 +105,7 @@ def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint]) -> Di
         "weights from": f"{begin.source}{' (resumed)' if begin.resumed else ''}" if begin
                         else "random initialisation (--load_checkpoint names trained ones)",
         "data": str(plan.records),
+        **({"mixture": str(plan.mixture)} if plan.mixture else {}),
         "sequence length": f"{model.seq_length} tokens",
         "a step": step[config.batching.kind],
         "device": f"{layout.device}, {ranks} process{'es' if ranks > 1 else ''}"

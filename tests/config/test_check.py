@@ -285,6 +285,12 @@ def test_files_of_one_set_that_were_made_differently_are_refused(data):
      "train_dataset.pad_token_id is missing, which train_dataset.batching buckets fills up rows with"),
     ({"batching": "packing", "pad_token_id": None},
      "train_dataset.pad_token_id is missing, which train_dataset.batching packing fills up rows with"),
+    ({"batching": "padded", "probabilities": [0.5, 0.5], "repeat": 2},
+     "train_dataset.repeat is 2, expected 1 with train_dataset.probabilities"),
+    ({"batching": "padded", "probabilities": [0.5, 0.5], "pad_token_id": None},
+     "train_dataset.pad_token_id is missing, which train_dataset.probabilities fills up rows with"),
+    ({"interleave": "over"}, "train_dataset.interleave is 'over', which has an effect with train_dataset.probabilities "
+     "only; expected nothing"),
 ], ids=lambda value: "-".join(f"{key.split('.')[-1]}={found}" for key, found in value.items())
                      if isinstance(value, dict) else "")
 def test_rows_that_cannot_be_packed_are_refused(write_yaml, tiny, changes, message):
@@ -303,6 +309,7 @@ def test_rows_that_cannot_be_packed_are_refused(write_yaml, tiny, changes, messa
     {"batching": "packing", "row_length": None},
     {"batching": "packing", "runner_config.sink_mode": True},
     {"batching": "padded", "repeat": 2, "row_length": 0, "pad_token_id": None},
+    {"batching": "padded", "probabilities": [0.333, 0.333, 0.333], "interleave": "over"},
 ], ids=lambda value: "-".join(f"{key.split('.')[-1]}={found}" for key, found in value.items()))
 def test_rows_that_can_be_made_are_accepted(write_yaml, tiny, changes):
     load_config(write_yaml(tiny, {key if "." in key else f"train_dataset.{key}": value

@@ -2,6 +2,7 @@
 
 | test                                     | proves                                          | judged against |
 | test_a_misspelt_key_is_reported ...      | place and resembled key, in every kind of block | literal values |
+| test_an_evaluation_has_no_mixture        | keys of training alone                          | literal values |
 | test_a_block_that_nothing_reads_is ...   | a key that resembles none is an error, too      | literal values |
 | test_keys_of_mindformers_that_nothing_...| they are listed for the user                    | literal values |
 | test_keys_are_those_of_the_classes       | no argument is missing                          | signatures     |
@@ -51,6 +52,13 @@ def test_a_misspelt_key_is_reported_with_the_one_that_it_resembles(tiny, key, re
     config["context"]["jit_config"] = {}
     put(config, key, 1)
     assert list(unknown_keys(config)) == [(key, resembles)]
+
+
+def test_an_evaluation_has_no_mixture(tiny):
+    config = copy.deepcopy(tiny)
+    for block in ("train_dataset", "eval_dataset"):
+        config[block].update(probabilities=[0.5, 0.5], interleave="over")
+    assert [key for key, _ in unknown_keys(config)] == ["eval_dataset.probabilities", "eval_dataset.interleave"]
 
 
 def test_a_misspelt_key_of_a_callback_is_reported_with_its_place(tiny):

@@ -73,6 +73,9 @@ def test_keys_with_a_kind_are_known_keys():
     ("model.model_config.offset", None, "a whole number or a list of them"),
     ("parallel.strategy_ckpt_config", "./ckpt_strategy.ckpt", "keys and values, or nothing"),
     ("train_dataset.data_loader.dataset_dir", [1], "a path or a list of paths, or nothing"),
+    *(("train_dataset.probabilities", value, "two numbers above 0 or more, which add up to 1, or nothing")
+      for value in (0.5, [], [1], [0.5, 0.4], [1.5, -0.5], [1, 0], ["0.5", "0.5"])),
+    ("train_dataset.interleave", "concat", "under or over, or nothing"),
     ("output_dir", "a\0b", "a path, or nothing"),
     ("train_dataset.output_columns", ["position_id", "input_ids", "attention_mask", "loss_mask", "end_ind"],
      "input_ids, position_id, attention_mask, loss_mask, end_ind, in this order, or nothing"),

@@ -9,6 +9,8 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_counts_and_lengths_by_hand        | cut, empty, identical, invalid; maxima and averages | literal numbers   |
 | test_number_of_processes_changes_...   | every file is the same, byte by byte                | one process       |
 | test_shards_hold_the_pairs_of_...      | every pair once, the same sidecar                   | one file          |
+| test_prompts_that_are_held_out_...     | each on one side; order, processes, shards           | hashlib           |
+| test_what_was_held_out_...             | both files or none; those of an earlier run          | folder, messages  |
 | test_auto_...                          | the length that cuts nothing, printed and noted     | literal numbers   |
 | test_memory_does_not_grow_...          | rows are not collected                              | VmHWM, 32 MB      |
 | test_invalid_lines_go_to_a_file_of_... | --skip_invalid keeps line, reason and text          | literal rows      |
@@ -197,6 +199,68 @@ def test_shards_hold_the_pairs_of_the_single_file(tmp_path, tokenizer):
     assert sorted(map(str, rows)) == sorted(map(str, single))
     assert sidecar(tmp_path) == noted
     assert report.as_text().splitlines()[-1] == f"wrote 200 pairs to 3 shards of {tmp_path / 'out.mindrecord'}"
+
+
+def prompts_in(*paths):
+    return [row["chosen_input_ids"][:row["chosen_input_ids"].index(58)] for row in read_record(list(map(str, paths)))]
+
+
+def test_prompts_that_are_held_out_are_in_one_file_with_all_of_their_pairs(tmp_path, tokenizer):
+    prompts = [first + second for first in "abcdefghij" for second in "qxz"]
+    held_out = [prompt for prompt in prompts if int.from_bytes(
+        hashlib.blake2b(json.dumps([["user", prompt]]).encode(), digest_size=8).digest(), "big") < 0.2 * 2 ** 64]
+    assert 2 <= len(held_out) <= 10
+    rows = [pair(prompt, answer, f"{answer}q") for answer in "xy" for prompt in prompts]
+    report = convert(tmp_path, rows, tokenizer, val_split=0.2)
+    for prompts_of_file, expected in ((prompts_in(tmp_path / "out.val.mindrecord"), held_out),
+                                      (prompts_in(tmp_path / "out.mindrecord"), set(prompts).difference(held_out))):
+        assert sorted(prompts_of_file) == sorted(2 * [list(prompt.encode()) for prompt in expected])
+    assert report.lengths.count + report.held_out.count == len(rows)
+    assert report.as_text().splitlines()[-1] == (
+        f"held out {2 * len(held_out)} pairs ({len(held_out) / len(prompts):.2%}), whose prompts are nowhere else, in "
+        f"{tmp_path / 'out.val.mindrecord'}")
+    sidecars = [json.loads((tmp_path / f"{name}.mindrecord.json").read_text()) for name in ("out", "out.val")]
+    assert sidecars[0]["held_out"] == {"file": "out.val.mindrecord", "val_split": 0.2, "count": 2 * len(held_out)}
+    assert sidecars[1]["held_out_of"] == "out.mindrecord"
+    assert [each["count"] for each in sidecars] == [report.lengths.count, report.held_out.count]
+
+    (tmp_path / "again").mkdir()
+    convert(tmp_path / "again", rows[::-1], tokenizer, val_split=0.2, num_workers=2, shard_num=3)
+    again = prompts_in(tmp_path / "again" / "out.val.mindrecord")
+    assert sorted(again) == sorted(prompts_in(tmp_path / "out.val.mindrecord"))
+    assert sorted(prompts_in(*(tmp_path / "again" / f"out.mindrecord{shard}" for shard in range(3)))) == sorted(
+        prompts_in(tmp_path / "out.mindrecord"))
+
+
+def test_what_was_held_out_is_replaced_or_gone_with_its_other_side(tmp_path, tokenizer):
+    """A prompt that an earlier conversion held out is in the new file: the old one must not be evaluated on."""
+    rows = [pair(prompt, "x", "y") for prompt in "abcdefghij"]
+    convert(tmp_path, rows, tokenizer, val_split=0.5)
+    before = contents(tmp_path)
+    assert len(before) == 6
+    message = message_of(convert, tmp_path, rows, tokenizer, val_split=1e-9)
+    assert message == (f"--val_split: 1e-09 of the prompts of {tmp_path / 'pairs.jsonl'} holds out 0 of 10 pairs, "
+                       "expected some, and not all of them: too few prompts for this share")
+    assert contents(tmp_path) == before
+    report = convert(tmp_path, rows, tokenizer)
+    assert "removed out.val.mindrecord, out.val.mindrecord.db, out.val.mindrecord.json: " in report.as_text()
+    assert sorted(contents(tmp_path)) == ["out.mindrecord", "out.mindrecord.db", "out.mindrecord.json"]
+
+    for name in before:
+        (tmp_path / name).unlink(missing_ok=True)
+    for name in ("out.val.mindrecord", "out.val.mindrecord.db", "out.val.mindrecord.json"):
+        (tmp_path / name).write_bytes(before[name])
+    assert convert(tmp_path, rows, tokenizer).gone == []
+    assert len(contents(tmp_path)) == 6  # nothing says that it was held out of a conversion to this output
+
+
+def test_a_link_in_the_place_of_what_is_held_out_is_refused(tmp_path, tokenizer):
+    (tmp_path / "out.val.mindrecord").symlink_to("elsewhere.mindrecord")
+    assert message_of(convert, tmp_path, [pair("a", "x", "y")], tokenizer, val_split=0.5).startswith(
+        f"--val_split: {tmp_path / 'out.val.mindrecord'}: a link, in the place of an output; ")
+    (tmp_path / "out.val.mindrecord").unlink()
+    (tmp_path / "out.val.mindrecord").mkdir()
+    assert message_of(convert, tmp_path, [pair("a", "x", "y")], tokenizer, val_split=0.5).startswith("--dst_file: ")
 
 
 @pytest.mark.parametrize(("answer", "length", "longest"), [
@@ -613,6 +677,8 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
      "argument --num_workers: found '2147483648', expected a whole number up to 2147483647"),
     (["--max_invalid", "0.1"], "argument --max_invalid: has an effect with --skip_invalid only"),
     (["--skip_invalid", "--max_invalid", "nan"], "argument --max_invalid: found 'nan', expected a number from 0 to 1"),
+    (["--val_split", "0"], "argument --val_split: found '0', expected a number above 0 and below 1"),
+    (["--val_split", "1"], "argument --val_split: found '1', expected a number above 0 and below 1"),
     (["--num_workers", "0"], "argument --num_workers: found '0', expected a whole number above 0"),
     (["--shard_num", "two"], "argument --shard_num: found 'two', expected a whole number above 0"),
     (["--padding_side", "middle"], "argument --padding_side: invalid choice: 'middle' (choose from"),
@@ -620,8 +686,8 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     (["--prompt_template", "{prompt}"],
      "argument --prompt_template: {response} occurs 0 times, expected once: '{prompt}'"),
 ], ids=["unknown", "abbreviated switch", "abbreviated flag", "no length", "half a token", "negative length",
-        "auto with a capital", "beyond int32", "share without effect", "no share", "no process",
-        "number in words", "side", "pad id is no number", "template"])
+        "auto with a capital", "beyond int32", "share without effect", "no share", "nothing held out",
+        "all held out", "no process", "number in words", "side", "pad id is no number", "template"])
 def test_script_refuses_a_bad_command_line_with_2(tmp_path, flags, message):
     done = run_script(tmp_path, *flags)
     assert done.returncode == 2

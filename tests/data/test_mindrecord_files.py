@@ -12,6 +12,7 @@
 | test_a_file_that_has_changed_is_named ...   | one bit, one byte, another conversion       | messages          |
 | test_a_sidecar_that_...                     | its own checksum; none; names that stay     | messages, folder  |
 | test_a_copy_..., test_a_link_...            | no pair twice; links followed or refused    | messages, folder  |
+| test_held_out_pairs_of_an_earlier_run ...   | killed at any move: refused                 | messages, rows    |
 | test_length_statistics_by_hand              | maxima and averages                         | literal numbers   |
 """
 import json
@@ -23,7 +24,7 @@ import numpy as np
 import pytest
 from conftest import LFS_POINTER, LFS_TEXT
 
-from mindrlhf.data import mindrecord_files
+from mindrlhf.data import mindrecord_files, mindrecord_writer
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_files import (
     check_files,
@@ -88,6 +89,39 @@ def test_files_appear_when_finished_only(tmp_path):
         assert [name for name in names(tmp_path) if not name.startswith(".")] == NAMES
     assert hidden == [".out.mindrecord.partial"]
     assert names(tmp_path) == NAMES
+
+
+@pytest.mark.parametrize("again", ["held out again", "not held out"])
+def test_held_out_pairs_of_an_earlier_run_never_lie_beside_a_new_file(tmp_path, monkeypatch, again):
+    """Whatever move is the last one of a process that is killed: the old ones may be in the new file."""
+    def convert(first, stop=None, held_out=True):
+        moves = iter(range(stop)) if stop is not None else None
+        monkeypatch.setattr(mindrecord_writer.os, "replace", lambda *paths: (next(moves) if moves else 0,
+                                                                             replace(*paths)))
+        with RecordWriter(tmp_path / "out.mindrecord") as writer, writer.for_validation() as validation:
+            writer.write(sample(first))
+            validation.write(sample(first + 1))
+            writer.finish(*[{"held_out": {"count": 1}}, (validation, {"held_out_of": "out.mindrecord"})] if held_out
+                          else [{}])
+
+    def first_tokens(name):
+        try:
+            RecordSet.open(str(tmp_path / name))
+        except UserError:
+            return None
+        return [row["chosen_input_ids"][0] for row in read_record(tmp_path / name)]
+
+    replace = os.replace
+    held_out = again == "held out again"
+    for stop in range(6 if held_out else 3):
+        convert(1)
+        with pytest.raises(StopIteration):
+            convert(11, stop, held_out)
+        assert (first_tokens("out.mindrecord"), first_tokens("out.val.mindrecord")) in (
+            ([1], None), (None, None), ([11], None))
+    convert(11, held_out=held_out)
+    assert first_tokens("out.mindrecord") == [11]
+    assert first_tokens("out.val.mindrecord") == ([12] if held_out else None)
 
 
 def test_written_rows_are_read_back_in_order(tmp_path):

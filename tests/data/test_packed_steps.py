@@ -22,7 +22,8 @@ from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.mindrecord_files import find_record_files
 from mindrlhf.data.mindrecord_reader import Pair, check_first_row, read_pairs
 from mindrlhf.data.mindrecord_writer import RecordWriter
-from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedDataset, PackedSteps, choose_shapes
+from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedSteps, choose_shapes
+from mindrlhf.data.planned_steps import PlannedDataset
 from mindrlhf.data.row_packing import longest_row, row_lengths
 from mindrlhf.errors import UserError
 
@@ -263,7 +264,7 @@ def make_steps(request):
 
 @pytest.fixture
 def make_dataset(make_steps):
-    return lambda: PackedDataset(make_steps())
+    return lambda: PlannedDataset(make_steps())
 
 
 def test_epochs_of_the_dataset_are_those_of_the_steps(make_dataset, make_steps):

@@ -6,6 +6,8 @@
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
 | test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
 | test_a_run_is_not_resumed_with_another ...| what shapes do not show of its model         | messages           |
+| test_the_dry_run_says_the_mixture ...     | shares, steps and tokens of several sets     | by hand            |
+| test_what_makes_no_mixture_is_refused ... | before the run; both files are named         | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
 | test_a_folder_that_cannot_be_written_...  | where the run's files go                     | messages           |
 | test_a_folder_of_checkpoints_of_another...| before any step is trained                   | messages           |
@@ -67,14 +69,19 @@ PAIRS, SEQ, PAD = 20, 128, 996
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     """20 pairs of 40 tokens that share 30: 50 tokens each in a packed row."""
-    path = tmp_path_factory.mktemp("record") / "a.mindrecord"
-    with RecordWriter(path, shard_num=2) as writer:
-        for number in range(PAIRS):
+    folder = tmp_path_factory.mktemp("record")
+    write_pairs(folder / "a.mindrecord", range(PAIRS), shard_num=2)
+    return str(folder)
+
+
+def write_pairs(path, numbers, shard_num=1, **settings):
+    with RecordWriter(path, shard_num) as writer:
+        for number in numbers:
             common = np.arange(30) + number
             writer.write(encode_pair([*common, *range(10)], [*common, *range(10, 20)], SEQ, PAD))
         writer.finish({"seq_length": SEQ, "pad_token_id": PAD, "prompt_template": "{prompt}{response}",
-                       "tokenizer": TOKENIZER.identity})
-    return str(path.parent)
+                       "tokenizer": TOKENIZER.identity, **settings})
+    return str(path)
 
 
 TOKENIZER = open_tokenizer(SAMPLE / "tokenizer.model")
@@ -327,7 +334,17 @@ def check_resumed(arguments, record):
     ({"train_dataset.batching": "packing"}, {}, "train_dataset.batching is 'packing', expected 'buckets'"),
     ({"train_dataset.batching": "packing", "train_dataset.row_length": 64},
      {"order": {"batching": "packing", "row_length": 128}}, "train_dataset.row_length is 64, expected 128"),
-], ids=("template", "pairs", "rows", "seed", "shuffle", "batching", "row_length"))
+    ({"train_dataset.probabilities": [0.5, 0.5]}, {}, "train_dataset.probabilities is [0.5, 0.5], expected None"),
+    ({}, {"order": {"probabilities": [0.5, 0.5], "interleave": "under", "sets": [10, 10]}},
+     "train_dataset.probabilities is None, expected [0.5, 0.5]"),
+    ({"train_dataset.probabilities": [0.5, 0.5]},
+     {"order": {"probabilities": [0.5, 0.5], "interleave": "over", "sets": [20]}},
+     "train_dataset.interleave is 'under', expected 'over'"),
+    ({"train_dataset.probabilities": [0.5, 0.5]},
+     {"order": {"probabilities": [0.5, 0.5], "interleave": "under", "sets": [10, 10]}},
+     "--train_dataset: the number of pairs of each data set is [20], expected [10, 10]"),
+], ids=("template", "pairs", "rows", "seed", "shuffle", "batching", "row_length", "a mixture", "no mixture", "over",
+        "sets"))
 def test_a_run_is_not_resumed_with_other_data_or_another_order(check_resumed, changes, trained, message):
     """Its steps would have other pairs: some would come twice in an epoch, some never."""
     with pytest.raises(UserError) as error:
@@ -424,6 +441,37 @@ def test_the_dry_run_counts_the_steps_of_each_batching(arguments, changes, steps
     for fact in (f"steps         {steps}", f"tokens        {tokens}, an epoch", f"of a device: {rows}", "20 pairs in",
                  "CPU, one process", "random initialisation"):
         assert fact in text, text
+
+
+@pytest.mark.parametrize(("batching", "steps", "tokens"), [
+    ("padded", "1 an epoch", "2,048 computed"), ("buckets", "2 an epoch", "768 computed, 800 of text")])
+def test_the_dry_run_says_the_mixture_and_its_steps(arguments, record, tmp_path, batching, steps, tokens):
+    """Five of the 20 pairs to all five of another set: 10 pairs of 80 text tokens."""
+    other = write_pairs(tmp_path / "other.mindrecord", range(100, 105))
+    changes = {"train_dataset.batching": batching, "train_dataset.probabilities": [0.5, 0.5]}
+    text = describe(plan_training(arguments(changes, train_dataset=[record, other])))
+    for fact in (f"steps         {steps}, ", f"tokens        {tokens}, an epoch", "mixture       5 of 20 pairs of "
+                 f"{record}/a.mindrecord0 ... (2 shards) (0.5) + 5 of 5 pairs of {other} (0.5), an epoch, which ends "
+                 f"when {other} is used up\n"):
+        assert fact in text, text
+
+
+def test_what_makes_no_mixture_is_refused_before_the_run(arguments, record, tmp_path):
+    changes = {"train_dataset.batching": "padded", "train_dataset.probabilities": [0.5, 0.5]}
+    with pytest.raises(UserError) as error:
+        plan_training(arguments(changes))
+    assert str(error.value).startswith(f"{tmp_path / 'run.yaml'}: train_dataset.probabilities has 2 numbers, expected "
+                                       "1, one for each data set: ")
+    other = write_pairs(tmp_path / "other.mindrecord", range(100, 103))
+    with pytest.raises(UserError, match="6 pairs an epoch, expected at least one step of 8 "):
+        plan_training(arguments(changes, train_dataset=[record, other]))
+    another = write_pairs(tmp_path / "another.mindrecord", range(3), prompt_template="Q {prompt}{response}")
+    with pytest.raises(UserError) as error:
+        plan_training(arguments(changes, train_dataset=[record, another]))
+    message = str(error.value)
+    assert f"{record}/a.mindrecord.json" in message
+    assert f"{another}.json" in message
+    assert message.count("{prompt}{response}'") == 2
 
 
 def test_the_dry_run_of_eight_npus_needs_none(arguments, monkeypatch):
