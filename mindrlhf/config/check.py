@@ -74,12 +74,12 @@ def check_config(path: Union[str, Path], mapping: Mapping[str, Any], problems: P
     if any(True for _ in wrong_values(mapping)):
         return None
     with problems:
-        return typed_config(str(path), mapping)
+        return typed_config(str(path), mapping, settings)
     return None
 
 
-def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
-    """What `read_config` returned, where all values are of their kinds.
+def typed_config(path: str, mapping: Mapping[str, Any], settings: Sequence[Setting] = ()) -> RunConfig:
+    """What `read_config` returned, where all values are of their kinds; `settings` are those of `--set`.
 
     Raises:
         UserError: it is no GLM-4's.
@@ -111,7 +111,8 @@ def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
             drop_remainder=get(mapping, "train_dataset.drop_remainder"), seed=mapping["seed"]),
         start=Start(
             checkpoint=mapping["load_checkpoint"] or None, resume=mapping["resume_training"],
-            reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None))
+            reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None),
+        settings=tuple(settings))
 
 
 def _bytes_of(size: Optional[str]) -> Optional[int]:
