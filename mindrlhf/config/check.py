@@ -30,6 +30,7 @@ LOADER_TYPE = "MindDataset"
 DATA_PARALLEL = (0, "DATA_PARALLEL", "data_parallel")
 SEMI_AUTO = (1, "SEMI_AUTO_PARALLEL", "semi_auto_parallel")
 _OWN_OPTIMIZERS = ("FP32StateAdamWeightDecay", "SkippingAdamWeightDecay")
+_NOT_ON_CPU = ("came", "lamb")  # these end at the first step
 _OPTIMIZERS_OF_OTHER_MODELS = ("Muon", "PmaAdamW", "FusedPmaAdamW")
 BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
@@ -189,6 +190,9 @@ def _optimizer_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if kind in _OPTIMIZERS_OF_OTHER_MODELS:
         yield (f"optimizer.type is {kind!r}, expected {' or '.join(_OWN_OPTIMIZERS)} or AdamW: it is for models that "
                "MindFormers calls mcore")
+    if str(kind).lower() in _NOT_ON_CPU and get(config, "context.device_target") == "CPU":
+        yield (f"optimizer.type is {kind!r}, expected {' or '.join(_OWN_OPTIMIZERS)} or AdamW on device_target CPU, "
+               "for which MindSpore has no kernel that does its step")
     rate, counts = optimizer.get("learning_rate"), get(config, "lr_schedule.learning_rate")
     if rate is not None and rate != counts:
         yield (f"optimizer.learning_rate is {shown(rate)}, expected nothing: lr_schedule.learning_rate ({counts!r}) "
