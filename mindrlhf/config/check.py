@@ -153,6 +153,10 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
                "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
+    if get(config, "optimizer.type") == "SkippingAdamWeightDecay" and \
+            get(config, "runner_wrapper.type") == "MFTrainOneStepCell":
+        yield ("runner_wrapper.type is 'MFTrainOneStepCell', expected RewardTrainOneStepCell with optimizer.type "
+               "SkippingAdamWeightDecay, or FP32StateAdamWeightDecay in its place")
     if get(config, "runner_wrapper.type") == "MFPipelineWithLossScaleCell" and not is_semi_auto(config):
         yield ("runner_wrapper.type is 'MFPipelineWithLossScaleCell', expected MFTrainOneStepCell outside semi-auto "
                "parallel")

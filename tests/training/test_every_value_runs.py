@@ -65,6 +65,8 @@ def test_what_passes_the_check_runs(tmp_path, source):
     ("runner_wrapper", {}, "runner_wrapper.type is None, expected RewardTrainOneStepCell, "),
     ("runner_wrapper.scale_sense", {}, "runner_wrapper.scale_sense.type is None, expected DynamicLossScaleUpdateCell"),
     ("runner_wrapper.type", "wrapper", "runner_wrapper.type is 'wrapper', expected RewardTrainOneStepCell, "),
+    ("runner_wrapper.type", "MFTrainOneStepCell",
+     "runner_wrapper.type is 'MFTrainOneStepCell', expected RewardTrainOneStepCell with optimizer.type Skipping"),
     ("runner_wrapper.type", "MFPipelineWithLossScaleCell",
      "runner_wrapper.type is 'MFPipelineWithLossScaleCell', expected MFTrainOneStepCell outside semi-auto"),
     ("runner_config.batch_size", 2 ** 31 - 1,
