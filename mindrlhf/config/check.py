@@ -152,7 +152,7 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if get(config, "runner_wrapper.type") == "RewardTrainOneStepCell" and \
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
-               "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
+               "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any other")
     if get(config, "optimizer.type") == "SkippingAdamWeightDecay" and \
             get(config, "runner_wrapper.type") == "MFTrainOneStepCell":
         yield ("runner_wrapper.type is 'MFTrainOneStepCell', expected RewardTrainOneStepCell with optimizer.type "
