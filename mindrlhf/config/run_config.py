@@ -1,8 +1,9 @@
 """A run's configuration as its checks leave it: typed, complete and frozen, so that nobody looks a key up again."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Tuple
 
+from mindrlhf.config.settings import Setting
 from mindrlhf.models.glm4.dimensions import Dimensions
 
 __all__ = ["Batching", "Layout", "Model", "RunConfig", "Start"]
@@ -132,6 +133,7 @@ class RunConfig:
         sink_mode: MindSpore feeds the device from a queue of its own
         checkpoints: the keys of the `CheckpointMonitor` callback; None: there is none
         model, layout, batching, start: see there
+        settings: values of `--set`, for messages
     """
 
     path: str
@@ -144,6 +146,7 @@ class RunConfig:
     layout: Layout
     batching: Batching
     start: Start
+    settings: Tuple[Setting, ...] = ()
 
     @property
     def micro_batches(self) -> int:
