@@ -4,6 +4,7 @@ Python runs handlers in its main thread, which may be inside MindSpore for minut
 there may be lost, and MindSpore puts a handler of its own in the place of Ctrl-C's in every graph that it runs. So
 threads listen here, and end the process without the main one.
 """
+import atexit
 import contextlib
 import os
 import shutil
@@ -50,18 +51,20 @@ def take_over() -> None:
     for number in answered:  # Ctrl-C too: `multiprocessing` lets it through again
         signal.signal(number, lambda *_: None)
     threading.Thread(target=_listen_for_others, args=(reader,), daemon=True).start()
-    os.register_at_fork(after_in_child=let_go)  # else the pipe would tell the parent of a child's signals
+    atexit.register(_let_go_of_interrupts)  # the first to be registered is the last to be called
+    os.register_at_fork(after_in_child=_let_go_of_all)  # else the pipe would tell the parent of a child's signals
 
 
 def let_go() -> None:
-    """Give the signals back to the kernel, which ends the process: at its end, when no thread listens any more."""
-    if not _taken_over:
-        return
-    signal.set_wakeup_fd(-1)
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    """The work is over, and no signal is postponed: SIGTERM and SIGHUP are the kernel's again, which ends the process.
+
+    Ctrl-C is answered until Python has ended: MindSpore puts its handler, which makes SIGTERM of it, in at the end too.
+    """
+    global _postponed
+    _postponed = False
+    if _taken_over:
+        signal.set_wakeup_fd(-1)
+        _give_back(signal.SIGTERM, signal.SIGHUP)
 
 
 def postpone() -> None:
@@ -117,6 +120,23 @@ def undisturbed() -> Iterator[None]:
     """A moment in which no signal ends the process: files that belong together get their names."""
     with _moving:
         yield
+
+
+def _let_go_of_interrupts() -> None:
+    wait_for_end()
+    _let_go_of_all()
+
+
+def _let_go_of_all() -> None:
+    signal.set_wakeup_fd(-1)
+    _give_back(*SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _give_back(*numbers: int) -> None:
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _listen_for_interrupts() -> None:

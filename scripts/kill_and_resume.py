@@ -4,8 +4,8 @@ end, bit by bit, with a run that was left alone.
 
     python scripts/kill_and_resume.py [--kills 50] [--batching padded buckets packing] [--processes 1 2] [--seed N]
 
-A run saves at every step, so that many kills fall into the writing of a checkpoint. The kills are divided among the
-given batchings and numbers of processes. Exit code 1 if any bit differs.
+A run saves at every step; half of the kills wait for the next save to begin, so that many fall into the writing of a
+checkpoint. The kills are divided among the given batchings and numbers of processes. Exit code 1 if any bit differs.
 """
 import os
 import random
@@ -38,7 +38,9 @@ CHECKPOINTS = "output/checkpoint/rank_0"
 
 
 class Run:
-    """The processes of a training run in a folder, their output in `FOLDER/log`; `step` is the last one that ended."""
+    """The processes of a training run in a folder, their output in `FOLDER/log`; `step` is the last one that ended,
+    `saving` the last one whose checkpoint was begun.
+    """
 
     def __init__(self, folder: Path, processes: int):
         self.step, self.saving = 0, 0
@@ -65,8 +67,10 @@ class Run:
     def _read(self):
         for line in self.processes[0].stdout:
             self._log.write(line)
-            found = re.search(r"step (\d+) of (\d+), loss", line)
-            self.step = int(found[1]) if found else self.step
+            for name, what in (("step", r"step (\d+) of \d+, loss"), ("saving", r"step (\d+): saving")):
+                found = re.search(what, line)
+                if found:
+                    setattr(self, name, int(found[1]))
         self._log.flush()
 
     def send(self, number: int) -> None:
@@ -104,12 +108,12 @@ def kill_and_resume(work: Path, kills: int, processes: int, chance: random.Rando
     steps, at, halves = run.step, [], 0
     while len(at) < kills:
         run = Run(killed, processes)
-        wanted = None
+        wanted, while_saving = None, chance.random() < 0.5
         while run.processes[0].poll() is None:
             if run.step and wanted is None:  # the first step of this start has ended
                 wanted = run.step + chance.randrange(max(2 * (steps - run.step) // (kills - len(at) + 1), 1))
-            if wanted is not None and run.step >= wanted:
-                time.sleep(chance.uniform(0, 0.1))
+            if wanted is not None and (run.saving > wanted if while_saving else run.step >= wanted):
+                time.sleep(chance.uniform(0, 0.03 if while_saving else 0.1))
                 break
             time.sleep(0.001)
         run.send(signal.SIGKILL)

@@ -9,6 +9,7 @@
 | test_a_second_ctrl_c_..., ..._sigterm_... | the one ends at once; clusters repeat the other         | exit code      |
 | test_signals_that_are_ignored_stay_so     | nohup is honoured                                       | exit code      |
 | test_processes_that_are_started_...       | children can be terminated                              | exit codes     |
+| test_ctrl_c_as_python_ends_is_no_sigterm  | MindSpore's handler, put in by its atexit, is not asked | exit code      |
 """
 import signal
 import subprocess
@@ -156,3 +157,23 @@ print(children[0].wait(), os.waitstatus_to_exitcode(os.waitpid(children[1], 0)[1
 """)
     said, _ = process.communicate(timeout=20)
     assert said == "-15 -15\n"
+
+
+@pytest.mark.parametrize("work", ["", "signals.postpone()\nraise UserError('wrong')"], ids=("done", "failed"))
+def test_ctrl_c_as_python_ends_is_no_sigterm(work, start):
+    """MindSpore's atexit puts a handler in that sends the process SIGTERM."""
+    process = start(f"""
+import atexit
+from mindrlhf.errors import UserError
+kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+handler = kind(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+def end():
+    ctypes.CDLL(None).signal(2, handler)
+    ready()
+    time.sleep(5)
+atexit.register(end)
+{work}
+""")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, said

@@ -31,6 +31,7 @@ LOADER_TYPE = "MindDataset"
 DATA_PARALLEL = (0, "DATA_PARALLEL", "data_parallel")
 SEMI_AUTO = (1, "SEMI_AUTO_PARALLEL", "semi_auto_parallel")
 _OWN_OPTIMIZERS = ("FP32StateAdamWeightDecay", "SkippingAdamWeightDecay")
+_NOT_ON_CPU = ("came", "lamb")  # these end at the first step
 _OPTIMIZERS_OF_OTHER_MODELS = ("Muon", "PmaAdamW", "FusedPmaAdamW")
 BATCHINGS = ("padded", "buckets", "packing")
 _DEVICES = ("Ascend", "CPU", "GPU")
@@ -75,12 +76,12 @@ def check_config(path: Union[str, Path], mapping: Mapping[str, Any], problems: P
     if any(True for _ in wrong_values(mapping)):
         return None
     with problems:
-        return typed_config(str(path), mapping)
+        return typed_config(str(path), mapping, settings)
     return None
 
 
-def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
-    """What `read_config` returned, where all values are of their kinds.
+def typed_config(path: str, mapping: Mapping[str, Any], settings: Sequence[Setting] = ()) -> RunConfig:
+    """What `read_config` returned, where all values are of their kinds; `settings` are those of `--set`.
 
     Raises:
         UserError: it is no GLM-4's.
@@ -114,7 +115,8 @@ def typed_config(path: str, mapping: Mapping[str, Any]) -> RunConfig:
             interleave=get(mapping, "train_dataset.interleave") or UNDER),
         start=Start(
             checkpoint=mapping["load_checkpoint"] or None, resume=mapping["resume_training"],
-            reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None))
+            reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None),
+        settings=tuple(settings))
 
 
 def _bytes_of(size: Optional[str]) -> Optional[int]:
@@ -154,7 +156,11 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if get(config, "runner_wrapper.type") == "RewardTrainOneStepCell" and \
             get(config, "optimizer.type") != "SkippingAdamWeightDecay":
         yield (f"optimizer.type is {get(config, 'optimizer.type')!r}, expected SkippingAdamWeightDecay with "
-               "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any")
+               "runner_wrapper.type RewardTrainOneStepCell; MFTrainOneStepCell takes any other")
+    if get(config, "optimizer.type") == "SkippingAdamWeightDecay" and \
+            get(config, "runner_wrapper.type") == "MFTrainOneStepCell":
+        yield ("runner_wrapper.type is 'MFTrainOneStepCell', expected RewardTrainOneStepCell with optimizer.type "
+               "SkippingAdamWeightDecay, or FP32StateAdamWeightDecay in its place")
     if get(config, "runner_wrapper.type") == "MFPipelineWithLossScaleCell" and not is_semi_auto(config):
         yield ("runner_wrapper.type is 'MFPipelineWithLossScaleCell', expected MFTrainOneStepCell outside semi-auto "
                "parallel")
@@ -192,6 +198,9 @@ def _optimizer_problems(config: Mapping[str, Any]) -> Iterable[str]:
     if kind in _OPTIMIZERS_OF_OTHER_MODELS:
         yield (f"optimizer.type is {kind!r}, expected {' or '.join(_OWN_OPTIMIZERS)} or AdamW: it is for models that "
                "MindFormers calls mcore")
+    if str(kind).lower() in _NOT_ON_CPU and get(config, "context.device_target") == "CPU":
+        yield (f"optimizer.type is {kind!r}, expected {' or '.join(_OWN_OPTIMIZERS)} or AdamW on device_target CPU, "
+               "for which MindSpore has no kernel that does its step")
     rate, counts = optimizer.get("learning_rate"), get(config, "lr_schedule.learning_rate")
     if rate is not None and rate != counts:
         yield (f"optimizer.learning_rate is {shown(rate)}, expected nothing: lr_schedule.learning_rate ({counts!r}) "

@@ -41,9 +41,9 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
                 settings: Sequence[Setting] = ()) -> Dict[str, Any]:
     """Read a YAML and put the flags in the place of its values.
 
-    Keys that are absent or empty get their `DEFAULTS`, and those that ask for nothing are taken off. A whole number
-    becomes a float where MindFormers takes no other: its own YAMLs have `warmup_ratio: 0`, which ends in a TypeError of
-    its schedule in 1.3.
+    Keys that are absent or empty get their `DEFAULTS`; empty ones that have none, and those that ask for nothing, are
+    taken off. A whole number becomes a float where MindFormers takes no other: its own YAMLs have `warmup_ratio: 0`,
+    which ends in a TypeError of its schedule in 1.3.
 
     Args:
         path:      the YAML
@@ -75,6 +75,7 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
     for key, default in DEFAULTS.items():
         if get(config, key) is None and not any(True for _ in wrong_value(config, key)):
             put(config, key, default)
+    _take_off_empty(config)
     for callback in config["callbacks"]:
         if isinstance(callback, dict) and callback.get("type") == "CheckpointMonitor":
             callback.update({key: default for key, default in CHECKPOINT_DEFAULTS.items() if callback.get(key) is None})
@@ -83,6 +84,15 @@ def read_config(path: Union[str, Path], overrides: Optional[Mapping[str, Any]] =
             put(config, key, float(get(config, key)))
     raise_located(path, (problem for key in PATHS for problem in wrong_value(config, key)), settings)  # to be opened
     return config
+
+
+def _take_off_empty(config: Dict[str, Any]) -> None:
+    """Take off keys that are left empty and have no default: MindFormers knows them as absent, not as None."""
+    for name, kind in KINDS.items():
+        block, _, key = name.rpartition(".")
+        place = get(config, block) if block else config
+        if isinstance(place, dict) and key in place and place[key] is None and kind.fits(None):
+            del place[key]
 
 
 def _missing_sections(config: Mapping[str, Any]) -> Iterable[str]:

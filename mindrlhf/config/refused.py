@@ -163,7 +163,7 @@ def refused_types(config: Mapping[str, Any]) -> Iterable[str]:
             place: Any = config
             for part in block.split("."):
                 place = place.get(part) if isinstance(place, Mapping) else None
-            found = [(f"{block}.type", place.get("type"))] if isinstance(place, Mapping) and place else []
+            found = [(f"{block}.type", place.get("type"))] if isinstance(place, Mapping) else []
         for key, kind in found:
             if kind not in expected:
                 instead = _INSTEAD_OF_CALLBACK.get(str(kind)) if block == "callbacks" else None

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
+from mindrlhf.config.settings import Setting
 from mindrlhf.models.glm4.dimensions import Dimensions
 
 __all__ = ["Batching", "Layout", "Model", "RunConfig", "Start"]
@@ -136,6 +137,7 @@ class RunConfig:
         sink_mode: MindSpore feeds the device from a queue of its own
         checkpoints: the keys of the `CheckpointMonitor` callback; None: there is none
         model, layout, batching, start: see there
+        settings: values of `--set`, for messages
     """
 
     path: str
@@ -148,6 +150,7 @@ class RunConfig:
     layout: Layout
     batching: Batching
     start: Start
+    settings: Tuple[Setting, ...] = ()
 
     @property
     def micro_batches(self) -> int:

@@ -109,6 +109,20 @@ def _has(place: Any, part: Union[str, int]) -> bool:
     return isinstance(place, list) and part < len(place)
 
 
+def _flags_of(problem: str, settings: Sequence[Setting]) -> Sequence[Setting]:
+    """The flag that gave the key at the beginning of a problem its value, or those that set a part of it."""
+    key = _KEY.match(problem[len("section "):] if problem.startswith("section ") else problem)
+    name = key.group() if key else ""
+    given = [setting for setting in settings if _is_in(name, setting.key)]
+    parts = {setting.key: setting for setting in settings if _is_in(setting.key, name)}
+    return given[-1:] or list(parts.values())
+
+
+def _is_in(key: str, block: str) -> bool:
+    """Whether a key is another one or a part of it."""
+    return bool(block) and key.startswith(block) and key[len(block):][:1] in ("", ".", "[")
+
+
 def raise_located(path: Union[str, Path], problems: Iterable[str], settings: Sequence[Setting]) -> None:
     """Raise one `UserError` with a line for each problem, which begins with its key, or return if there are none.
 
@@ -118,9 +132,7 @@ def raise_located(path: Union[str, Path], problems: Iterable[str], settings: Seq
     """
     messages = []
     for problem in problems:
-        key = problem[len("section "):] if problem.startswith("section ") else problem
-        flags = [setting for setting in settings
-                 if key.startswith(setting.key) and not re.match(r"\w", key[len(setting.key):])]
-        messages.append(f"--set {flags[-1].text}: {problem}" if flags else f"{path}: {problem}")
+        flags = _flags_of(problem, settings)
+        messages.append(f"{' '.join(f'--set {flag.text}' for flag in flags) or path}: {problem}")
     if messages:
         raise UserError(*messages)

@@ -226,7 +226,8 @@ KINDS = {
 }
 
 # What every configuration must have.
-REQUIRED = ("runner_config.epochs", "runner_config.batch_size", "lr_schedule.learning_rate", *(
+REQUIRED = ("runner_config.epochs", "runner_config.batch_size", "optimizer.type", "lr_schedule.type",
+            "lr_schedule.learning_rate", *(
     f"model.model_config.{key}" for key in (
         "seq_length", "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "multi_query_group_num",
         "kv_channels", "padded_vocab_size", "param_init_type", "compute_dtype", "pad_token_id")))

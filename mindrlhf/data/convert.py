@@ -101,8 +101,10 @@ class ConversionReport:
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""
-        several = "" if self.prompts in (None, self.lengths.count) else f" of {self.prompts} prompts"
-        lines.append(f"wrote {self.lengths.count} pairs{several} to {shards}{self.output}")
+        if self.prompts in (None, self.lengths.count):
+            lines.append(f"wrote {self.lengths.count} pairs to {shards}{self.output}")
+        else:
+            lines.append(f"wrote {self.lengths.count} pairs of {self.prompts} prompts to {shards}{self.output}")
         if self.held_out:
             share = self.held_out.count / (self.held_out.count + self.lengths.count)
             lines.append(f"held out {self.held_out.count} pairs ({share:.2%}), whose prompts are nowhere else, in "

@@ -9,11 +9,12 @@ from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.config.settings import raise_located
 from mindrlhf.data.preference import InvalidRow
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
-from mindrlhf.errors import Problems, UserError, raise_each
+from mindrlhf.errors import Problems, UserError
 from mindrlhf.output_paths import check_outputs
 from mindrlhf.scoring.questions import read_questions
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
@@ -55,7 +56,7 @@ def _plan(args, problems: Problems, **overrides) -> Tuple[ScoringPlan, Mapping[s
     with problems:
         notes = read_training_notes(args.distributed_ckpt_path)
         if config:
-            raise_each(args.config, problems_of_model(notes, config.model.dimensions))
+            raise_located(args.config, problems_of_model(notes, config.model.dimensions), settings)
     return ScoringPlan(config, args.distributed_ckpt_path, notes.values), mapping, notes
 
 

@@ -15,8 +15,9 @@ from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
 from mindrlhf.checkpoints.sharded import check_cut
 from mindrlhf.checkpoints.training_notes import doubts_of_model, problems_of_model, read_training_notes
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.config.settings import raise_located
 from mindrlhf.data.row_packing import Group, Step, longest_row, pack_groups, plan_steps, row_lengths, text_group
-from mindrlhf.errors import UserError, raise_each
+from mindrlhf.errors import UserError
 from mindrlhf.processes import stack_over_processes, sum_over_processes
 
 __all__ = ["Checkpoint", "Scorer", "row_shapes", "warn_of_template"]
@@ -124,7 +125,8 @@ class Scorer:
         doubts: List[str] = []
         try:
             notes = read_training_notes(path)
-            raise_each(f"{path}: {self._config.path}", problems_of_model(notes, model.dimensions))
+            raise_located(f"{path}: {self._config.path}", problems_of_model(notes, model.dimensions),
+                          self._config.settings)
             doubts += [notes.doubt] if notes.doubt else []
             doubts += doubts_of_model(notes, model.compute_type, model.parameter_type)
             parameters = read_checkpoint(path)

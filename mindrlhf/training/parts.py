@@ -17,9 +17,9 @@ from mindformers.wrapper import build_wrapper
 
 from mindrlhf.checkpoints import save  # noqa: F401 (registers)
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.config.settings import raise_located
 from mindrlhf.config.value_types import shown
 from mindrlhf.data import dataset  # noqa: F401
-from mindrlhf.errors import raise_each
 from mindrlhf.models.glm4 import glm_reward  # noqa: F401
 from mindrlhf.training import monitor, step, stopping  # noqa: F401
 
@@ -39,7 +39,7 @@ def check_parts(config: RunConfig) -> None:
     before = logging.root.manager.disable
     logging.disable(logging.INFO)  # what the classes say of themselves is said when training makes them
     try:
-        raise_each(config.path, _problems(config.mapping))
+        raise_located(config.path, _problems(config.mapping), config.settings)
     finally:
         logging.disable(before)
 
@@ -74,7 +74,7 @@ def _problems_of_arguments(name: str, kind, block: Mapping[str, Any]) -> Iterabl
     needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty
               and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
     for key in sorted(needed - set(block) - _GIVEN_BY_RUN[kind]):
-        yield f"{name}.{key} is missing, which {block['type']} needs"
+        yield f"{name}.type is {shown(block['type'])}, which needs {name}.{key}, expected that key too"
 
 
 def _problems_of_making(config: Mapping[str, Any], scale: Any) -> Iterable[str]:

@@ -111,7 +111,7 @@ def plan_training(args) -> TrainingPlan:
     mixture: Optional[Mixture] = None
     if config and records:
         with problems:
-            mixture = _mixture(config, records, settings)
+            mixture = _mixture(config, records)
     if records and args.tokenizer:
         with problems:
             check_same_tokenizer(f"--tokenizer: {args.tokenizer}", open_tokenizer(args.tokenizer).identity,
@@ -122,26 +122,26 @@ def plan_training(args) -> TrainingPlan:
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
                       lambda: _check_size(config, records, mixture), *checks]
-        for check in [lambda: _check_callbacks(args.config, config, settings), *checks]:
+        for check in [lambda: _check_callbacks(config), *checks]:
             with problems:
                 check()
     problems.raise_all()
     return TrainingPlan(config, records, args.task, tuple(doubts), mixture)
 
 
-def _mixture(config: RunConfig, records: RecordSet, settings) -> Optional[Mixture]:
+def _mixture(config: RunConfig, records: RecordSet) -> Optional[Mixture]:
     try:
         return Mixture.of(records, config.batching.probabilities, config.batching.interleave)
     except UserError as error:
-        raise_located(config.path, error.messages, settings)
+        raise_located(config.path, error.messages, config.settings)
 
 
-def _check_callbacks(path: str, config: RunConfig, settings) -> None:
+def _check_callbacks(config: RunConfig) -> None:
     """Raise `UserError` unless the run leaves weights."""
     monitors = sum(callback["type"] == "CheckpointMonitor" for callback in config.mapping["callbacks"])
     if monitors != 1 and not config.mapping["only_save_strategy"]:
-        raise_located(path, [f"callbacks has {monitors or 'no'} CheckpointMonitor, expected one: " + (
-            "two would remove each other's files" if monitors else "the run would leave no weights")], settings)
+        raise_located(config.path, [f"callbacks has {monitors or 'no'} CheckpointMonitor, expected one: " + (
+            "two would remove each other's files" if monitors else "the run would leave no weights")], config.settings)
 
 
 def _check_size(config: RunConfig, records: RecordSet, mixture: Optional[Mixture]) -> None:
@@ -260,7 +260,7 @@ def _check_trained_model(config: RunConfig, notes: TrainingNotes) -> List[str]:
     rounding = list(doubts_of_model(notes, model.compute_type, model.parameter_type))
     if not config.start.resume:
         return [f"a new run from weights of another model: {problem}" for problem in different]
-    raise_each(config.path, different)
+    raise_located(config.path, different, config.settings)
     return [*([notes.doubt] if notes.doubt else []), *rounding]
 
 
@@ -353,8 +353,8 @@ def check_sink_size(config: RunConfig, steps_of_epoch: int) -> None:
     steps = steps_of_epoch * config.epochs
     size = config.mapping["runner_config"].get("sink_size") or 1
     if config.sink_mode and size > steps:
-        raise UserError(f"{config.path}: runner_config.sink_size is {size}, expected at most {steps}, the steps of "
-                        "this run")
+        raise_located(config.path, [f"runner_config.sink_size is {size}, expected at most {steps}, the steps of this "
+                                    "run"], config.settings)
 
 
 def check_space(plan: TrainingPlan) -> None:

@@ -6,6 +6,7 @@
 | test_production_dimensions_are_glm4_9b    | against the published config.json of glm-4-9b                           |
 | test_the_epsilon_of_glm4_9b ...           | against the same number in float16                                      |
 | test_problem_is_named ...                 | each fault: key, value found, value expected                            |
+| test_empty_keys_are_as_good_as_absent     | none reaches MindFormers as None                                        |
 | test_rows_that_cannot_be_packed ...       | the same of packed rows                                                 |
 | test_data_of_another_sequence_length      | what shorter and longer samples are good for                            |
 """
@@ -355,6 +356,20 @@ def test_a_key_that_is_absent_or_empty_has_its_default(write_yaml, tiny, key):
         assert get(empty, key) == DEFAULTS[key]
     else:
         assert any(problem.startswith(f"{key} is None, expected ") for problem in config_problems(empty))
+
+
+def test_empty_keys_are_as_good_as_absent(write_yaml, tiny):
+    """MindFormers ends with a TypeError where some of them are None."""
+    optional = [key for key, kind in KINDS.items() if kind.fits(None) and get(tiny, key) is not None]
+    absent, empty = copy.deepcopy(tiny), copy.deepcopy(tiny)
+    for key in optional:
+        put(empty, key, None)
+        section, _, last = key.rpartition(".")
+        del (get(absent, section) if section else absent)[last]
+    assert len(optional) > 40
+    for config in (absent, empty):
+        config["train_dataset_task"]["dataset_config"] = config["eval_dataset_task"]["dataset_config"] = None
+    assert read_config(write_yaml(empty)) == read_config(write_yaml(absent))
 
 
 def test_the_step_of_a_cpu_needs_its_optimizer(write_yaml, tiny):

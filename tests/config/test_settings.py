@@ -3,6 +3,7 @@
 | test                                        | proves                                          | judged against   |
 | test_a_value_is_read_as_yaml_and_put ...    | places, types, the last one of a key counts     | literal values   |
 | test_what_is_set_is_checked_like_the_yaml   | messages name the flag, others the file         | literal messages |
+| test_a_problem_of_a_block_names_the_flags   | all that set a part of it, the last of a key    | literal messages |
 | test_a_place_that_there_is_not_is_named     | lists, values and sections                      | literal messages |
 | test_a_flag_of_its_own_may_say_the_same ... | two values are an error, one twice is none      | literal messages |
 | test_what_is_no_setting_is_a_bad_command_line | exit code 2, on each of the three scripts     | exit codes       |
@@ -16,7 +17,7 @@ from conftest import EXAMPLE, TINY_YAML
 
 from mindrlhf.config.check import check_config
 from mindrlhf.config.read import get, read_config
-from mindrlhf.config.settings import Setting
+from mindrlhf.config.settings import Setting, raise_located
 from mindrlhf.errors import Problems, UserError
 
 pytestmark = pytest.mark.stack
@@ -61,6 +62,20 @@ def test_what_is_set_is_checked_like_the_yaml_and_messages_name_the_flag():
                for line in problems.found)
     assert any(line.startswith("--set optimizer={type: AdamW, beta1: 0.9}: optimizer.beta1 is 0.9, expected betas")
                for line in problems.found)
+
+
+@pytest.mark.parametrize(("given", "problem", "named"), [
+    (["optimizer.eps=0", "optimizer.beta1=1", "optimizer.beta1=2", "seed=1"], "optimizer: refused",
+     "--set optimizer.eps=0 --set optimizer.beta1=2"),
+    (["optimizer={}", "optimizer.eps=0"], "optimizer.eps is 0", "--set optimizer.eps=0"),
+    (["callbacks[0].type=x"], "callbacks has no CheckpointMonitor", "--set callbacks[0].type=x"),
+    (["callbacks[0].type=x"], "callbacks[1].type is 'y'", "run.yaml"),
+    (["optimizer.eps=0"], "optimizer.epsilon is 0", "run.yaml"),
+])
+def test_a_problem_of_a_block_names_the_flags_that_set_parts_of_it(given, problem, named):
+    with pytest.raises(UserError) as error:
+        raise_located("run.yaml", [problem], settings(*given))
+    assert error.value.messages == [f"{named}: {problem}"]
 
 
 @pytest.mark.parametrize(("text", "message"), [

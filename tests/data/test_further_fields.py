@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mindrlhf.data.convert import _encode_chunk
+from mindrlhf.data.dialogue import Message
 from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.further_fields import all_or_no_margins, further_fields
 from mindrlhf.data.mindrecord_files import read_sidecar
@@ -29,7 +30,7 @@ from mindrlhf.errors import UserError
 pytestmark = pytest.mark.stack
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "examples/glm4_reward_model_train/sample_data/tokenizer.model"
-PLAIN = Preference("a.jsonl:1", 1, "a", "b", "c")
+PLAIN = Preference("a.jsonl:1", 1, (Message("user", "a"),), (Message("assistant", "b"),), (Message("assistant", "c"),))
 ANSWERS = {"prompt_id": 7, "chosen_answer": 3, "rejected_answer": 1}
 TYPES = {"margin": "float32", "prompt_id": "int32", "chosen_answer": "int32", "rejected_answer": "int32"}
 
@@ -49,7 +50,7 @@ def test_margins_are_in_all_rows_or_in_none(margins, line, reason):
     found = list(all_or_no_margins(rows))
     invalid = found.pop(line)
     assert invalid.as_error().messages == [f"a.jsonl:{line}: {reason}"]
-    assert json.loads(invalid.text)["prompt"] == "a"
+    assert json.loads(invalid.text)["prompt"] == [["user", "a"]]
     rows.pop(line)
     assert found == rows
 

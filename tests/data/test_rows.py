@@ -270,7 +270,8 @@ def test_a_damaged_file_is_one_error(tmp_path, name):
     ("rows.parquet", b"", "expected a Parquet file, found an empty file"),
     ("rows.parquet", b"prompt,chosen\na,b\n", "expected a Parquet file, found other content: b'prompt,chosen"),
     ("rows.arrow", b"version https://git-lfs.github.com/spec/v1\n", "expected an Arrow file, found a Git LFS pointer"),
-    ("rows.csv", b"PK\x03\x04", "found a ZIP archive (or an Excel sheet): unpack or export it first"),
+    ("rows.csv", b"PK\x03\x04",
+     "found a ZIP archive (or an Excel sheet, or PyTorch's weights): unpack or export it first"),
     ("rows.jsonl.gz", gzip.compress(b"prompt,chosen\na,b\n", mtime=0), "found a table (CSV): name it .csv"),
 ])
 def test_a_file_of_another_kind_is_named(tmp_path, name, content, found):

@@ -4,6 +4,7 @@
 | test_both_yamls_and_what_trains_here_...  | nothing that trains is refused; no key changes | both YAMLs         |
 | test_the_production_yaml_is_accepted      | the same                                       | the YAML           |
 | test_what_mindformers_does_not_make_...   | unknown classes, names and values of arguments | literal beginnings |
+| test_what_was_set_is_named_by_its_flag    | `--set` in place of the YAML's name            | literal beginnings |
 | test_callbacks_work_here_or_are_refused   | each that MindFormers has registered           | its registry       |
 """
 import copy
@@ -14,7 +15,8 @@ from conftest import PRODUCTION_YAML, TINY_YAML
 from mindrlhf.config.check import config_problems, typed_config
 from mindrlhf.config.read import put, read_config
 from mindrlhf.config.refused import TYPES_THAT_WORK
-from mindrlhf.errors import UserError
+from mindrlhf.config.settings import Setting
+from mindrlhf.errors import Problems, UserError
 
 pytestmark = pytest.mark.stack
 
@@ -92,6 +94,24 @@ def test_what_mindformers_does_not_make_is_named(changes, message):
     assert found
     assert found[0].startswith(message), found
     assert "\n" not in found[0]
+
+
+@pytest.mark.parametrize(("flags", "beginning"), [
+    (["lr_schedule.type=Cosine"], "--set lr_schedule.type=Cosine: lr_schedule.type is 'Cosine', expected "),
+    (["lr_schedule={type: LinearWithWarmUpLR, learning_rate: 1, a: 2}"],
+     "--set lr_schedule={type: LinearWithWarmUpLR, learning_rate: 1, a: 2}: lr_schedule.a is no argument of "),
+    (["lr_schedule.num_cycles=a", "optimizer.eps=1.0"],
+     "--set lr_schedule.num_cycles=a: lr_schedule: MindFormers refuses it: "),
+    (["optimizer.eps=1.0"], ""),
+], ids=str)
+def test_what_was_set_is_named_by_its_flag(flags, beginning):
+    from mindrlhf.training.parts import check_parts
+    settings = [Setting.parse(flag) for flag in flags]
+    found = Problems()
+    with found:
+        check_parts(typed_config("run.yaml", read_config(TINY_YAML, {}, settings), settings))
+    assert "".join(found.found).startswith(beginning), found.found
+    assert bool(found.found) == bool(beginning)
 
 
 def test_callbacks_work_here_or_are_refused_in_one_line():
