@@ -122,7 +122,7 @@ def plan_training(args) -> TrainingPlan:
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
                       lambda: _check_size(config, records, mixture), *checks]
-        for check in [lambda: _check_callbacks(config), *checks]:
+        for check in [lambda: _check_callbacks(config), lambda: _check_sink_mode(config), *checks]:
             with problems:
                 check()
     problems.raise_all()
@@ -142,6 +142,15 @@ def _check_callbacks(config: RunConfig) -> None:
     if monitors != 1 and not config.mapping["only_save_strategy"]:
         raise_located(config.path, [f"callbacks has {monitors or 'no'} CheckpointMonitor, expected one: " + (
             "two would remove each other's files" if monitors else "the run would leave no weights")], config.settings)
+
+
+def _check_sink_mode(config: RunConfig) -> None:
+    """MindSpore has no sink mode on a CPU, and passes over the key; the epochs, which MindFormers counts in sinks of
+    `sink_size` steps, would each be a whole one then.
+    """
+    if config.sink_mode and config.layout.device == "CPU":
+        raise_located(config.path, ["runner_config.sink_mode is True, expected False on device_target CPU, which has "
+                                    "no queue of its own"], config.settings)
 
 
 def _check_size(config: RunConfig, records: RecordSet, mixture: Optional[Mixture]) -> None:

@@ -511,9 +511,19 @@ def test_the_dry_run_names_the_step_that_a_run_goes_on_from(arguments, tmp_path,
     assert text in describe(plan_training(arguments({"runner_config.epochs": epochs}, **flags)))
 
 
+def test_a_cpu_has_no_sink(arguments):
+    """Where it was let pass, a run of 4 steps trained 16."""
+    with pytest.raises(UserError) as error:
+        plan_training(arguments({"runner_config.sink_mode": True, "train_dataset.batching": "packing"}))
+    problem, = error.value.messages
+    assert problem.endswith("run.yaml: runner_config.sink_mode is True, expected False on device_target CPU, which has "
+                            "no queue of its own")
+
+
 def test_a_sink_of_more_steps_than_the_run_has_is_refused(arguments):
     plan = plan_training(arguments({"runner_config.sink_mode": True, "runner_config.sink_size": 21,
-                                    "train_dataset.batching": "packing", "runner_config.epochs": 1}))
+                                    "context.device_target": "Ascend", "train_dataset.batching": "packing",
+                                    "runner_config.epochs": 1}))
     with pytest.raises(UserError, match="runner_config.sink_size is 21, expected at most [1-9], the steps of this run"):
         describe(plan)
 
