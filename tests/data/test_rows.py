@@ -266,6 +266,14 @@ def test_a_damaged_file_is_one_error(tmp_path, name):
         assert error_of(tmp_path / name).startswith(f"{tmp_path / name}: "), share
 
 
+def test_a_parquet_file_with_fewer_rows_than_it_says_is_one_error(tmp_path, monkeypatch):
+    """As pyarrow 12 gives none of a file in which a byte was changed."""
+    write_parquet(tmp_path / "rows.parquet", FLAT)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", lambda *_, **__: iter(()))
+    assert error_of(tmp_path / "rows.parquet") == (
+        f"{tmp_path / 'rows.parquet'}: damaged: found 0 rows, expected 2, as its end says")
+
+
 def test_a_stream_that_is_cut_between_two_batches_is_one_error(tmp_path):
     """Which pyarrow takes for its end."""
     table = pa.Table.from_pylist([{"prompt": "q"}] * 4)

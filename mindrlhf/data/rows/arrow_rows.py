@@ -27,7 +27,15 @@ def parquet_rows(name: Path, file: BinaryIO) -> Iterator[Union[Row, InvalidRow]]
     with _errors_of(pa, name, "Parquet"):
         table = pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER)
         _check_columns(name, table.schema_arrow)
-        yield from _numbered(name, table.iter_batches(batch_size=_BATCH, use_threads=False), 0)
+        number = 0
+        for row in _numbered(name, table.iter_batches(batch_size=_BATCH, use_threads=False), 0):
+            number = row.number
+            yield row
+        said = {table.metadata.num_rows, sum(table.metadata.row_group(index).num_rows
+                                             for index in range(table.metadata.num_row_groups))}
+        if said != {number}:
+            raise UserError(f"{name}: damaged: found {number} rows, expected {' or '.join(map(str, sorted(said)))}, as "
+                            "its end says")
 
 
 def parquet_row_count(path: Path) -> Optional[int]:
