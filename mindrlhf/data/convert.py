@@ -39,7 +39,7 @@ from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
 from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Preference, Reading, Skipped
-from mindrlhf.data.sources import Given, Sources, Tally, check_sources, opened_sources, rereadable
+from mindrlhf.data.sources import Given, Sources, Tally, check_sources, open_sources, rereadable
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
@@ -138,7 +138,8 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
     _check_arguments(tokenizer, seq_length, num_workers)
     lengths, counts = LengthStatistics(), dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
     tally = Tally()
-    with writer, rejected, opened_sources(given, rejected.folder, format_name, reading) as sources:
+    with writer, rejected:
+        sources = open_sources(given, rejected.folder, format_name, reading)
         for file in sources.files:
             tqdm.write(f"format: {file.format}{f' ({file.name})' if len(given) > 1 else ''}")
         read = _Source(sources, tokenizer, template, num_workers)
