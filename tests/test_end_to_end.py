@@ -55,8 +55,9 @@ def job(tmp_path_factory):
 
 def test_conversion_ends_with_the_table_of_lengths(job):
     heading = "count prompt_max prompt_avg chosen_max chosen_avg reject_max reject_avg"
-    assert job["train"].splitlines()[0].split() == heading.split()
-    assert job["train"].splitlines()[2].split()[0] == "375"
+    assert job["train"].splitlines()[0] == "format: cvalues"
+    assert job["train"].splitlines()[1].split() == heading.split()
+    assert job["train"].splitlines()[3].split()[0] == "375"
     assert "wrote 375 pairs to train.mindrecord" in job["train"]
 
 

@@ -39,8 +39,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="one or more files of preference data: .jsonl, .json, .csv, .parquet, .arrow, each also "
                              ".gz, a folder made by datasets.save_to_disk, or a pipe; FILE#5000 takes the first 5000 "
                              "rows")
-    parser.add_argument("--format", choices=sorted(FORMATS), help="of all files; default: found from each file's first "
-                                                                  "row, and said")
+    parser.add_argument("--format", choices=sorted(FORMATS), metavar="NAME",
+                        help=f"of all files, one of {', '.join(sorted(FORMATS))}; default: found from each file's "
+                             "first row, and said")
     parser.add_argument("--columns", type=columns, default=(), metavar="OURS=THEIRS,...",
                         help="other names of keys, such as chosen=better,prompt=question")
     parser.add_argument("--preference", choices=("better", "safer"),

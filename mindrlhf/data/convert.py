@@ -40,7 +40,7 @@ from mindrlhf.data.further_fields import all_or_no_margins, further_fields
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import HELD_OUT, HELD_OUT_OF, LengthStatistics, RecordWriter
 from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Preference, Reading, Skipped
-from mindrlhf.data.sources import Given, Sources, Tally, check_sources, opened_sources, rereadable
+from mindrlhf.data.sources import Given, Sources, Tally, check_sources, open_sources, rereadable
 from mindrlhf.data.split import place_of_prompt
 from mindrlhf.data.template import render
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
@@ -156,8 +156,8 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
     _check_arguments(tokenizer, seq_length, num_workers)
     lengths, held_out, tally = LengthStatistics(), LengthStatistics(), Tally()
     counts = dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
-    with writer, validation or contextlib.nullcontext(), rejected, \
-            opened_sources(given, rejected.folder, format_name, reading) as sources:
+    with writer, validation or contextlib.nullcontext(), rejected:
+        sources = open_sources(given, rejected.folder, format_name, reading)
         for file in sources.files:
             tqdm.write(f"format: {file.format}{f' ({file.name})' if len(given) > 1 else ''}")
         read = _Source(sources, tokenizer, template, num_workers)

@@ -1,5 +1,4 @@
 """The files that a conversion reads: checked, pipes copied, each with its format. Knows nothing of MindSpore."""
-import contextlib
 import os
 import shutil
 from collections import Counter
@@ -19,7 +18,7 @@ from mindrlhf.data.preference import (
 from mindrlhf.data.rows.read import row_count
 from mindrlhf.errors import UserError
 
-__all__ = ["Given", "Sources", "Tally", "check_sources", "opened_sources", "rereadable"]
+__all__ = ["Given", "Sources", "Tally", "check_sources", "open_sources", "rereadable"]
 
 Given = Sequence[Tuple[Path, Optional[int]]]  # path, and how many of its rows; None: all
 
@@ -113,9 +112,8 @@ def _same(one: Path, other: Path) -> bool:
         return os.path.abspath(one) == os.path.abspath(other)
 
 
-@contextlib.contextmanager
-def opened_sources(given: Given, folder: Path, format_name: Optional[str], reading: Reading) -> Iterator[Sources]:
-    """The files, those that are pipes as copies in `folder`.
+def open_sources(given: Given, folder: Path, format_name: Optional[str], reading: Reading) -> Sources:
+    """The files with their formats; those that are pipes as copies in `folder`.
 
     Args:
         format_name: of all of them; None: of each, that of its first row
@@ -130,7 +128,7 @@ def opened_sources(given: Given, folder: Path, format_name: Optional[str], readi
     if reading.preference and "pku-saferlhf" not in (file.format for file in files):
         raise UserError(f"--preference: {reading.preference} has an effect in the format pku-saferlhf only, found "
                         f"{', '.join(file.format for file in files)}")
-    yield Sources(tuple(files), reading)
+    return Sources(tuple(files), reading)
 
 
 def rereadable(path: Path) -> Optional[Path]:

@@ -266,6 +266,28 @@ def test_a_damaged_file_is_one_error(tmp_path, name):
         assert error_of(tmp_path / name).startswith(f"{tmp_path / name}: "), share
 
 
+def test_a_parquet_file_with_fewer_rows_than_it_says_is_one_error(tmp_path, monkeypatch):
+    """As pyarrow 12 gives none of a file in which a byte was changed."""
+    write_parquet(tmp_path / "rows.parquet", FLAT)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", lambda *_, **__: iter(()))
+    assert error_of(tmp_path / "rows.parquet") == (
+        f"{tmp_path / 'rows.parquet'}: damaged: found 0 rows, expected 2, as its end says")
+
+
+def test_a_stream_that_is_cut_between_two_batches_is_one_error(tmp_path):
+    """Which pyarrow takes for its end."""
+    table = pa.Table.from_pylist([{"prompt": "q"}] * 4)
+    sizes = []
+    with open(tmp_path / "rows.arrow", "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=1):
+            writer.write_batch(batch)
+            file.flush()
+            sizes.append((tmp_path / "rows.arrow").stat().st_size)
+    assert len(list(read_rows(tmp_path / "rows.arrow"))) == 4
+    os.truncate(tmp_path / "rows.arrow", sizes[1])
+    assert error_of(tmp_path / "rows.arrow").startswith(f"{tmp_path / 'rows.arrow'}: cut short: ")
+
+
 @pytest.mark.parametrize(("name", "content", "found"), [
     ("rows.parquet", b"", "expected a Parquet file, found an empty file"),
     ("rows.parquet", b"prompt,chosen\na,b\n", "expected a Parquet file, found other content: b'prompt,chosen"),

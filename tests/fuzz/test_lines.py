@@ -11,9 +11,11 @@ and fields that are put together here: conversion writes exactly the rows that a
 | test_invalid_rows_are_left_out_...    | the others do, and every bad row is in a file         | json           |
 | test_a_line_of_10_mb_...              | size is no reason to fail, or to fail otherwise       | tiktoken       |
 | test_mutated_lines_through_the_...    | processes that encode see the same lines              | json           |
+| test_damaged_tables                   | their rows or one line, and no crash                  | what they must |
 | test_mutated_rows_of_every_format     | pairs as templates take them, or one line             | what they must |
 """
 import contextlib
+import gzip
 import json
 import math
 import re
@@ -30,7 +32,7 @@ from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
 
 from mindrlhf.data import convert as convert_module
 from mindrlhf.data.convert import convert_preferences
-from mindrlhf.data.preference import InvalidRow, Preference, Skipped, read_preferences
+from mindrlhf.data.preference import InvalidRow, Preference, Skipped, read_preferences, read_rows
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.scoring import text_scorer
@@ -390,6 +392,48 @@ def test_mutated_rows_of_every_format(folder, outcomes, name, data):
     first, last = ([(item.prompt, item.chosen, item.rejected) for item in found if item.number == number]
                    for number in (1, 3))
     assert first == last
+
+
+TABLE = [{"prompt": f"问 {number}", "chosen": "a", "rejected": "b", "scores": [0.5, number]} for number in range(40)]
+
+
+def tables():
+    """Name -> content of a file of TABLE."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    table, contents = pa.Table.from_pylist(TABLE), {}
+    for name, write in (
+            ("rows.parquet", lambda sink: pq.write_table(table, sink)),
+            ("stream.arrow", lambda sink: pa.ipc.new_stream(sink, table.schema)),
+            ("file.arrow", lambda sink: pa.ipc.new_file(sink, table.schema))):
+        sink = pa.BufferOutputStream()
+        writer = write(sink)
+        if writer is not None:
+            writer.write_table(table, max_chunksize=8)
+            writer.close()
+        contents[name] = sink.getvalue().to_pybytes()
+    return {**contents, "rows.parquet.gz": gzip.compress(contents["rows.parquet"])}
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "stream.arrow", "file.arrow", "rows.parquet.gz"])
+@given(damages=st.lists(DAMAGE, min_size=1, max_size=2))
+@fuzz(few=20, full=1000)
+def test_damaged_tables(folder, outcomes, name, damages):
+    content = tables()[name]
+    for damage in damages:
+        content = damaged(content, damage)
+    (folder / name).write_bytes(content)
+    found, refused = [], None
+    with outcomes.no_hang():
+        try:
+            found += read_rows(folder / name)
+        except UserError as error:
+            refused = error
+    outcomes.count("tables refused" if refused else "tables read")
+    if refused:
+        assert one_line(refused).startswith(f"{folder / name}:")
+    else:
+        assert "arrow" in name or len(found) == len(TABLE)
 
 
 # --- reward_infer.py ------------------------------------------------------------------------------------------------

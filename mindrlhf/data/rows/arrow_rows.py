@@ -16,6 +16,7 @@ from mindrlhf.json_file import read_json_object
 __all__ = ["arrow_file_rows", "arrow_stream_rows", "folder_rows", "parquet_row_count", "parquet_rows"]
 
 _BATCH = 256  # rows that are Python's objects at once
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 _BUFFER = 1 << 20  # bytes of a column that are read at once: a row group may be as large as the file
 
 
@@ -26,7 +27,15 @@ def parquet_rows(name: Path, file: BinaryIO) -> Iterator[Union[Row, InvalidRow]]
     with _errors_of(pa, name, "Parquet"):
         table = pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER)
         _check_columns(name, table.schema_arrow)
-        yield from _numbered(name, table.iter_batches(batch_size=_BATCH, use_threads=False), 0)
+        number = 0
+        for row in _numbered(name, table.iter_batches(batch_size=_BATCH, use_threads=False), 0):
+            number = row.number
+            yield row
+        said = {table.metadata.num_rows, sum(table.metadata.row_group(index).num_rows
+                                             for index in range(table.metadata.num_row_groups))}
+        if said != {number}:
+            raise UserError(f"{name}: damaged: found {number} rows, expected {' or '.join(map(str, sorted(said)))}, as "
+                            "its end says")
 
 
 def parquet_row_count(path: Path) -> Optional[int]:
@@ -42,6 +51,7 @@ def arrow_stream_rows(name: Path, file: BinaryIO, before: int = 0) -> Iterator[U
     """The rows of an Arrow file in the streaming format, as `datasets` writes it; `before`: rows of earlier files."""
     pa = _pyarrow(name)
     with _errors_of(pa, name, "Arrow"), _mapped(pa, file) as source:
+        source.check_end(name)
         reader = pa.ipc.open_stream(source.file)
         _check_columns(name, reader.schema)
         yield from _numbered(name, source.released(reader), before)
@@ -127,6 +137,12 @@ class _Mapped:
 
     def __init__(self, file, memory: Optional[mmap.mmap]):
         self.file, self._memory = file, memory
+
+    def check_end(self, name: Path) -> None:
+        """Raise `UserError` if a stream is without its mark of the end: pyarrow would not miss the batches behind."""
+        if self._memory is not None and self._memory[-len(_END):] != _END:
+            raise UserError(f"{name}: cut short: the file is without the mark with which a stream of Arrow ends; copy "
+                            "it again, or write it again with pyarrow or datasets")
 
     def released(self, batches: Iterator) -> Iterator:
         """Pieces of the batches; what was read of the file is no longer held in memory then."""
