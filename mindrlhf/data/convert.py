@@ -23,10 +23,12 @@ from tqdm import tqdm
 from mindrlhf import __version__
 from mindrlhf.atomic import check_outputs, follow_link, naming_a_full_disk, partial_folder
 from mindrlhf.data.encode import encode_pair
+from mindrlhf.data.lengths import LengthCounts, check_space
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import LengthStatistics, RecordWriter
-from mindrlhf.data.preference import InvalidRow, read_preferences
-from mindrlhf.data.template import render
+from mindrlhf.data.preference import InvalidRow, Preference, read_preferences
+from mindrlhf.data.template import as_dialogue
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import Tokenizer, open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.tables import format_table
@@ -36,7 +38,6 @@ __all__ = ["MAX_INVALID", "ConversionReport", "convert_preferences"]
 MAX_INVALID = 0.01  # share of invalid lines that `skip_invalid` leaves out unless told otherwise
 _CHUNK = 128  # rows that a process encodes and sends at once: at most two chunks a process are held in memory
 _ID_BYTES = 4
-_STEP = 64  # what --seq_length auto rounds up to
 _LONGEST = 2 ** 21  # tokens of a sample of which a page of MindRecord (256 MB) holds five
 _MOST_WORKERS = 256
 _SHOWN = 3  # invalid lines in a message
@@ -55,13 +56,18 @@ class ConversionReport:
     rejected_file: Optional[Path]
     output: Path
     shard_num: int = 1
+    cut_prompts: int = 0
+    dropped: int = 0
+    lost_by_cut: int = 0
 
     def as_text(self) -> str:
         """The closing lines for the user: the table of lengths, then what was cut, skipped and written."""
         row = self.lengths.as_dict()
         lines = [format_table([list(row), [str(value) for value in row.values()]]),
-                 f"cut at the sequence length: {self.cut}; with an empty answer: {self.empty_answers}; "
-                 f"skipped because both answers are the same: {self.identical}"]
+                 f"too long: {self.cut} with a cut answer, {self.cut_prompts} with a cut prompt, {self.dropped} "
+                 f"dropped, {self.lost_by_cut} lost because the cut took their difference",
+                 f"with an empty answer: {self.empty_answers}; skipped because both answers are the same: "
+                 f"{self.identical}"]
         if self.prefixes:
             lines.append(f"one answer begins the other: {self.prefixes}; their loss compares padding, not answers: a "
                          "small loss says nothing of their order")
@@ -74,39 +80,46 @@ class ConversionReport:
 
 def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_length: Optional[int], template: str,
                         padding_side: str = "right", pad_token_id: Optional[int] = None, skip_invalid: bool = False,
-                        num_workers: int = 1, shard_num: int = 1,
-                        max_invalid: float = MAX_INVALID) -> ConversionReport:
+                        num_workers: int = 1, shard_num: int = 1, max_invalid: float = MAX_INVALID,
+                        add_eos: bool = False, too_long: str = "cut") -> ConversionReport:
     """Convert a file of preference pairs to `output`, its index and its sidecar.
 
     Args:
         source:       .jsonl (or .json array) with prompt, pos_resp, neg_resp; a pipe is read once and whole
         output:       OUT.mindrecord; if it is a link, what it leads to
         tokenizer:    text to ids; the processes that encode open its file again
-        seq_length:   N, tokens a sample; longer texts are cut. None: the smallest multiple of 64 that cuts nothing,
-                      found by encoding the source twice and printed
-        template:     see `mindrlhf.data.template`
+        seq_length:   N, tokens a sample. None: the smallest multiple of 64 that holds all texts, found by encoding the
+                      source twice and printed
+        template:     as it is noted, see `mindrlhf.data.template.read_template`
         padding_side: "right" or "left"
         pad_token_id: default: the tokenizer's
         skip_invalid: leave out lines that cannot be used and write them to OUT.mindrecord.rejected.jsonl
         num_workers:  processes that encode, beside this one that writes; pairs and (of one file) order are the same
         shard_num:    1, or the number of files OUT.mindrecord0, OUT.mindrecord1, ... over which pairs are spread
         max_invalid:  share of the lines, 0 to 1, that `skip_invalid` leaves out; more are an error
+        add_eos:      end texts with `<|endoftext|>`
+        too_long:     what becomes of longer texts, see `TextEncoder.fit`
 
     Raises:
         UserError: the source cannot be read, a line is invalid (unless `skip_invalid`) or too many are, no pair is left
-                   or fewer than `shard_num`, an output is one of the inputs or cannot be written, or an encoding
-                   process was ended from outside.
+                   or fewer than `shard_num`, an output is one of the inputs or cannot be written, the tokenizer lacks a
+                   control token, there is no space, or an encoding process was ended from outside.
     """
     pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
     writer = RecordWriter(output, shard_num)
     rejected = _InvalidRows(writer.path, skip_invalid)
     check_outputs({"--dst_file": [*writer.files, rejected.path]}, {"--src_file": source, "--tokenizer": tokenizer.path})
     _check_arguments(tokenizer, seq_length, num_workers)
+    encoder = TextEncoder(tokenizer, template, add_eos, too_long)
     lengths, counts = LengthStatistics(), dict.fromkeys(("cut", "empty_answers", "identical", "prefixes", "invalid"), 0)
+    too_long_counts = dict.fromkeys(("cut_prompts", "dropped", "lost_by_cut"), 0)
     with writer, rejected, _file_of(source, rejected.folder) as place:
-        read = _Source(source, place, tokenizer, template, num_workers)
+        read = _Source(source, place, encoder, seq_length, num_workers)
         if seq_length is None:
-            seq_length = _fitting_length(read, skip_invalid)
+            found = _lengths_of(read, skip_invalid)
+            seq_length = found.fitting
+            check_space(writer.path, rejected.folder, found.pairs, seq_length)
+            read = read._replace(length=seq_length)
         with read.encoded() as rows, _progress("convert", read) as bar:
             writer.open()  # while the other processes start
             for row in rows:
@@ -115,12 +128,17 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
                     rejected.add(row)
                     counts["invalid"] += 1
                     continue
-                chosen_ids, reject_ids = (ids[:seq_length] for ids in row.ids())
+                if row.dropped:
+                    too_long_counts["dropped"] += 1
+                    continue
+                chosen_ids, reject_ids = row.ids()
                 sample = encode_pair(chosen_ids, reject_ids, seq_length, pad_token_id, padding_side)
                 if sample is None:
-                    counts["identical"] += 1
+                    counts["identical"] += not row.different
+                    too_long_counts["lost_by_cut"] += row.different
                     continue
-                counts["cut"] += max(row.lengths()) > seq_length
+                counts["cut"] += row.cut_answer
+                too_long_counts["cut_prompts"] += row.cut_prompt
                 counts["empty_answers"] += row.empty_answer
                 shorter = min(len(chosen_ids), len(reject_ids))
                 counts["prefixes"] += padding_side == "right" and np.array_equal(chosen_ids[:shorter],
@@ -128,17 +146,21 @@ def convert_preferences(source: Path, output: Path, tokenizer: Tokenizer, seq_le
                 lengths.add(row.prompt_length, len(chosen_ids), len(reject_ids))
                 writer.write(sample)
         if not lengths.count:
+            others = f", {sum(too_long_counts.values())} too long" if any(too_long_counts.values()) else ""
             raise UserError(f"{source}: no usable pair ({counts['invalid']} invalid lines, {counts['identical']} with "
-                            "two equal answers), expected at least one")
-        rejected.check_share(source, lengths.count + counts["identical"], max_invalid)
+                            f"two equal answers{others}), expected at least one")
+        rejected.check_share(source, lengths.count + counts["identical"] + too_long_counts["dropped"]
+                             + too_long_counts["lost_by_cut"], max_invalid)
         earlier_rejected = rejected.of_earlier_run()
         writer.finish({
             "made_by": f"mindrlhf {__version__}", "source": source.name, "seq_length": seq_length,
             "pad_token_id": pad_token_id, "padding_side": padding_side, "prompt_template": template,
             "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size},
-            **lengths.as_dict(), **counts})
+            **({"add_eos": True} if add_eos else {}), **({"too_long": too_long} if too_long != "cut" else {}),
+            **lengths.as_dict(), **counts, **{name: count for name, count in too_long_counts.items() if count}})
         rejected_file = rejected.finish(earlier_rejected)
-    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num, **counts)
+    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num, **counts,
+                            **too_long_counts)
 
 
 def _check_arguments(tokenizer: Tokenizer, seq_length: Optional[int], num_workers: int) -> None:
@@ -174,36 +196,50 @@ def _file_of(source: Path, folder: Path) -> Iterator[Path]:
     yield place
 
 
-def _fitting_length(source: "_Source", skip_invalid: bool) -> int:
-    """The smallest multiple of 64 tokens that cuts no pair of the source; it is printed with the longest text's."""
-    longest = 0
+def _lengths_of(source: "_Source", skip_invalid: bool) -> LengthCounts:
+    """How long the pairs of the source are; the length that fits them is printed, with the longest text's."""
+    lengths = LengthCounts()
     with source.encoded() as rows, _progress("count tokens of", source) as bar:
         for row in rows:
             bar.update()
             if isinstance(row, InvalidRow):
                 if not skip_invalid:
                     raise row.as_error()
-            elif row.chosen != row.reject:
-                longest = max(longest, *row.lengths())
-    length = max(-(-longest // _STEP), 1) * _STEP
-    if length > _LONGEST:
-        raise UserError(f"{source.name}: the longest text has {longest} tokens, expected at most {_LONGEST} for "
-                        "--seq_length auto; give the length at which longer ones are to be cut")
-    if longest:
-        tqdm.write(f"--seq_length auto: {length} (the longest text has {longest} tokens)")
-    return length
+            elif row.different:
+                lengths.add(max(row.lengths()), row.place)
+    if lengths.fitting > _LONGEST:
+        raise UserError(f"{source.name}: the longest text has {lengths.longest} tokens, expected at most {_LONGEST} "
+                        "for --seq_length auto; give the length at which longer ones are to be cut")
+    if lengths.pairs:
+        tqdm.write(f"--seq_length auto: {lengths.fitting} (the longest text has {lengths.longest} tokens)")
+        warning = lengths.warning()
+        if warning:
+            tqdm.write(warning)
+    return lengths
 
 
 class _Encoded(NamedTuple):
-    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest."""
+    """A pair as an encoding process sends it; ids are the bytes of int32 arrays, which go through a pipe fastest.
 
+    Attributes:
+        place:      its file and line
+        different:  whether both texts differed before they were cut
+        cut_answer: whether a text lost its end; `cut_prompt`, whether the prompt lost its beginning; `dropped`, whether
+                    the pair is to be left out because it is too long
+    """
+
+    place: str
     prompt_length: int
     chosen: bytes
     reject: bytes
     empty_answer: bool
+    different: bool
+    cut_answer: bool
+    cut_prompt: bool
+    dropped: bool
 
     def ids(self) -> Tuple[np.ndarray, np.ndarray]:
-        """Ids of the chosen and the rejected text, template and prompt included, not cut."""
+        """Ids of the chosen and the rejected text, template and prompt included."""
         return np.frombuffer(self.chosen, np.int32), np.frombuffer(self.reject, np.int32)
 
     def lengths(self) -> Tuple[int, int]:
@@ -215,14 +251,15 @@ class _Source(NamedTuple):
     """A file of pairs, and how its rows are encoded.
 
     Attributes:
-        name: of the file, for messages
-        path: where it can be read again and again
+        name:   of the file, for messages
+        path:   where it can be read again and again
+        length: at which texts are cut; None where they are not
     """
 
     name: Path
     path: Path
-    tokenizer: Tokenizer
-    template: str
+    encoder: TextEncoder
+    length: Optional[int]
     num_workers: int
 
     def encoded(self) -> ContextManager[Iterator[Union[_Encoded, InvalidRow]]]:
@@ -231,7 +268,7 @@ class _Source(NamedTuple):
 
 
 @contextlib.contextmanager
-def _encoded(source: Path, path: Path, tokenizer: Tokenizer, template: str,
+def _encoded(source: Path, path: Path, encoder: TextEncoder, length: Optional[int],
              num_workers: int) -> Iterator[Iterator[Union[_Encoded, InvalidRow]]]:
     context = multiprocessing.get_context("spawn")  # a fork would copy MindSpore's threads' locks
     processes, receivers = [], []
@@ -240,8 +277,8 @@ def _encoded(source: Path, path: Path, tokenizer: Tokenizer, template: str,
             receiver, sender = context.Pipe()  # both ways means a socket, which holds three times what a pipe does
             receivers.append(receiver)
             process = context.Process(target=_encode_chunks, daemon=True,
-                                      args=(sender, source, path, _rereadable(tokenizer.path), template, index,
-                                            num_workers))
+                                      args=(sender, source, path, _rereadable(encoder.tokenizer.path), encoder.settings,
+                                            length, index, num_workers))
             with sender, _no_interrupt():  # only the process keeps its end: its death is the end of what it sends
                 process.start()
             processes.append(process)
@@ -283,19 +320,19 @@ def _in_turn(source: Path, processes: Sequence, receivers: Sequence) -> Iterator
         yield from chunk
 
 
-def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, template: str, index: int,
-                   step: int) -> None:
+def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, settings: Sequence,
+                   length: Optional[int], index: int, step: int) -> None:
     """An encoding process: send chunks `index`, `index + step`, ... of the source, then an empty one.
 
     A `UserError` is sent too, in the place of a chunk. The tokenizer's file is opened again: the first process would
     have to wait until this one has taken over the tokenizer itself, for ever if this one ends while it starts.
     """
     try:
-        tokenizer = open_tokenizer(tokenizer_path)
+        encoder = TextEncoder(open_tokenizer(tokenizer_path), *settings)
         rows = read_preferences(path, source)
         chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
         for chunk in itertools.islice(chunks, index, None, step):
-            sender.send(_encode_chunk(chunk, tokenizer, template))
+            sender.send(_encode_chunk(chunk, encoder, length))
         sender.send([])
     except UserError as error:
         sender.send(error)
@@ -303,16 +340,24 @@ def _encode_chunks(sender, source: Path, path: Path, tokenizer_path: Path, templ
         pass  # the first process was killed
 
 
-def _encode_chunk(rows: Iterable, tokenizer: Tokenizer, template: str) -> List[Union[_Encoded, InvalidRow]]:
-    encoded = []
-    for row in rows:
-        if not isinstance(row, InvalidRow):
-            ids = tokenizer.encode_batch([row.prompt.strip(), render(template, row.prompt, row.chosen),
-                                          render(template, row.prompt, row.rejected)])
-            row = _Encoded(len(ids[0]), *(np.array(side, np.int32).tobytes() for side in ids[1:]),
-                           not (row.chosen.strip() and row.rejected.strip()))
-        encoded.append(row)
-    return encoded
+def _encode_chunk(rows: Iterable, encoder: TextEncoder, length: Optional[int]) -> List[Union[_Encoded, InvalidRow]]:
+    return [row if isinstance(row, InvalidRow) else _encode_row(row, encoder, length) for row in rows]
+
+
+def _encode_row(row: Preference, encoder: TextEncoder, length: Optional[int]) -> Union[_Encoded, InvalidRow]:
+    prompt = as_dialogue(row.prompt)
+    answers = [as_dialogue(answer, "assistant") for answer in (row.chosen, row.rejected)]
+    try:
+        fitted = encoder.fit(prompt, answers, length)
+    except UserError as error:  # the template refuses such a dialogue
+        text = json.dumps({"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}, ensure_ascii=False,
+                          allow_nan=False)
+        return InvalidRow(row.place, row.number, str(error), text)
+    alone = encoder.tokenizer.encode_batch([message.content.strip() for message in prompt])
+    chosen, rejected = (np.array(ids, np.int32).tobytes() for ids in fitted.ids)
+    empty = not all("".join([message.content for message in answer]).strip() for answer in answers)
+    return _Encoded(row.place, sum(map(len, alone)), chosen, rejected, empty, fitted.different,
+                    any(fitted.cut_answers), fitted.cut_prompt, fitted.dropped)
 
 
 class _InvalidRows:
