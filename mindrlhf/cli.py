@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Callable, Optional, Tuple
 
-from mindrlhf.data.template import check_template
+from mindrlhf.data.template import open_template
 from mindrlhf.errors import UserError
 
 __all__ = ["add_set_flag", "boolean", "columns", "inner_share", "new_parser", "not_used", "positive_int", "score_key",
@@ -120,8 +120,10 @@ def columns(text: str) -> Tuple[Tuple[str, str], ...]:
 
 
 def template(text: str) -> str:
-    r"""A prompt template with {prompt} and {response}; a literal \n is a line break."""
+    r"""A prompt template, as it is noted: a text with {prompt} and {response} in which a literal \n is a line break,
+    glm4-chat, or a .jinja file.
+    """
     try:
-        return check_template(text)
+        return open_template(text).noted
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).replace("--prompt_template: ", "")) from None

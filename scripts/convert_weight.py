@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import new_parser, template
+from mindrlhf.cli import boolean, new_parser, template
 from mindrlhf.errors import run_main
 
 _TYPES = ("float32", "bfloat16", "float16")
@@ -50,7 +50,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     out.add_argument("--output", required=True, type=Path, help="a new or empty folder")
     out.add_argument("--tokenizer", help="GLM-4's tokenizer.model; without it no tokenizer files are written")
     out.add_argument("--prompt_template", type=template,
-                     help="text with {prompt} and {response}; default: the one that the model was trained with")
+                     help="text with {prompt} and {response}, glm4-chat, or a .jinja file; default: the one that the "
+                          "model was trained with")
+    out.add_argument("--add_eos", type=boolean, metavar="True|False",
+                     help="end texts with <|endoftext|>; default: as the model was trained")
     out.add_argument("--src_strategy", help="strategy file, or folder of them, of a checkpoint sliced over ranks "
                                             "(output/strategy of the run)")
     out.add_argument("--language_model", action="store_true",
@@ -70,7 +73,7 @@ def main() -> int:
         result = hf_to_ms(args.input, args.output, args.dtype, model)
     else:
         result = ms_to_hf(args.input, model, args.output, args.dtype, args.tokenizer, args.prompt_template,
-                          args.src_strategy, args.language_model)
+                          args.src_strategy, args.language_model, add_eos=args.add_eos)
     print(result.as_text())
     return 0
 

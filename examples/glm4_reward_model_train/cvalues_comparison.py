@@ -27,6 +27,7 @@ from mindrlhf.cli import columns, inner_share, new_parser, positive_int, share, 
 from mindrlhf.data.formats import FORMATS
 from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.text_encoder import TOO_LONG
 from mindrlhf.errors import UserError, run_main
 
 
@@ -34,7 +35,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser(__doc__)
     parser.add_argument("--tokenizer", required=True, type=Path,
-                        help="GLM-4's tokenizer.model (rank file), or a SentencePiece model (ChatGLM2, ChatGLM3)")
+                        help="GLM-4's tokenizer.model (rank file), transformers' tokenizer.json, a folder with one of "
+                             "them, or a SentencePiece model (ChatGLM2, ChatGLM3)")
     parser.add_argument("--src_file", required=True, type=source_file, nargs="+", metavar="FILE",
                         help="one or more files of preference data: .jsonl, .json, .csv, .parquet, .arrow, each also "
                              ".gz, a folder made by datasets.save_to_disk, or a pipe; FILE#5000 takes the first 5000 "
@@ -50,10 +52,15 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--seq_length", required=True, type=_seq_length,
                         help="tokens a sample, the model's seq_length; longer texts are cut. auto: the smallest "
                              "multiple of 64 that cuts nothing, for which the texts are encoded twice")
+    parser.add_argument("--too_long", choices=TOO_LONG, default="cut",
+                        help="of longer texts: cut their end; cut the prompt's beginning; or drop the pair. Default: "
+                             "cut")
     parser.add_argument("--padding_side", choices=("right", "left"), default="right", help="default: right")
     parser.add_argument("--pad_token_id", type=int, help="default: the tokenizer's (151329 for GLM-4)")
     parser.add_argument("--prompt_template", type=template, default=PROMPT_TEMPLATE,
-                        help="text with {prompt} and {response}, \\n for line breaks; the same in reward_infer.py")
+                        help="text with {prompt} and {response}, \\n for line breaks; glm4-chat; or a .jinja file")
+    parser.add_argument("--add_eos", action="store_true",
+                        help="end texts with <|endoftext|>, where their score is read")
     parser.add_argument("--skip_invalid", action="store_true",
                         help="leave out invalid lines and write them, with the reason, to DST_FILE.rejected.jsonl")
     parser.add_argument("--max_invalid", type=share, metavar="SHARE",
@@ -91,7 +98,8 @@ def main() -> int:
     report = convert_preferences(args.src_file, args.dst_file, tokenizer, args.seq_length, args.prompt_template,
                                  args.padding_side, args.pad_token_id, args.skip_invalid, args.num_workers,
                                  args.shard_num, MAX_INVALID if args.max_invalid is None else args.max_invalid,
-                                 args.format, Reading(args.columns, args.preference), args.val_split)
+                                 args.format, Reading(args.columns, args.preference), args.val_split, args.add_eos,
+                                 args.too_long)
     sys.stdout.write(report.as_text() + "\n")
     return 0
 

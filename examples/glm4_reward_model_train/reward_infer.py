@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import add_set_flag, new_parser, positive_int, score_key, template
+from mindrlhf.cli import add_set_flag, boolean, new_parser, positive_int, score_key, template
 from mindrlhf.errors import run_main
 
 
@@ -55,7 +55,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--verbose", action="store_true",
                         help="show MindFormers' log, and each text with its score, on the terminal too")
     parser.add_argument("--prompt_template", type=template,
-                        help="text with {prompt} and {response}; default: the one that the model was trained with")
+                        help="text with {prompt} and {response}, glm4-chat, or a .jinja file; default: the one that "
+                             "the model was trained with")
+    parser.add_argument("--add_eos", type=boolean, metavar="True|False",
+                        help="end texts with <|endoftext|>; default: as the model was trained")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""What a text is before a template renders it: messages of a dialogue."""
+"""A dialogue: messages in their order."""
 from typing import NamedTuple, Tuple
 
 __all__ = ["ROLES", "Dialogue", "Message"]
@@ -10,7 +10,7 @@ class Message(NamedTuple):
     """What one side says.
 
     Attributes:
-        role:    "system", "user", "assistant" or "observation"
+        role:    one of `ROLES`
         content: its text
     """
 

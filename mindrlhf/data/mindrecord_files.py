@@ -230,6 +230,8 @@ _SETTINGS = {
     "pad_token_id": ("an id", lambda value: type(value) is int and value >= 0),
     "padding_side": ("right or left", lambda value: value in ("right", "left")),
     "prompt_template": ("text", lambda value: isinstance(value, str)),
+    "add_eos": ("true or false", lambda value: isinstance(value, bool)),
+    "too_long": ("cut, cut_prompt or drop", lambda value: value in ("cut", "cut_prompt", "drop")),
     "tokenizer": ("an object", lambda value: isinstance(value, dict)),
     "order": ("an object", lambda value: isinstance(value, dict)),
     "objective": ("text", lambda value: isinstance(value, str)),

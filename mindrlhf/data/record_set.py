@@ -18,6 +18,7 @@ from mindrlhf.errors import UserError, some
 __all__ = ["Part", "RecordSet"]
 
 _SETTINGS = ("seq_length", "pad_token_id", "padding_side", "prompt_template", "tokenizer")
+_WHERE_NOT_DEFAULT = ("add_eos", "too_long")  # settings that a sidecar has only then
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class RecordSet:
     Attributes:
         parts:        what each conversion wrote, in the order in which they are named
         settings:     what their sidecars agree on, as far as they have it: `seq_length`, `pad_token_id`,
-                      `padding_side`, `prompt_template`, `tokenizer`; {} without a sidecar
+                      `padding_side`, `prompt_template`, `tokenizer`, and `add_eos` and `too_long` where they are
+                      not the default; {} without a sidecar
         sidecar:      the file that says so; None without one
         row_checksums: CRC-32 of the rows of each file; None where a sidecar does not know it
         unverifiable: files without checksums, as another converter writes them
@@ -156,11 +158,12 @@ def _common_settings(sidecars: Mapping[Path, Mapping[str, Any]]) -> Tuple[Dict[s
     settings: Dict[str, Any] = {}
     origin: Optional[Path] = None
     for path, sidecar in sidecars.items():
-        found = {key: sidecar.get(key) for key in _SETTINGS}
-        for key, value in found.items():
-            if settings and value != settings[key]:
-                raise UserError(f"{path}: {key} is {value!r}, but {origin} says {settings[key]!r}; files of one data "
-                                "set must be made with the same settings")
+        found = {**{key: sidecar.get(key) for key in _SETTINGS},
+                 **{key: sidecar[key] for key in _WHERE_NOT_DEFAULT if sidecar.get(key)}}
+        for key in {**found, **settings} if settings else ():
+            if found.get(key) != settings.get(key):
+                raise UserError(f"{path}: {key} is {found.get(key)!r}, but {origin} says {settings.get(key)!r}; files "
+                                "of one data set must be made with the same settings")
         settings, origin = found, path
     return settings, origin
 

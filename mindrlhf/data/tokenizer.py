@@ -3,6 +3,7 @@
 - GLM-4: a rank file, one `base64-token rank` a line, encoded by tiktoken with GLM-4's split pattern. Special tokens
   are not in the file; they follow its ranks, `<|endoftext|>` (also the pad token) first: 151329 for GLM-4's 151,329.
 - ChatGLM2 and ChatGLM3: a SentencePiece model.
+- transformers: `tokenizer.json` (`mindrlhf.data.transformers_tokenizer`).
 """
 import base64
 import binascii
@@ -16,7 +17,7 @@ from mindrlhf.errors import UserError
 from mindrlhf.file_kinds import known_kind
 
 __all__ = ["GLM4_PATTERN", "GLM4_SPECIAL_TOKENS", "RankTokenizer", "Tokenizer",
-           "check_same_tokenizer", "open_tokenizer", "write_rank_file"]
+           "check_same_tokenizer", "open_tokenizer", "rank_file", "write_rank_file"]
 
 # How GLM-4 cuts text before merging bytes (a fact of its published tokenizer).
 GLM4_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,6 +36,7 @@ class Tokenizer(ABC):
         sha256:       of its content, in hexadecimal
         vocab_size:   number of ids, special tokens included
         pad_token_id: the id that fills up a sequence by default
+        control_ids:  control token -> id, which no text gives
     """
 
     def __init__(self, path: Path, content: bytes):
@@ -42,6 +44,7 @@ class Tokenizer(ABC):
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.vocab_size = 0
         self.pad_token_id = 0
+        self.control_ids: Dict[str, int] = {}
 
     @property
     def identity(self) -> Dict[str, str]:
@@ -68,6 +71,7 @@ class RankTokenizer(Tokenizer):
         self.first_special = max(self.ranks.values()) + 1
         self.vocab_size = self.first_special + len(GLM4_SPECIAL_TOKENS)
         self.pad_token_id = self.first_special
+        self.control_ids = {name: self.first_special + number for number, name in enumerate(GLM4_SPECIAL_TOKENS)}
         self._encoding = tiktoken.Encoding(name=path.name, pat_str=GLM4_PATTERN, mergeable_ranks=self.ranks,
                                            special_tokens={})
 
@@ -88,7 +92,7 @@ class _SentencePieceTokenizer(Tokenizer):
             loaded = False
         if not loaded or not self._model.GetPieceSize():
             raise UserError(f"{path}: not a tokenizer file: found {_beginning(content)}, expected a GLM-4 rank file "
-                            "(lines of `base64-token rank`) or a SentencePiece model")
+                            "(lines of `base64-token rank`), a SentencePiece model, or transformers' tokenizer.json")
         self.vocab_size = self._model.GetPieceSize()
         self.pad_token_id = max(self._model.pad_id(), 0)
 
@@ -97,20 +101,25 @@ class _SentencePieceTokenizer(Tokenizer):
 
 
 def open_tokenizer(path: Union[str, Path]) -> Tokenizer:
-    """Open a tokenizer file.
+    """Open a tokenizer file, or the `tokenizer.model` or else the `tokenizer.json` of a folder.
 
     Raises:
-        UserError: missing, unreadable, or neither a rank file nor a SentencePiece model.
+        UserError: missing, unreadable, or of none of the kinds; the installed tokenizers package cannot honour a
+            tokenizer.json.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "tokenizer.model"
+        names = [name for name in ("tokenizer.model", "tokenizer.json") if (path / name).exists()]
+        path = path / (names or ["tokenizer.model"])[0]
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: tokenizer cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if _RANK_LINE.fullmatch(content.split(b"\n", 1)[0].rstrip(b"\r")):
         return RankTokenizer(path, content)
+    if content.lstrip()[:1] == b"{":
+        from mindrlhf.data.transformers_tokenizer import TransformersTokenizer
+        return TransformersTokenizer(path, content)
     return _SentencePieceTokenizer(path, content)
 
 
@@ -156,8 +165,12 @@ def _parse_ranks(path: Path, content: bytes) -> Dict[bytes, int]:
 
 def write_rank_file(path: Union[str, Path], tokens: Sequence[bytes]) -> None:
     """Write `tokens`, in the order of their ranks, in GLM-4's format."""
-    lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
-    Path(path).write_bytes(b"".join(lines))
+    Path(path).write_bytes(rank_file(tokens))
+
+
+def rank_file(tokens: Sequence[bytes]) -> bytes:
+    """The content of such a file."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
 def _beginning(content: bytes) -> str:

@@ -20,7 +20,7 @@ from mindrlhf.checkpoints.load import raise_left_over
 from mindrlhf.checkpoints.sharded import merge_slices
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.run_config import Model
-from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.template import PROMPT_TEMPLATE, read_template
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, RankTokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import UserError, raise_each, raise_problems, some
 from mindrlhf.huggingface.model_files import model_card, model_config, notes_of_config
@@ -194,7 +194,8 @@ def _compare(size: Dimensions, in_yaml: Dimensions) -> List[str]:
 
 def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = None,
              tokenizer_path: Optional[str] = None, template: Optional[str] = None, src_strategy: Optional[str] = None,
-             language_model: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES) -> Conversion:
+             language_model: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES,
+             add_eos: Optional[bool] = None) -> Conversion:
     """A trained reward model to a folder that transformers loads as `GlmForSequenceClassification`.
 
     Args:
@@ -203,10 +204,12 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         output:          a new or empty folder
         dtype:           a key of `FLOAT_BYTES`; None: as each tensor is
         tokenizer_path:  GLM-4's rank file; None: no tokenizer files
-        template:        the prompt template; None: that of the training data, or the default where it is not known
+        template:        the prompt template, as it is noted; None: that of the training data, or the default where it
+                         is not known
         src_strategy:    strategy file or folder, where the checkpoint is sliced over ranks
         language_model:  write `GlmForCausalLM` from a checkpoint with an LM head
         max_shard_bytes: of a shard
+        add_eos:         whether texts end with `<|endoftext|>`; None: as those of the training data
 
     Raises:
         UserError: the checkpoint is not that of the YAML, is sliced without a strategy, lacks the head, or the
@@ -220,7 +223,11 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
     raise_each("--config", problems_of_model(trained, size))
     size = replace(size, seq_length=settings.get("seq_length") or size.seq_length)  # --seq_length of the training run
     asked, template = template, template or settings.get("prompt_template") or PROMPT_TEMPLATE
+    written, end = read_template(template), bool(settings.get("add_eos")) if add_eos is None else add_eos
     tokenizer = _open_rank_file(tokenizer_path, pad_token_id, size, settings, trained.place)
+    eos_token_id = pad_token_id
+    if end and pad_token_id == (tokenizer.first_special if tokenizer else pad_token_id):
+        pad_token_id += 1  # [MASK]: transformers reads the score in front of the first pad token
     head = LM_HEAD_NAME if language_model else HEAD_NAME
     weights = [*backbone_weights(size), *(weight for weight in head_weights(size) if weight.name == head)]
     with ExitStack() as stack:
@@ -232,13 +239,15 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         tensors = [tensor for weight in weights for tensor in _split(weight, stored[weight.name], dtype)]
         main_dtype = max({tensor.dtype for tensor in tensors},
                          key=lambda name: sum(tensor.nbytes for tensor in tensors if tensor.dtype == name))
-        texts = {"config.json": _as_json(model_config(size, main_dtype, pad_token_id, not language_model, settings)),
+        texts = {"config.json": _as_json(model_config(size, main_dtype, pad_token_id, not language_model, settings,
+                                                      eos_token_id)),
                  "README.md": model_card(size, main_dtype, checkpoint.name, not language_model, template, settings,
-                                         tokenizer and tokenizer.path.name)}
+                                         tokenizer and tokenizer.path.name, end)}
         if tokenizer:
-            texts["tokenizer.json"] = json.dumps(tokenizer_json(tokenizer), ensure_ascii=False, allow_nan=False)
+            texts["tokenizer.json"] = json.dumps(tokenizer_json(tokenizer, end or not written.splits_tokens),
+                                                 ensure_ascii=False, allow_nan=False)
             texts["tokenizer_config.json"] = _as_json(
-                tokenizer_config(tokenizer, pad_token_id, size.seq_length, template))
+                tokenizer_config(tokenizer, pad_token_id, size.seq_length, written, end))
         shards = _shards(tensors, ".safetensors", max_shard_bytes)
         if len(shards) > 1:
             texts[INDEX_NAME] = _as_json({
@@ -249,7 +258,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         dropped = tuple(name for name in stored if name not in expected)
     notes = [f"checkpoint: {checkpoint}",
              f"architecture: {'GlmForCausalLM' if language_model else 'GlmForSequenceClassification, one label'}"]
-    notes += _doubts(trained, asked)
+    notes += _doubts(trained, asked, end)
     if not tokenizer:
         notes.append("no tokenizer files: --tokenizer tokenizer.model adds them")
     return Conversion(len(taken), sum(tensor.nbytes for tensor in taken), len(tensors),
@@ -257,7 +266,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
                       tuple(notes))
 
 
-def _doubts(trained: TrainingNotes, template: Optional[str]) -> Iterator[str]:
+def _doubts(trained: TrainingNotes, template: Optional[str], add_eos: bool) -> Iterator[str]:
     """What to warn of, a line each."""
     if trained.doubt:
         yield f"WARNING: {trained.doubt}"
@@ -265,6 +274,9 @@ def _doubts(trained: TrainingNotes, template: Optional[str]) -> Iterator[str]:
     if template and noted and template != noted:
         yield (f"WARNING: --prompt_template is {template!r}, the model was trained with {noted!r} ({trained.place}): "
                "with the template that is written, its scores mean little")
+    if noted and bool(trained.values.get("add_eos")) != add_eos:
+        yield (f"WARNING: --add_eos is {add_eos}, the model was trained with {not add_eos} ({trained.place}): its "
+               "scores, which are read at a text's last token, mean little")
 
 
 def _open_rank_file(path: Optional[str], pad_token_id: int, size: Dimensions, settings: Mapping[str, Any],
@@ -274,8 +286,9 @@ def _open_rank_file(path: Optional[str], pad_token_id: int, size: Dimensions, se
         return None
     tokenizer = open_tokenizer(path)
     if not isinstance(tokenizer, RankTokenizer):
-        raise UserError(f"--tokenizer: {tokenizer.path}: found a SentencePiece model, expected GLM-4's rank file "
-                        "(lines of `base64-token rank`)")
+        kind = "a tokenizer.json" if tokenizer.path.suffix == ".json" else "a SentencePiece model"
+        raise UserError(f"--tokenizer: {tokenizer.path}: found {kind}, expected GLM-4's rank file (lines of "
+                        "`base64-token rank`)")
     check_same_tokenizer("--tokenizer", tokenizer.identity, settings.get("tokenizer"), settings_file)
     if tokenizer.vocab_size > size.padded_vocab_size:
         raise UserError(f"--tokenizer: {tokenizer.path}: {tokenizer.vocab_size} ids, model.model_config."

@@ -6,6 +6,7 @@ from typing import Any, Dict, Mapping, Optional
 
 from mindrlhf import __version__
 from mindrlhf.data.mindrecord_files import check_settings
+from mindrlhf.data.template import TextTemplate, read_template
 from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import Dimensions
 from mindrlhf.weights.ckpt_file import NOTES
@@ -28,18 +29,19 @@ with torch.no_grad():
 
 
 def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool,
-                 notes: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
+                 notes: Optional[Mapping[str, Any]] = None, eos_token_id: Optional[int] = None) -> Dict[str, Any]:
     """The content of config.json.
 
     Args:
         dtype:  of most weights, which transformers loads them as
         reward: `GlmForSequenceClassification` with one label, or `GlmForCausalLM`
         notes:  of the training, which tools that do not know them leave as they are, see `notes_of_config`
+        eos_token_id: None: as the pad token's
     """
     config = {"architectures": ["GlmForSequenceClassification" if reward else "GlmForCausalLM"], "model_type": "glm",
               **size.as_transformers(), "attention_dropout": 0.0, "initializer_range": 0.02,
               "tie_word_embeddings": False, "use_cache": True, "pad_token_id": pad_token_id,
-              "eos_token_id": pad_token_id, "torch_dtype": dtype}
+              "eos_token_id": pad_token_id if eos_token_id is None else eos_token_id, "torch_dtype": dtype}
     if reward:  # a regression: tools that would squeeze a score into 0..1 leave it alone
         config.update(num_labels=1, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, problem_type="regression")
     return {**config, NOTES: {**notes}} if notes else config
@@ -63,15 +65,27 @@ def notes_of_config(config: Mapping[str, Any], path: Path, size: Dimensions) -> 
     return {**notes, "model": {**(notes.get("model") or {}), **asdict(size)}}
 
 
+def _how_texts_are_made(template: str, add_eos: bool) -> str:
+    opened = read_template(template)
+    how = "Prompt and answer, stripped of white space at both ends, are put into this template." \
+        if isinstance(opened, TextTemplate) else "Messages are put into this template."
+    tokens = "No special token is added in front or behind." if opened.splits_tokens else \
+        "Its control tokens are encoded as such; the same characters in a message are text."
+    if not add_eos:
+        return f"{how} {tokens}"
+    return f"{how} {'' if opened.splits_tokens else tokens + ' '}`<|endoftext|>` follows, at which the score is read."
+
+
 def model_card(size: Dimensions, dtype: str, source: str, reward: bool, template: str,
-               data: Mapping[str, Any], tokenizer: Optional[str]) -> str:
+               data: Mapping[str, Any], tokenizer: Optional[str], add_eos: bool = False) -> str:
     """README.md of the exported folder.
 
     Args:
         source:    name of the checkpoint
-        template:  the prompt template
+        template:  the prompt template, as it is noted
         data:      how the training data was made, as far as it is known (`data_settings.json`)
         tokenizer: name of the tokenizer file, or None where none was exported
+        add_eos:   whether texts end with `<|endoftext|>`
     """
     tags = ["reward-model", "glm"] if reward else ["glm"]
     head = ["---", "library_name: transformers",
@@ -91,8 +105,7 @@ def model_card(size: Dimensions, dtype: str, source: str, reward: bool, template
         "It reads a prompt and an answer and gives one number, the better the answer the higher: the value head's "
         "output at the text's last token. Only differences between answers to the same prompt carry meaning.", "",
         *facts, "", "## Text", "",
-        "Prompt and answer, stripped of white space at both ends, are put into this template. No special token is "
-        "added in front or behind.", "",
+        _how_texts_are_made(template, add_eos), "",
         "```json", json.dumps(template, ensure_ascii=False, allow_nan=False), "```", "",
         *(["The tokenizer's chat template does the same with a message of the user and one of the assistant:", "",
            _CODE, ""] if tokenizer else [])])

@@ -2,19 +2,23 @@
 
 A rank file says which byte strings are tokens; merging takes the pair whose concatenation has the lowest rank. The
 tokenizers library wants the merges instead: every split of a token into two tokens, in the order of the ranks. Control
-tokens are given their ids, but are never read out of text, as in `mindrlhf.data.tokenizer`.
+tokens are given their ids, but are never read out of a user's text, as in `mindrlhf.data.tokenizer`.
 """
-import json
 from typing import Any, Dict, List, Mapping, Tuple
 
-from mindrlhf.data.template import split_template
+from mindrlhf.data.template import Template
 from mindrlhf.data.tokenizer import GLM4_PATTERN, GLM4_SPECIAL_TOKENS, RankTokenizer
+from mindrlhf.data.transformers_tokenizer import BYTE_CHARACTERS, MARK_REMOVER
 
-__all__ = ["chat_template", "tokenizer_config", "tokenizer_json"]
+__all__ = ["tokenizer_config", "tokenizer_json"]
 
 
-def tokenizer_json(tokenizer: RankTokenizer) -> Dict[str, Any]:
-    """The content of tokenizer.json (format 1.0 of the tokenizers library)."""
+def tokenizer_json(tokenizer: RankTokenizer, marked: bool = False) -> Dict[str, Any]:
+    """The content of tokenizer.json (format 1.0 of the tokenizers library).
+
+    Args:
+        marked: whether the chat template marks control tokens in users' texts, see `mindrlhf.data.control_tokens`
+    """
     ranks = tokenizer.ranks
     text = {token: _as_text(token) for token in ranks}
     merges = [f"{text[left]} {text[right]}" for token in sorted(ranks, key=ranks.get) for left, right in
@@ -24,7 +28,8 @@ def tokenizer_json(tokenizer: RankTokenizer) -> Dict[str, Any]:
                for number, content in enumerate(GLM4_SPECIAL_TOKENS)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
+        "normalizer": MARK_REMOVER if marked else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": GLM4_PATTERN}, "behavior": "Isolated", "invert": False},
             byte_level]},
@@ -42,41 +47,22 @@ def _splits(token: bytes, ranks: Mapping[bytes, int]) -> List[Tuple[bytes, bytes
                   key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
 
 
-def _byte_characters() -> List[str]:
-    """The character that stands for each byte (the byte-level alphabet of GPT-2): printable bytes for themselves."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-_CHARACTERS = _byte_characters()
-
-
 def _as_text(token: bytes) -> str:
-    return "".join(_CHARACTERS[byte] for byte in token)
+    return "".join(BYTE_CHARACTERS[byte] for byte in token)
 
 
-def tokenizer_config(tokenizer: RankTokenizer, pad_token_id: int, seq_length: int, template: str) -> Dict[str, Any]:
+def tokenizer_config(tokenizer: RankTokenizer, pad_token_id: int, seq_length: int, template: Template,
+                     add_eos: bool = False) -> Dict[str, Any]:
     """The content of tokenizer_config.json.
 
     Args:
         pad_token_id: id of one of the special tokens
         seq_length:   tokens that the model takes
         template:     the prompt template, which becomes the chat template
+        add_eos:      whether texts end with `<|endoftext|>`
     """
     pad = GLM4_SPECIAL_TOKENS[pad_token_id - tokenizer.first_special]
     return {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad, "eos_token": GLM4_SPECIAL_TOKENS[0],
             "padding_side": "right", "model_max_length": seq_length, "clean_up_tokenization_spaces": False,
-            "split_special_tokens": True, "model_input_names": ["input_ids", "attention_mask"],
-            "chat_template": chat_template(template)}
-
-
-def chat_template(template: str) -> str:
-    """The prompt template as a Jinja template over `messages`: one of the user, then one of the assistant or none."""
-    before, between, after = (f"{{{{ {json.dumps(text, ensure_ascii=False, allow_nan=False)} }}}}" if text else ""
-                              for text in split_template(template))
-    return ("{%- if messages | length not in (1, 2) or messages[0]['role'] != 'user' "
-            "or (messages | length == 2 and messages[1]['role'] != 'assistant') -%}"
-            "{{ raise_exception('expected one message of the user and one of the assistant') }}{%- endif -%}"
-            f"{before}{{{{ messages[0]['content'] | trim }}}}{between}"
-            "{{ messages[1]['content'] | trim if messages | length == 2 else '' }}" + after)
+            "split_special_tokens": template.splits_tokens and not add_eos,
+            "model_input_names": ["input_ids", "attention_mask"], "chat_template": template.chat_template(add_eos)}

@@ -16,7 +16,7 @@ from mindrlhf.plots import plot_score_histogram
 from mindrlhf.processes import meet
 from mindrlhf.scoring.plan import EvaluationPlan
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress
-from mindrlhf.scoring.scorer import Scorer, warn_of_template
+from mindrlhf.scoring.scorer import Scorer, warn_of_end, warn_of_template
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.tables import format_table
 
@@ -111,6 +111,7 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
         logger.warning(doubt)
     checkpoints = scorer.checkpoints(plan.checkpoint)
     warn_of_template(records.settings.get("prompt_template"), plan.trained.get("prompt_template"), records.files[0])
+    warn_of_end(records.settings, plan.trained, records.files[0])
     results, rows, failed = [], [], []
     for checkpoint in checkpoints if plan.all_checkpoints else checkpoints[-1:]:
         try:

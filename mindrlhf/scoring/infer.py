@@ -133,7 +133,10 @@ def _pass_over(rows: _Rows, kept: int, output, summary: "_Summary", first: bool)
 def _asked(plan: InferencePlan, scorer: TextScorer) -> Dict[str, Any]:
     """What decides the scores, to the last bit, beside the rows."""
     model = plan.config.mapping.get("model", {}).get("model_config", {})
-    return {"score_key": plan.score_key, "prompt_template": plan.template, "tokenizer": plan.tokenizer.identity,
+    encoder = plan.encoder
+    not_default = {"add_eos": encoder.add_eos, "too_long": encoder.too_long != "cut" and encoder.too_long}
+    return {"score_key": plan.score_key, "prompt_template": encoder.noted, "tokenizer": encoder.tokenizer.identity,
+            **{key: value for key, value in not_default.items() if value},
             "checkpoint": {file.name: _checksum(file) for file in checkpoint_files(scorer.checkpoint)},
             "rows": scorer.shapes, "window": scorer.window, **{f"model_config.{key}": model[key] for key in model}}
 

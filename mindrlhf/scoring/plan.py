@@ -13,6 +13,7 @@ from mindrlhf.config.settings import raise_located
 from mindrlhf.data.preference import InvalidRow
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError
 from mindrlhf.output_paths import check_outputs
@@ -101,12 +102,11 @@ class TextScoringPlan(ScoringPlan):
     """A checked run that scores texts.
 
     Attributes:
-        tokenizer: that of the training data, if it is known
-        template:  the prompt template: the one that was asked for, or that the model was trained with, or the default
+        encoder: the tokenizer of the training data, if it is known; template and end of texts that were asked for, or
+                 that the model was trained with, or the default
     """
 
-    tokenizer: Tokenizer
-    template: str
+    encoder: TextEncoder
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,10 @@ def plan_inference(args) -> InferencePlan:
     problems = Problems()
     plan, _, notes = _plan(args, problems)
     tokenizer: Optional[Tokenizer] = None
+    encoder: Optional[TextEncoder] = None
     with problems:
         tokenizer = open_tokenizer(args.tokenizer)
+        encoder = _encoder(args, tokenizer, plan.trained)
         check_same_tokenizer(args.tokenizer, tokenizer.identity, plan.trained.get("tokenizer"), notes.place)
     if tokenizer and plan.config and tokenizer.vocab_size > plan.config.model.dimensions.padded_vocab_size:
         with problems:
@@ -156,10 +158,19 @@ def plan_inference(args) -> InferencePlan:
         "--config": args.config, "--data_file": args.data_file, "--tokenizer": args.tokenizer,
         "--distributed_ckpt_path": args.distributed_ckpt_path, "data_settings.json": notes.place})
     check_score_file(output_file, args.resume)
-    return InferencePlan(**vars(plan), data_file=args.data_file, tokenizer=tokenizer, output_file=output_file,
-                         template=args.prompt_template or plan.trained.get("prompt_template") or PROMPT_TEMPLATE,
+    return InferencePlan(**vars(plan), encoder=encoder, data_file=args.data_file, output_file=output_file,
                          score_key=args.score_key, resume=args.resume, skip_invalid=args.skip_invalid,
                          invalid_file=invalid_file)
+
+
+def _encoder(args, tokenizer: Tokenizer, trained: Mapping[str, Any]) -> TextEncoder:
+    """Texts as they were asked for, or else as the model was trained. A text that is too long is scored all the same:
+    like the training data if that lost the beginning of its prompts.
+    """
+    add_eos = getattr(args, "add_eos", None)
+    return TextEncoder(tokenizer, args.prompt_template or trained.get("prompt_template") or PROMPT_TEMPLATE,
+                       bool(trained.get("add_eos")) if add_eos is None else add_eos,
+                       "cut_prompt" if trained.get("too_long") == "cut_prompt" else "cut")
 
 
 def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:

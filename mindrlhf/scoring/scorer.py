@@ -20,7 +20,7 @@ from mindrlhf.data.row_packing import Group, Step, longest_row, pack_groups, pla
 from mindrlhf.errors import UserError
 from mindrlhf.processes import stack_over_processes, sum_over_processes
 
-__all__ = ["Checkpoint", "Scorer", "row_shapes", "warn_of_template"]
+__all__ = ["Checkpoint", "Scorer", "row_shapes", "warn_of_end", "warn_of_template"]
 
 _WINDOW = 2048             # groups of texts that are sorted by length together; bounds the memory of a run
 _SHORTEST_ROW = 256        # tokens
@@ -233,3 +233,12 @@ def warn_of_template(found: Optional[str], trained: Optional[str], place: str) -
     if found and trained and found != trained:
         logger.warning("the prompt template of %s is %r, the model was trained with %r: its scores mean little",
                        place, found, trained)
+
+
+def warn_of_end(found: Mapping[str, Any], trained: Mapping[str, Any], place: str) -> None:
+    """The same of the end of texts; `add_eos` is noted where it is on alone, beside the template."""
+    from mindformers.tools.logger import logger
+    both = [bool(settings.get("add_eos")) for settings in (found, trained)]
+    if found.get("prompt_template") and trained.get("prompt_template") and both[0] != both[1]:
+        logger.warning("--add_eos of %s is %s, the model was trained with %s: its scores, which are read at a text's "
+                       "last token, mean little", place, *both)

@@ -1,21 +1,25 @@
 """Scores of answers to prompts: template, tokenizer and network together."""
 from collections import deque
-from typing import Deque, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Deque, Iterable, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 
-from mindrlhf.data.template import render
+from mindrlhf.data.dialogue import Dialogue
+from mindrlhf.data.template import as_dialogue
 from mindrlhf.errors import UserError
 from mindrlhf.processes import sum_over_processes
 from mindrlhf.scoring.plan import TextScoringPlan
-from mindrlhf.scoring.scorer import Scorer, warn_of_template
+from mindrlhf.scoring.scorer import Scorer, warn_of_end, warn_of_template
 from mindrlhf.set_up import set_up_mindspore
 
 __all__ = ["ScoredText", "TextScorer"]
 
 
+Text = Union[str, Dialogue]  # a prompt or an answer: a message of the user or the assistant, or several messages
+
+
 class ScoredText(NamedTuple):
-    """An answer as the network read it, and its score."""
+    """An answer in the prompt template, not cut, and its score."""
 
     text: str
     score: float
@@ -34,7 +38,7 @@ class TextScorer:
         shapes:     (rows, length) of the batches
         window:     questions that are scored together
         texts:      scored so far
-        cut:        how many of them were longer than the sequence length, and were cut there
+        cut:        how many of them were longer than the sequence length, and were cut
 
     Raises:
         UserError: the checkpoint is damaged or does not fit the model.
@@ -42,7 +46,8 @@ class TextScorer:
 
     def __init__(self, plan: TextScoringPlan, verbose: bool = False):
         run = set_up_mindspore(plan.config, verbose)
-        warn_of_template(plan.template, plan.trained.get("prompt_template"), "--prompt_template")
+        warn_of_template(plan.encoder.noted, plan.trained.get("prompt_template"), "--prompt_template")
+        warn_of_end({"prompt_template": plan.encoder.noted, "add_eos": plan.encoder.add_eos}, plan.trained, "this run")
         self._plan, self._scorer = plan, Scorer(plan.config, run)
         checkpoint = self._scorer.checkpoints(plan.checkpoint)[-1]
         self._scorer.load(checkpoint)
@@ -55,31 +60,35 @@ class TextScorer:
         """
         return int(sum_over_processes(np.array([number], np.float32))[0]) if self._scorer.processes > 1 else number
 
-    def score(self, prompt: str, answers: Sequence[str]) -> List[float]:
+    def score(self, prompt: Text, answers: Sequence[Text]) -> List[float]:
         """The score of each answer; the better the answer, the higher. Only differences between answers to the same
         prompt mean something. NaN or infinite where the network overflows.
 
         Raises:
-            UserError: a text has no token.
+            UserError: a text has no token, or the template has none for such a dialogue.
         """
         texts, = self.score_all([(prompt, answers)])
         return [text.score for text in texts]
 
-    def score_all(self, questions: Iterable[Tuple[str, Sequence[str]]]) -> Iterator[List[ScoredText]]:
+    def score_all(self, questions: Iterable[Tuple[Text, Sequence[Text]]]) -> Iterator[List[ScoredText]]:
         """The same of many (prompt, answers), in their order; they are read as they are needed."""
         waiting: Deque[List[str]] = deque()  # read, and not yet scored
+        encoder, length = self._plan.encoder, self._plan.config.model.seq_length
 
         def encoded():
             for prompt, answers in questions:
-                texts = [render(self._plan.template, prompt, answer) for answer in answers]
-                ids = self._plan.tokenizer.encode_batch(texts)
-                if not all(ids):
+                question, all_answers = as_dialogue(prompt), [as_dialogue(answer, "assistant") for answer in answers]
+                try:
+                    fitted = encoder.fit(question, all_answers, length)
+                except UserError as error:
+                    raise UserError(f"{error} (prompt {prompt!r})") from None
+                if not all(fitted.ids):
                     raise UserError(f"a text without a token cannot be scored: prompt {prompt!r}, answers "
-                                    f"{list(answers)!r}, template {self._plan.template!r}")
-                self.texts += len(ids)
-                self.cut += sum(len(row) > self._plan.config.model.seq_length for row in ids)
-                waiting.append(texts)
-                yield ids
+                                    f"{list(answers)!r}, template {encoder.noted!r}")
+                self.texts += len(fitted.ids)
+                self.cut += len(fitted.ids) if fitted.cut_prompt else sum(fitted.cut_answers)
+                waiting.append([encoder.text(question + answer) for answer in all_answers])
+                yield fitted.ids
 
         for scores in self._scorer.score(encoded()):
             yield [ScoredText(*pair) for pair in zip(waiting.popleft(), scores)]

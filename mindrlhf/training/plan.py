@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from mindrlhf.checkpoints.find import (
     check_checkpoint_path,
@@ -274,7 +274,8 @@ def _check_trained_model(config: RunConfig, notes: TrainingNotes) -> List[str]:
 
 
 # What a resumed run has in common with its beginning, under the names that a user knows.
-_OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", "pad_token_id", "padding_side")},
+_OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", "add_eos", "pad_token_id",
+                                                                    "padding_side")},
            "pairs": "--train_dataset: its number of pairs", "checksums": "--train_dataset: the CRC-32 of its rows",
            "seed": "seed", "shuffle": "train_dataset.data_loader.shuffle", "batching": "train_dataset.batching",
            "row_length": "train_dataset.row_length", "objective": "the objective",
@@ -286,12 +287,17 @@ _NO_MIXTURE = {"probabilities": None}
 def _check_resumed_order(config: RunConfig, records: RecordSet, notes: TrainingNotes) -> None:
     """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
     order = notes.values.get("order")
-    trained = {**notes.values, **({**_NO_MIXTURE, **order} if order else {})}
-    found = {**records.settings, **_NO_MIXTURE, **order_of_pairs(config, records), "objective": OBJECTIVE}
+    trained = {**_with_end(notes.values), **({**_NO_MIXTURE, **order} if order else {})}
+    found = {**_with_end(records.settings), **_NO_MIXTURE, **order_of_pairs(config, records), "objective": OBJECTIVE}
     raise_each("--resume", (
         f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
         f"({notes.place}); without --resume a new run starts from its weights"
         for key, name in _OF_RUN.items() if key in found and key in trained and found[key] != trained[key]))
+
+
+def _with_end(settings: Mapping[str, Any]) -> Dict[str, Any]:
+    """The settings of data with `add_eos`, which is noted where it is on alone, if they are known."""
+    return {"add_eos": False, **settings} if settings.get("prompt_template") else {**settings}
 
 
 @dataclass(frozen=True)

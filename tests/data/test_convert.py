@@ -12,6 +12,9 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_prompts_that_are_held_out_...     | each on one side; order, processes, shards           | hashlib           |
 | test_what_was_held_out_...             | both files or none; those of an earlier run          | folder, messages  |
 | test_auto_...                          | the length that cuts nothing, printed and noted     | literal numbers   |
+| test_what_is_too_long_is_counted_...   | cut, cut prompt, dropped, lost; what is left        | ids by hand       |
+| test_add_eos_...                       | fields and sidecar                                  | literal arrays    |
+| test_a_dialogue_that_a_template_...    | file and line of the row and of the template        | the message       |
 | test_memory_does_not_grow_...          | rows are not collected                              | VmHWM, 32 MB      |
 | test_invalid_lines_go_to_a_file_of_... | --skip_invalid keeps line, reason and text          | literal rows      |
 | test_more_invalid_lines_than_...       | nothing is written; what counts as invalid          | folder, messages  |
@@ -40,7 +43,7 @@ import pytest
 import tiktoken
 
 from mindrlhf import __version__
-from mindrlhf.data import convert as convert_module
+from mindrlhf.data import encoding_processes
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
@@ -131,7 +134,7 @@ def test_counts_and_lengths_by_hand(tmp_path, tokenizer):
     rows = [pair("a", "b", "cd"), pair("abcd", "bdbd", "b"), b"broken", pair("ab", "", "c"),
             pair("a", "bd", " bd "), pair("abcdabc", "bd", "bc")]
     report = convert(tmp_path, rows, tokenizer, skip_invalid=True)
-    assert (report.cut, report.empty_answers, report.identical, report.invalid) == (1, 1, 2, 1)
+    assert (report.cut, report.empty_answers, report.identical, report.lost_by_cut, report.invalid) == (1, 1, 1, 1, 1)
     assert report.lengths.as_dict() == {"count": 3, "prompt_max": 4, "prompt_avg": 2.3, "chosen_max": 8,
                                         "chosen_avg": 4.7, "reject_max": 6, "reject_avg": 4.7}
     assert len(read_record(tmp_path / "out.mindrecord")) == 3
@@ -150,7 +153,8 @@ def test_report_says_what_became_of_the_rows(tmp_path, tokenizer):
         "count  prompt_max  prompt_avg  chosen_max  chosen_avg  reject_max  reject_avg\n"
         "-----  ----------  ----------  ----------  ----------  ----------  ----------\n"
         "    1           1         1.0           3         3.0           4         4.0\n"
-        "cut at the sequence length: 0; with an empty answer: 0; skipped because both answers are the same: 1\n"
+        "too long: 0 with a cut answer, 0 with a cut prompt, 0 dropped, 0 lost because the cut took their difference\n"
+        "with an empty answer: 0; skipped because both answers are the same: 1\n"
         f"invalid lines left out: 1, see {tmp_path / 'out.mindrecord.rejected.jsonl'}\n"
         f"wrote 1 pairs to {tmp_path / 'out.mindrecord'}")
 
@@ -165,6 +169,56 @@ def test_sidecar_says_how_the_data_was_made(tmp_path, tokenizer):
                       "vocab_size": 1010},
         "count": 1, "prompt_max": 1, "prompt_avg": 1.0, "chosen_max": 3, "chosen_avg": 3.0, "reject_max": 4,
         "reject_avg": 4.0, "cut": 0, "empty_answers": 0, "identical": 1, "prefixes": 0, "invalid": 1}
+
+
+@pytest.mark.parametrize(("too_long", "counts", "rows"), [
+    ("cut", {"cut": 1, "lost_by_cut": 2}, ["a:b", "a:c", "a:bdbdb", "a:c"]),
+    ("cut_prompt", {"cut": 1, "cut_prompts": 2, "lost_by_cut": 1},
+     ["a:b", "a:c", ":bdbdbd", ":c", "bdbdc:b", "bdbdc:d"]),
+    ("drop", {"dropped": 3}, ["a:b", "a:c"]),
+])
+def test_what_is_too_long_is_counted_by_its_name(tmp_path, tokenizer, too_long, counts, rows):
+    pairs = [pair("a", "b", "c"), pair("a", "bdbdbdbd", "c"), pair("abdbdbdc", "b", "d"), pair("a", "b" * 9, "b" * 8)]
+    expected = {**dict.fromkeys(("cut", "cut_prompts", "dropped", "lost_by_cut"), 0), **counts}
+    report = convert(tmp_path, pairs, tokenizer, seq_length=7, too_long=too_long)
+    assert {name: getattr(report, name) for name in expected} == expected
+    assert (f"\ntoo long: {report.cut} with a cut answer, {report.cut_prompts} with a cut prompt, {report.dropped} "
+            f"dropped, {report.lost_by_cut} lost because the cut took their difference\n") in report.as_text()
+    noted = sidecar(tmp_path)
+    assert {name: noted.get(name, 0) for name in expected} == expected
+    assert noted.get("too_long", "cut") == too_long
+    found = [row[f"{side}_input_ids"][:sum(row[f"{side}_attention_mask"])]
+             for row in read_record(tmp_path / "out.mindrecord") for side in ("chosen", "rejected")]
+    assert found == tokenizer.encode_batch(rows)
+
+
+def test_add_eos_is_the_last_token_of_both_texts_and_noted(tmp_path, tokenizer):
+    """The end of the longer text includes it, and so do the compared positions."""
+    convert(tmp_path, [pair("a", "b", "bd")], tokenizer, seq_length=6, add_eos=True)
+    row, = read_record(tmp_path / "out.mindrecord")
+    assert row["chosen_input_ids"] == [97, 58, 98, 996, 996, 996]
+    assert row["rejected_input_ids"] == [97, 58, 98, 100, 996, 996]
+    assert (row["chosen_attention_mask"], row["rejected_attention_mask"]) == ([1] * 4 + [0] * 2, [1] * 5 + [0])
+    assert (row["loss_mask"], row["end_ind"]) == ([0, 0, 0, 1, 1, 0], 5)
+    assert sidecar(tmp_path)["add_eos"] is True
+
+
+def test_a_dialogue_that_a_template_refuses_is_an_invalid_row(tmp_path, tokenizer):
+    template = "{#jinja#}{% for m in messages %}\n{% if 'x' in m.content %}{{ raise_exception('an x') }}{% endif %}" \
+        "{{ m.content }}{% endfor %}"
+    rows = [pair("a", "b", "c"), pair("a", "x", "c")]
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path, rows, tokenizer, template=template)
+    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}:2: the .jinja template:2: an x"
+    report = convert(tmp_path, rows, tokenizer, template=template, skip_invalid=True)
+    assert (report.lengths.count, report.invalid) == (1, 1)
+
+
+def test_auto_names_a_row_that_makes_the_file_much_larger(tmp_path, tokenizer, capsys):
+    convert(tmp_path, [*[pair("a", "b", "c")] * 200, pair("a", "b" * 300, "c")], tokenizer, seq_length=None)
+    assert capsys.readouterr().out.splitlines()[1].startswith(
+        "--seq_length auto: 99 % of 201 pairs have at most 3 tokens; the longest are "
+        f"{tmp_path / 'pairs.jsonl'}:201 (302 tokens), ")
 
 
 MANY = [row for index in range(100) for row in (
@@ -369,7 +423,7 @@ def test_pairs_of_which_one_answer_begins_the_other_are_counted_and_said(tmp_pat
     """Also an empty answer, and answers that are alike up to the cut. With padding in front their ends are compared."""
     rows = [pair("a", "b", "bc"), pair("a", "bc", "b"), pair("a", "", "c"), pair("a", "c", "bc")]
     report = convert(tmp_path, [*rows, pair("a", "b" * 90, "b" * 80)], tokenizer, padding_side=side)
-    assert (report.prefixes, report.identical, sidecar(tmp_path)["prefixes"]) == (count, 1, count)
+    assert (report.prefixes, report.lost_by_cut, sidecar(tmp_path)["prefixes"]) == (count, 1, count)
     assert (f"\none answer begins the other: {count}; their loss compares padding, not answers: a small loss says "
             "nothing of their order\n" in report.as_text()) == (count > 0)
 
@@ -532,7 +586,7 @@ def killed(*_):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, tokenizer, monkeypatch, num_workers):
-    monkeypatch.setattr(convert_module, "_encode_chunks", killed)
+    monkeypatch.setattr(encoding_processes, "_encode_chunks", killed)
     with pytest.raises(UserError) as caught:
         convert(tmp_path, [pair("a", "b", "c")], tokenizer, num_workers=num_workers)
     assert str(caught.value) == (f"{tmp_path / 'pairs.jsonl'}: a process that encodes it ended with exit code -9 "

@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindrlhf.data.convert import _encode_chunk
 from mindrlhf.data.dialogue import Message
 from mindrlhf.data.encode import FIELDS, encode_pair
+from mindrlhf.data.encoding_processes import encode_rows
 from mindrlhf.data.further_fields import all_or_no_margins, further_fields
 from mindrlhf.data.mindrecord_files import read_sidecar
 from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.preference import InvalidRow, Preference
 from mindrlhf.data.record_set import RecordSet
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 
@@ -57,7 +58,7 @@ def test_margins_are_in_all_rows_or_in_none(margins, line, reason):
 
 def test_further_fields_are_those_a_pair_has():
     pairs = [PLAIN, replace(PLAIN, margin=0.0), replace(PLAIN, **ANSWERS), replace(PLAIN, margin=-1.5, **ANSWERS)]
-    rows = _encode_chunk(pairs, open_tokenizer(TOKENIZER), "{prompt}:{response}")
+    rows = encode_rows(pairs, TextEncoder(open_tokenizer(TOKENIZER), "{prompt}:{response}"), None)
     assert list(map(further_fields, rows)) == [{}, {"margin": 0.0}, ANSWERS, {"margin": -1.5, **ANSWERS}]
 
 

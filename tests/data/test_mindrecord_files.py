@@ -512,6 +512,18 @@ def test_a_sidecar_that_was_changed_is_named(tmp_path, key, value):
                         message_of(RecordSet.open, str(tmp_path / "out.mindrecord")))
 
 
+def test_add_eos_is_a_setting_that_files_of_a_data_set_share(tmp_path):
+    """A sidecar has it where it is on alone, and so one of an earlier release says that it is off."""
+    for name, values in (("a", {}), ("b", {"add_eos": True})):
+        (tmp_path / name).mkdir()
+        written_sidecar(tmp_path / name, **values)
+    paths = [str(tmp_path / name / "out.mindrecord") for name in "ab"]
+    assert [RecordSet.open(path).settings.get("add_eos") for path in paths] == [None, True]
+    assert message_of(RecordSet.open, paths) == (
+        f"{paths[1]}.json: add_eos is True, but {paths[0]}.json says None; files of one data set must be made with the "
+        "same settings")
+
+
 def test_a_sidecar_that_was_only_written_otherwise_is_the_same(tmp_path):
     """The checksum is over the content: of JSON with sorted keys, in ASCII."""
     path, content = written_sidecar(tmp_path, prompt_template="问：{prompt}{response}")

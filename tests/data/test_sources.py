@@ -23,11 +23,12 @@ import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE
 from test_rows import WRITERS
 
-from mindrlhf.data import convert as convert_module
+from mindrlhf.data import encoding_processes
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.preference import PreferenceFile
 from mindrlhf.data.sources import Sources
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 
@@ -47,10 +48,10 @@ def in_this_process(monkeypatch):
     import contextlib
 
     @contextlib.contextmanager
-    def encoded(sources, tokenizer, template, _workers):
-        yield iter(convert_module._encode_chunk(sources.preferences(), tokenizer, template))
+    def encoded(sources, encoder, length, _workers):
+        yield iter(encoding_processes.encode_rows(sources.preferences(), encoder, length))
 
-    monkeypatch.setattr(convert_module, "_encoded", encoded)
+    monkeypatch.setattr(encoding_processes, "_encoded", encoded)
 
 
 def write(path, rows):
@@ -100,7 +101,8 @@ def test_numbers_of_prompts_do_not_depend_on_the_number_of_processes(tmp_path, t
         (write(tmp_path / "first.jsonl", rows * 50), None), (write(tmp_path / "second.jsonl", rows * 100), 200)))
     found = []
     for workers in (1, 3):
-        with convert_module._Source(Sources(files, Reading()), tokenizer, TEMPLATE, workers).encoded() as encoded:
+        encoder = TextEncoder(tokenizer, TEMPLATE)
+        with encoding_processes.EncodedSources(Sources(files, Reading()), encoder, None, workers).rows() as encoded:
             found.append([(item.prompt_id, item.chosen_answer, item.rejected_answer) for item in encoded
                           if hasattr(item, "prompt_id")])
     assert found[0] == found[1]

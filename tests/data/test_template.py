@@ -5,10 +5,16 @@
 | test_only_the_ends_are_stripped      | white space goes at both ends and nowhere else     | the text written out |
 | test_fields_in_a_text_are_left_alone | what a user wrote is never taken for a field       | the text written out |
 | test_bad_template_is_refused         | each field once, prompt first; the message says so | the message          |
+| test_what_is_noted_is_read_back      | the same pieces, of each kind; today's strings     | the noted strings    |
+| test_pieces_of_...                   | control tokens, dialogues                          | pieces by hand       |
+
+Ids are those of test_text_encoder.py, the exported templates those of tests/huggingface.
 """
 import pytest
 
-from mindrlhf.data.template import PROMPT_TEMPLATE, check_template, render
+from mindrlhf.data.control_tokens import Control
+from mindrlhf.data.dialogue import Message
+from mindrlhf.data.template import PROMPT_TEMPLATE, check_template, open_template, read_template, render
 from mindrlhf.errors import UserError
 
 
@@ -54,7 +60,6 @@ def test_good_template_is_returned_unchanged():
 
 
 @pytest.mark.parametrize(("template", "message"), [
-    ("", "{prompt} occurs 0 times, expected once: ''"),
     ("{response}", "{prompt} occurs 0 times, expected once: '{response}'"),
     ("{prompt}", "{response} occurs 0 times, expected once: '{prompt}'"),
     ("{prompt} {prompt} {response}", "{prompt} occurs 2 times, expected once: '{prompt} {prompt} {response}'"),
@@ -65,3 +70,44 @@ def test_bad_template_is_refused(template, message):
     with pytest.raises(UserError) as caught:
         check_template(template)
     assert str(caught.value) == f"--prompt_template: {message}"
+
+
+@pytest.mark.parametrize(("asked", "noted"), [
+    (PROMPT_TEMPLATE, PROMPT_TEMPLATE), ("glm4-chat", "glm4-chat"), ("{prompt}|{response}", "{prompt}|{response}"),
+    ("<sop>{prompt}|{response}", "{#control tokens#}<sop>{prompt}|{response}"),
+    (r"\<sop>{prompt}|{response}", r"{#control tokens#}\<sop>{prompt}|{response}"),
+])
+def test_what_is_noted_is_read_back(asked, noted):
+    dialogue = (Message("system", "s"), Message("user", "a"), Message("assistant", "b"))
+    assert open_template(asked).noted == noted
+    assert read_template(noted).pieces(dialogue) == open_template(asked).pieces(dialogue)
+    assert read_template(noted).noted == noted
+
+
+@pytest.mark.parametrize(("template", "pieces"), [
+    ("<sop>Q {prompt}<|user|>\n{response}", [Control("<sop>"), "Q ", "<|user|>", Control("<|user|>"), "\n", "b"]),
+    (r"\<|user|>{prompt}:{response}", ["<|user|>", "<|user|>", ":", "b"]),
+    (r"a\b{prompt}{response}\[gMASK][gMASK]", ["a\\b", "<|user|>", "b", "[gMASK]", Control("[gMASK]")]),
+])
+def test_pieces_of_a_text_template(template, pieces):
+    found = open_template(template).pieces((Message("user", " <|user|> "), Message("assistant", "b")))
+    assert [piece for piece in found if piece] == pieces
+
+
+def test_an_answer_without_a_question_is_refused():
+    with pytest.raises(UserError, match="expected a message of the user in front of the first one of the assistant"):
+        open_template(PROMPT_TEMPLATE).pieces((Message("system", "s"), Message("assistant", "b")))
+
+
+@pytest.mark.parametrize("text", ["", "glm4_chat", "chat.jinja2"])
+def test_a_name_that_is_none_is_answered_with_what_there_is(text):
+    with pytest.raises(UserError) as caught:
+        open_template(text)
+    assert str(caught.value) == (f"--prompt_template: found {text!r}, expected a text with {{prompt}} and "
+                                 "{response}, glm4-chat, or the name of a .jinja file")
+
+
+@pytest.mark.parametrize("noted", ["", "{prompt}", "glm4"])
+def test_what_no_release_notes_is_refused(noted):
+    with pytest.raises(UserError, match="the noted prompt template is "):
+        read_template(noted)

@@ -31,8 +31,10 @@ from hypothesis import strategies as st
 from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
 
 from mindrlhf.data import convert as convert_module
+from mindrlhf.data import encoding_processes
 from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.preference import InvalidRow, Preference, Skipped, read_preferences, read_rows
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.scoring import text_scorer
@@ -231,9 +233,9 @@ def folder(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def encoding_here(sources, tokenizer, template, _workers):
+def encoding_here(sources, encoder, length, _workers):
     """In the place of processes that encode, which take longer to start than a file takes to convert."""
-    yield iter(convert_module._encode_chunk(sources.preferences(), tokenizer, template))
+    yield iter(encoding_processes.encode_rows(sources.preferences(), encoder, length))
 
 
 def names_in(folder):
@@ -261,7 +263,7 @@ def check_conversion(folder, content):
     report = convert_preferences(source, target, TOKENIZER, SEQ, TEMPLATE, skip_invalid=True, max_invalid=1)
     expected = [expected_row(row) for number, row in lines if number not in bad]
     assert read_record(target) == [row for row in expected if row]
-    assert (report.invalid, report.identical) == (len(bad), expected.count(None))
+    assert (report.invalid, report.identical + report.lost_by_cut) == (len(bad), expected.count(None))
     if bad:
         noted = [json.loads(line) for line in report.rejected_file.read_text(encoding="utf-8").split("\n")[:-1]]
         assert [row["line"] for row in noted] == bad
@@ -271,7 +273,7 @@ def check_conversion(folder, content):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(convert_module, "_encoded", encoding_here)
+    monkeypatch.setattr(encoding_processes, "_encoded", encoding_here)
     monkeypatch.setattr(convert_module, "_progress",
                         lambda *_: contextlib.nullcontext(types.SimpleNamespace(update=int)))
 
@@ -514,7 +516,7 @@ def without_a_model(monkeypatch):
 @fuzz(few=50, full=1000)
 def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes, raw):
     source, target = emptied(folder, file_of(raw)), folder / "scores.jsonl"
-    plan = InferencePlan(CONFIG, str(folder), {}, TOKENIZER, TEMPLATE, source, target)
+    plan = InferencePlan(CONFIG, str(folder), {}, TextEncoder(TOKENIZER, TEMPLATE), source, target)
     expected, clash = expected_questions(file_of(raw))
     bad = next((number for number, row, _ in expected if row is None), clash)
     with outcomes.no_hang():
@@ -536,7 +538,7 @@ def test_scored_rows_are_written_as_they_came(folder, without_a_model, outcomes,
 def test_invalid_rows_are_left_out_and_named(folder, without_a_model, outcomes, raw):
     source, target, noted = emptied(folder, file_of(raw)), folder / "scores.jsonl", folder / "invalid.jsonl"
     expected, clash = expected_questions(file_of(raw))
-    plan = InferencePlan(CONFIG, str(folder), {}, TOKENIZER, TEMPLATE, source, target, skip_invalid=True,
+    plan = InferencePlan(CONFIG, str(folder), {}, TextEncoder(TOKENIZER, TEMPLATE), source, target, skip_invalid=True,
                          invalid_file=noted)
     with outcomes.no_hang(), contextlib.nullcontext() if clash is None else pytest.raises(UserError):
         infer(plan)
@@ -551,7 +553,8 @@ def rows_in(path):
 
 
 def with_scores(entries):
-    return [{**row, **{name: float(len(ids_of(row, ANSWERS[name]))) for name in names}} for _, row, names in entries]
+    return [{**row, **{name: float(min(len(ids_of(row, ANSWERS[name])), SEQ)) for name in names}}
+            for _, row, names in entries]
 
 
 # --- size, and processes --------------------------------------------------------------------------------------------

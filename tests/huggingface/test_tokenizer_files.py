@@ -7,6 +7,7 @@
 | test_ids_become_the_text_again         | the decoder                              | the text                    |
 | test_special_tokens_have_glm4s_ids     | <|endoftext|> is 151329, <|user|> 151336 | GLM-4's published numbers   |
 | test_chat_template_writes_the_text_... | the chat template is the prompt template | jinja2 against render       |
+| test_a_dialogue_is_blocks_...          | several turns, system, observation       | the text written out        |
 | test_other_conversations_are_refused   | no text with a hole in it                | the exception               |
 
 Three tokenizers are compared: the bundled one, one of GLM-4's size where it is there, and one with a token for any two
@@ -36,9 +37,10 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from mindrlhf.data.template import PROMPT_TEMPLATE, render
+from mindrlhf.data.dialogue import Message
+from mindrlhf.data.template import PROMPT_TEMPLATE, TextTemplate, render
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer, write_rank_file
-from mindrlhf.huggingface.tokenizer_files import chat_template, tokenizer_config, tokenizer_json
+from mindrlhf.huggingface.tokenizer_files import tokenizer_config, tokenizer_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "examples" / "glm4_reward_model_train" / "sample_data"
@@ -298,17 +300,17 @@ def test_whole_words_need_no_merges(sample):
 # --- tokenizer_config.json ------------------------------------------------------------------------------------------
 
 def test_keys_of_the_configuration(sample):
-    config = json.loads(json.dumps(tokenizer_config(sample.ours, 996, 8192, PROMPT_TEMPLATE)))
+    config = json.loads(json.dumps(tokenizer_config(sample.ours, 996, 8192, TextTemplate(PROMPT_TEMPLATE))))
     assert config == {
         "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
         "padding_side": "right", "model_max_length": 8192, "clean_up_tokenization_spaces": False,
         "split_special_tokens": True, "model_input_names": ["input_ids", "attention_mask"],
-        "chat_template": chat_template(PROMPT_TEMPLATE)}
+        "chat_template": TextTemplate(PROMPT_TEMPLATE).chat_template(False)}
 
 
 @pytest.mark.parametrize("number", range(len(GLM4_SPECIAL_TOKENS)))
 def test_pad_token_is_the_one_with_the_pad_id(sample, number):
-    config = tokenizer_config(sample.ours, 996 + number, 128, PROMPT_TEMPLATE)
+    config = tokenizer_config(sample.ours, 996 + number, 128, TextTemplate(PROMPT_TEMPLATE))
     assert sample.theirs.token_to_id(config["pad_token"]) == 996 + number
     assert config["eos_token"] == "<|endoftext|>"
 
@@ -353,7 +355,8 @@ def write(template, messages, **others):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = refuse
-    return environment.from_string(chat_template(template)).render(messages=messages, **others)
+    text = TextTemplate(template, control=False).chat_template(False)
+    return environment.from_string(text).render(messages=messages, **others)
 
 
 def user(content):
@@ -398,21 +401,31 @@ def test_random_templates_write_the_text_of_training():
         assert write(template, [user(prompt), assistant(answer)]) == render(template, prompt, answer), template
 
 
-@pytest.mark.parametrize("messages", [
-    [],
-    [assistant("because")],
-    [{"role": "system", "content": "be kind"}],
-    [assistant("because"), user("why?")],
-    [user("why?"), user("why?")],
-    [{"role": "system", "content": "be kind"}, user("why?")],
-    [user("why?"), {"role": "tool", "content": "because"}],
-    [user("why?"), assistant("because"), user("really?")],
-    [{"role": "system", "content": "be kind"}, user("why?"), assistant("because")],
-    [user("why?"), assistant("because"), user("really?"), assistant("yes")],
-    [{"content": "why?"}],
-], ids=["none", "answer alone", "system alone", "answer first", "two prompts", "system first", "a tool's answer",
-        "three", "three with system", "two rounds", "no role"])
-def test_other_conversations_are_refused(messages):
-    with pytest.raises(jinja2.exceptions.TemplateError, match=re.escape(
-            "expected one message of the user and one of the assistant")):
+@pytest.mark.parametrize(("messages", "expected"), [
+    ([user("why?"), assistant("because"), user("really?"), assistant("yes")], "Q why? A because.\n\nQ really? A yes."),
+    ([{"role": "system", "content": " be kind "}, user("why?"), assistant("because")], "be kind\n\nQ why? A because."),
+    ([user("why?"), assistant("see"), {"role": "observation", "content": "8"}], "Q why? A see.\n\nQ 8 A ."),
+    ([user("why?"), user("well?"), assistant("a"), assistant("b")], "Q why? A .\n\nQ well? A a.\n\nb."),
+], ids=["two rounds", "system", "observation", "no answer, two answers"])
+def test_a_dialogue_is_blocks_with_a_blank_line_between(messages, expected):
+    template = "Q {prompt} A {response}."
+    assert write(template, messages) == expected
+    pieces = TextTemplate(template).pieces([Message(message["role"], message["content"]) for message in messages])
+    assert "".join(pieces) == expected
+
+
+def test_a_generation_starts_behind_the_question():
+    assert write("Q {prompt} A {response}.", [user("why?")], add_generation_prompt=True) == "Q why? A "
+
+
+@pytest.mark.parametrize(("messages", "message"), [
+    ([], "expected at least one message"),
+    ([assistant("because")], "expected a message of the user in front of the first one of the assistant"),
+    ([{"role": "system", "content": "be kind"}, assistant("because")],
+     "expected a message of the user in front of the first one of the assistant"),
+    ([user("why?"), {"role": "tool", "content": "because"}], "expected a role of system, user, assistant, observation"),
+    ([{"content": "why?"}], "expected a role of system, user, assistant, observation"),
+], ids=["none", "answer alone", "answer behind a system message", "a tool's answer", "no role"])
+def test_other_conversations_are_refused(messages, message):
+    with pytest.raises(jinja2.exceptions.TemplateError, match=re.escape(message)):
         write(PROMPT_TEMPLATE, messages)

@@ -1141,6 +1141,20 @@ def test_another_template_than_that_of_training_is_warned_of(tmp_path, tiny):
     assert "WARNING" not in ms_to_hf(str(path), tiny.model, tmp_path / "b").as_text()
     text = ms_to_hf(str(path), tiny.model, tmp_path / "c", template=NOTES["prompt_template"]).as_text()
     assert "WARNING" not in text
+    text = ms_to_hf(str(path), tiny.model, tmp_path / "d", add_eos=True).as_text()
+    assert f"WARNING: --add_eos is True, the model was trained with False ({path}): its scores" in text
+
+
+def test_texts_that_end_with_the_pad_token_have_another_pad_token_in_transformers(trained, tiny, tmp_path):
+    """It reads the score of a row in front of the first pad token."""
+    (trained / "data_settings.json").write_text(json.dumps({"prompt_template": "glm4-chat", "add_eos": True}))
+    ms_to_hf(str(trained), tiny.model, tmp_path / "out", tokenizer_path=str(TOKENIZER))
+    config, tokenizer = (json.loads((tmp_path / "out" / name).read_text(encoding="utf-8"))
+                         for name in ("config.json", "tokenizer_config.json"))
+    assert (config["eos_token_id"], config["pad_token_id"]) == (996, 997)
+    assert (tokenizer["eos_token"], tokenizer["pad_token"]) == ("<|endoftext|>", "[MASK]")
+    assert tokenizer["split_special_tokens"] is False
+    assert "at which the score is read" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_published_weights_have_notes_of_the_model_alone_and_damaged_ones_are_named(tmp_path, tiny):

@@ -78,7 +78,7 @@ class LengthScorer(Scorer):
 
 
 class LetterTokenizer:
-    vocab_size = 1
+    vocab_size, control_ids = 1, {}
 
     def __init__(self, path):
         self.identity = {"name": path}

@@ -35,6 +35,7 @@ from mindrlhf.config.read import read_config
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.record_set import RecordSet
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.errors import UserError
 from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
@@ -386,6 +387,7 @@ class CountingScorer(Scorer):
 
 class CharacterTokenizer:
     identity = {"name": "letters"}
+    control_ids = {}
 
     def encode_batch(self, texts):
         return [[ord(letter) % 60 for letter in text] for text in texts]
@@ -393,7 +395,8 @@ class CharacterTokenizer:
 
 @pytest.mark.usefixtures("start")
 def test_a_prompt_and_its_answers_are_scored_without_a_file(configure, checkpoint, scorer):
-    texts = TextScorer(TextScoringPlan(configure(64), str(checkpoint), {}, CharacterTokenizer(), "{prompt}:{response}"))
+    texts = TextScorer(TextScoringPlan(configure(64), str(checkpoint), {},
+                                       TextEncoder(CharacterTokenizer(), "{prompt}:{response}")))
     found = texts.score("what", ["this", "that, and more", "x" * 100])
     whole = CharacterTokenizer().encode_batch(["what:this", "what:that, and more", "what:" + "x" * 100])
     expected, = scorer.score([[np.array(ids[:64], np.int32) for ids in whole]])
@@ -401,8 +404,8 @@ def test_a_prompt_and_its_answers_are_scored_without_a_file(configure, checkpoin
     assert len({round(score, 4) for score in found}) == 3
     assert (texts.texts, texts.cut) == (3, 1)
     with pytest.raises(UserError, match="a text without a token cannot be scored: prompt ''"):
-        TextScorer(TextScoringPlan(configure(64), str(checkpoint), {}, CharacterTokenizer(),
-                                   "{prompt}{response}")).score("", [""])
+        TextScorer(TextScoringPlan(configure(64), str(checkpoint), {},
+                                   TextEncoder(CharacterTokenizer(), "{prompt}{response}"))).score("", [""])
 
 
 @pytest.mark.usefixtures("start")
@@ -413,7 +416,7 @@ def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_pat
     rows = [{"prompt": "p" * number, "response": "a" * number, "key": number} if number % 3 else
             {"prompt": "p" * number, "pos_resp": "b" * 2, "neg_resp": "c" * 3} for number in range(1, 11)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    infer(InferencePlan(configure(), str(checkpoint), {}, CharacterTokenizer(), "{prompt}:{response}",
+    infer(InferencePlan(configure(), str(checkpoint), {}, TextEncoder(CharacterTokenizer(), "{prompt}:{response}"),
                         tmp_path / "in.jsonl", tmp_path / "out.jsonl"))
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert written == [{**row, "score": 2 * len(row["prompt"]) + 1} if "key" in row else
@@ -447,7 +450,8 @@ def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(t
 def test_a_copied_checkpoint_is_scored_as_it_was_trained_or_not_at_all(in_tmp_path, monkeypatch, rope_ratio):
     monkeypatch.syspath_prepend(EXAMPLE)
     from reward_infer import parse_args
-    notes = {"prompt_template": "Q {prompt} A {response}", "model": {"rope_ratio": rope_ratio, "kv_channels": 16},
+    notes = {"prompt_template": "Q {prompt} A {response}", "add_eos": True, "too_long": "cut_prompt",
+             "model": {"rope_ratio": rope_ratio, "kv_channels": 16},
              "run": {"number": 1, "identity": "ab", "branch": 0, "left": [], "step": 3}}
     ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])}, {
         "name": "training_notes", "data": Tensor(np.frombuffer(notes_as_bytes(notes), np.uint8))}], "rm.ckpt")
@@ -456,11 +460,26 @@ def test_a_copied_checkpoint_is_scored_as_it_was_trained_or_not_at_all(in_tmp_pa
                        str(SAMPLE / "tokenizer.model"), "--distributed_ckpt_path", "rm.ckpt"])
     if rope_ratio == 1:
         plan = plan_inference(args)
-        assert plan.template == "Q {prompt} A {response}"
+        assert plan.encoder.settings == ("Q {prompt} A {response}", True, "cut_prompt")
         assert plan.output_file.name == "scores_1.jsonl"
     else:
         with pytest.raises(UserError, match=r"rope_ratio is 1, expected 500, with which the model was trained \(rm"):
             plan_inference(args)
+
+
+@pytest.mark.parametrize(("found", "trained", "warned"), [
+    ({"add_eos": True}, {}, True), ({}, {"add_eos": True}, True), ({}, {}, False),
+    ({"add_eos": True}, {"add_eos": True}, False)])
+def test_another_end_of_texts_than_in_training_is_warned_of(monkeypatch, found, trained, warned):
+    said = []
+    monkeypatch.setattr(logger, "warning", lambda text, *values: said.append(text % values))
+    known = {"prompt_template": "{prompt}{response}"}
+    scoring.warn_of_end({**known, **found}, {**known, **trained}, "a.mindrecord")
+    end = bool(found.get("add_eos"))
+    assert said == [f"--add_eos of a.mindrecord is {end}, the model was trained with {not end}: its scores, which are "
+                    "read at a text's last token, mean little"] * warned
+    scoring.warn_of_end({**known, **found}, {}, "a.mindrecord")  # not known
+    assert len(said) == warned
 
 
 def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):

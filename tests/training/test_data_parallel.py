@@ -29,6 +29,7 @@ from mindrlhf.config.check import load_config
 from mindrlhf.data.dataset import RewardModelDataset
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.scoring.infer import infer
@@ -150,8 +151,9 @@ def test_what_all_processes_say_and_save_is_there_once(trained):
 
 def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, in_tmp_path):
     two, checkpoint = trained[1], str(trained[1] / "output" / "checkpoint_network")
-    infer(InferencePlan(load_config(TINY_YAML), checkpoint, {}, open_tokenizer(SAMPLE / "tokenizer.model"),
-                        PROMPT_TEMPLATE, SAMPLE / "test.jsonl", in_tmp_path / "scores.jsonl"))
+    infer(InferencePlan(load_config(TINY_YAML), checkpoint, {},
+                        TextEncoder(open_tokenizer(SAMPLE / "tokenizer.model"), PROMPT_TEMPLATE),
+                        SAMPLE / "test.jsonl", in_tmp_path / "scores.jsonl"))
     logs = launch(two, "reward_infer.py", f"--config run.yaml --data_file {SAMPLE / 'test.jsonl'} --tokenizer "
                     f"{SAMPLE / 'tokenizer.model'} --distributed_ckpt_path {checkpoint}", 2)
     expected, found = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -327,6 +327,7 @@ def check_resumed(arguments, record):
 @pytest.mark.parametrize(("changes", "trained", "message"), [
     ({}, {"prompt_template": "Q {prompt}{response}"},
      "--train_dataset: its prompt_template is '{prompt}{response}', expected 'Q {prompt}{response}'"),
+    ({}, {"add_eos": True}, "--train_dataset: its add_eos is False, expected True"),
     ({}, {"order": {"pairs": 19}}, "--train_dataset: its number of pairs is 20, expected 19"),
     ({}, {"order": {"checksums": [1, 2]}}, "--train_dataset: the CRC-32 of its rows is ["),
     ({"seed": 1}, {}, "seed is 1, expected 0"),
@@ -343,8 +344,8 @@ def check_resumed(arguments, record):
     ({"train_dataset.probabilities": [0.5, 0.5]},
      {"order": {"probabilities": [0.5, 0.5], "interleave": "under", "sets": [10, 10]}},
      "--train_dataset: the number of pairs of each data set is [20], expected [10, 10]"),
-], ids=("template", "pairs", "rows", "seed", "shuffle", "batching", "row_length", "a mixture", "no mixture", "over",
-        "sets"))
+], ids=("template", "end of texts", "pairs", "rows", "seed", "shuffle", "batching", "row_length", "a mixture",
+        "no mixture", "over", "sets"))
 def test_a_run_is_not_resumed_with_other_data_or_another_order(check_resumed, changes, trained, message):
     """Its steps would have other pairs: some would come twice in an epoch, some never."""
     with pytest.raises(UserError) as error:
