@@ -216,7 +216,7 @@ def test_a_dialogue_that_a_template_refuses_is_an_invalid_row(tmp_path, tokenize
 
 def test_auto_names_a_row_that_makes_the_file_much_larger(tmp_path, tokenizer, capsys):
     convert(tmp_path, [*[pair("a", "b", "c")] * 200, pair("a", "b" * 300, "c")], tokenizer, seq_length=None)
-    assert capsys.readouterr().out.splitlines()[1].startswith(
+    assert capsys.readouterr().out.splitlines()[2].startswith(
         "--seq_length auto: 99 % of 201 pairs have at most 3 tokens; the longest are "
         f"{tmp_path / 'pairs.jsonl'}:201 (302 tokens), ")
 
