@@ -593,7 +593,7 @@ SHARD = "model-00002-of-00003.safetensors"
     (cut(5), [f"{SHARD}: 5 bytes", "cut short"]),
     (cut(0), [f"{SHARD}: 0 bytes", "cut short"]),
     (lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes() + b"\0"), [f"{SHARD}: ", "damaged"]),
-    (replaced(b"<!DOCTYPE html><html>Not found</html>"), [f"{SHARD}: 37 bytes", "not a safetensors file"]),
+    (replaced(b"<!DOCTYPE html><html>Not found</html>"), [f"{SHARD}: not a safetensors file but a web page"]),
     (replaced(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), [f"{SHARD}: ", "not a safetensors"]),
     (replaced((2).to_bytes(8, "little") + b"[]"), [f"{SHARD}: its header is not an object"]),
     (replaced((4).to_bytes(8, "little") + b"{{{{"), [f"{SHARD}: its header is not JSON"]),

@@ -255,11 +255,10 @@ def test_processes_that_wait_for_the_launcher_do_not_outlive_it(jobs):
     msrun = jobs.msrun(f"#!/bin/bash\n{MSRUN} \"$@\"\ntouch waiting\nsleep 600\n")
     launcher = jobs.start("worker.py 3 0", "2", free_port(), "logs", "True", "60", first_in_path=msrun)
     wait_for((jobs.folder / "waiting").exists)
-    before = len(jobs.processes())
+    wait_for(lambda: len(jobs.processes()) >= 6)
     launcher.kill()
     launcher.communicate(timeout=60)
     wait_for(lambda: len(jobs.processes()) == 2)  # the wrapper and its sleep, which nobody ended
-    assert before >= 6
     assert not list(jobs.folder.glob("*.started"))
 
 
