@@ -8,8 +8,9 @@ from typing import Callable, Optional, Tuple
 from mindrlhf.data.template import open_template
 from mindrlhf.errors import UserError
 
-__all__ = ["add_set_flag", "boolean", "columns", "inner_share", "new_parser", "not_used", "positive_int", "score_key",
-           "share", "source_file", "template"]
+__all__ = ["add_format_flags", "add_preference_flag", "add_set_flag", "add_text_flags", "boolean", "columns",
+           "inner_share", "new_parser", "not_used", "positive_int", "score_key", "share", "source_file",
+           "template"]
 
 _INT32 = 2 ** 31 - 1
 
@@ -25,6 +26,31 @@ def add_set_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", dest="settings", action="append", type=_setting, default=[], metavar="KEY=VALUE",
                         help="any value of the YAML, such as runner_config.epochs=2 or "
                              "callbacks[2].save_checkpoint_steps=100; the last one of a key counts")
+
+
+def add_format_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser `--format` and `--columns`, which say what rows of preference data mean."""
+    from mindrlhf.data.formats import FORMATS
+    parser.add_argument("--format", choices=sorted(FORMATS), metavar="NAME",
+                        help=f"of the rows, one of {', '.join(sorted(FORMATS))}; default: found from each file's "
+                             "first row")
+    parser.add_argument("--columns", type=columns, default=(), metavar="OURS=THEIRS,...",
+                        help="other names of keys, such as chosen=better,prompt=question")
+
+
+def add_preference_flag(parser: argparse.ArgumentParser) -> None:
+    """Give a parser `--preference`."""
+    parser.add_argument("--preference", choices=("better", "safer"),
+                        help="the answer that is preferred in PKU-SafeRLHF; default: better")
+
+
+def add_text_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser `--prompt_template` and `--add_eos`, which say how texts are made that are scored."""
+    parser.add_argument("--prompt_template", type=template,
+                        help="text with {prompt} and {response}, glm4-chat, or a .jinja file; default: the one that "
+                             "the model was trained with")
+    parser.add_argument("--add_eos", type=boolean, metavar="True|False",
+                        help="end texts with <|endoftext|>; default: as the model was trained")
 
 
 def _setting(text: str):
@@ -105,7 +131,7 @@ def source_file(text: str) -> Tuple[Path, Optional[int]]:
 def columns(text: str) -> Tuple[Tuple[str, str], ...]:
     """OURS=THEIRS, ...: pairs of our and their name of a key."""
     from mindrlhf.data.formats import FORMATS  # late: only the converter asks
-    known = {key for kind in FORMATS.values() for key in kind.keys} | {"margin", "system"}
+    known = {key for kind in FORMATS.values() for key in kind.keys} | {"margin", "response", "system"}
     pairs = tuple(tuple(part.partition("=")[::2]) for part in text.split(","))
     for ours, theirs in pairs:
         if not ours or not theirs:

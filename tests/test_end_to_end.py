@@ -6,6 +6,7 @@ Each command runs once, in its own process; the tests look at what it left behin
 | test_training_says_each_step_once ...             | our lines alone are shown, all are in the log file       |
 | test_held_out_accuracy ...                        | the tiny model learns: 0.95 on questions it has not seen |
 | test_inference_gives_the_scores_of_evaluation     | both ways to a score agree to 1e-5                      |
+| test_text_is_evaluated_as_what_it_is_converted_to | the same figures from text as from MindRecord, 1e-6      |
 | test_training_resumes ...                         | --resume goes on bit by bit                              |
 | test_a_model_that_went_to_hugging_face ...        | out and in again, in shards, with the same figures       |
 | test_training_starts_from_published_weights ...   | the original layout is a base that training loads        |
@@ -15,7 +16,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,17 +138,19 @@ def test_inference_logs_each_answer_and_writes_a_line_for_each_row(job):
     assert job["infer_log"].count("INFO - Sample:\n根据一下问题，写一个合适的回答。\n\n### 问题：\n") == 2 * len(rows)
 
 
-def plan_of_evaluation(job, records):
+def plan_of_evaluation(job, *flags):
+    from reward_eval import parse_args
+
     from mindrlhf.scoring.plan import plan_evaluation
-    return plan_evaluation(SimpleNamespace(
-        config=TINY_YAML, seq_length=None, eval_dataset=[str(records)], batch_size=None, load_all_ckpt=False,
-        distributed_ckpt_path=str(job["folder"] / "output" / "checkpoint_network")))
+    return plan_evaluation(parse_args(["--config", str(TINY_YAML), "--distributed_ckpt_path",
+                                       str(job["folder"] / "output" / "checkpoint_network"), *map(str, flags)]))
 
 
-def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):
+def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path, monkeypatch):
     """Evaluate the same file in this process and compare the scores pair by pair."""
+    monkeypatch.syspath_prepend(EXAMPLE)
     from mindrlhf.scoring.evaluate import evaluate
-    result, = evaluate(plan_of_evaluation(job, job["folder"] / "test.mindrecord"))
+    result, = evaluate(plan_of_evaluation(job, "--eval_dataset", job["folder"] / "test.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
     np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-5)
@@ -156,14 +158,26 @@ def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path):
     assert result.accuracy == np.mean([row["pos_score"] > row["neg_score"] for row in written])
 
 
-def test_left_padded_data_gets_the_same_scores(job, in_tmp_path):
+def test_text_is_evaluated_as_what_it_is_converted_to(job, in_tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from mindrlhf.scoring.evaluate import evaluate
+    results = [evaluate(plan_of_evaluation(job, *flags))[0].figures() for flags in (
+        ("--eval_dataset", job["folder"] / "test.mindrecord"),
+        ("--data_file", SAMPLE / "test.jsonl", "--tokenizer", SAMPLE / "tokenizer.model"))]
+    assert results[0]["pairs"] == results[1]["pairs"] == 93
+    for name in ("accuracy", "margin", "chosen_mean", "rejected_mean"):
+        assert results[1][name] == pytest.approx(results[0][name], abs=1e-6)
+
+
+def test_left_padded_data_gets_the_same_scores(job, in_tmp_path, monkeypatch):
     """Convert the same file with padding on the left; compare with what inference wrote."""
+    monkeypatch.syspath_prepend(EXAMPLE)
     result = run_script(in_tmp_path, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
                     SAMPLE / "test.jsonl", "--dst_file", "left.mindrecord", "--seq_length", 128,
                     "--padding_side", "left")
     assert result.returncode == 0, result.stderr
     from mindrlhf.scoring.evaluate import evaluate
-    result, = evaluate(plan_of_evaluation(job, "left.mindrecord"))
+    result, = evaluate(plan_of_evaluation(job, "--eval_dataset", "left.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
     np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-4)

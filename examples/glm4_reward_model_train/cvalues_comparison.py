@@ -23,8 +23,16 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import columns, inner_share, new_parser, positive_int, share, source_file, template
-from mindrlhf.data.formats import FORMATS
+from mindrlhf.cli import (
+    add_format_flags,
+    add_preference_flag,
+    inner_share,
+    new_parser,
+    positive_int,
+    share,
+    source_file,
+    template,
+)
 from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.text_encoder import TOO_LONG
@@ -41,13 +49,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="one or more files of preference data: .jsonl, .json, .csv, .parquet, .arrow, each also "
                              ".gz, a folder made by datasets.save_to_disk, or a pipe; FILE#5000 takes the first 5000 "
                              "rows")
-    parser.add_argument("--format", choices=sorted(FORMATS), metavar="NAME",
-                        help=f"of all files, one of {', '.join(sorted(FORMATS))}; default: found from each file's "
-                             "first row, and said")
-    parser.add_argument("--columns", type=columns, default=(), metavar="OURS=THEIRS,...",
-                        help="other names of keys, such as chosen=better,prompt=question")
-    parser.add_argument("--preference", choices=("better", "safer"),
-                        help="the answer that is preferred in PKU-SafeRLHF; default: better")
+    add_format_flags(parser)
+    add_preference_flag(parser)
     parser.add_argument("--dst_file", required=True, type=Path, help="the MindRecord file, NAME.mindrecord")
     parser.add_argument("--seq_length", required=True, type=_seq_length,
                         help="tokens a sample, the model's seq_length; longer texts are cut. auto: the smallest "

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-r"""Accuracy of a reward model on MindRecord data: how often the better answer gets the higher score.
+r"""Accuracy of a reward model on preference data: how often the better answer gets the higher score.
 
     bash ../../scripts/msrun_launcher.sh \
      "reward_eval.py --config ../../model_configs/glm_config/run_glm4_9b_rm.yaml \
       --eval_dataset /path/to/test.mindrecord --batch_size 16 \
       --distributed_ckpt_path /path/to/checkpoint_network --load_all_ckpt False" 8 9123 output/msrun_log False 600
 
+--data_file with --tokenizer in place of --eval_dataset evaluates on text as it is, without a conversion.
 A flag that is not given leaves the YAML's value. The figures go to eval.json in the YAML's output_dir, the
 distributions of the scores to eval_scores.png. Exit code 3: some scores are NaN or infinite, and are not counted.
 """
@@ -25,7 +26,15 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import add_set_flag, boolean, new_parser, positive_int
+from mindrlhf.cli import (
+    add_format_flags,
+    add_preference_flag,
+    add_set_flag,
+    add_text_flags,
+    boolean,
+    new_parser,
+    positive_int,
+)
 from mindrlhf.errors import run_main
 
 
@@ -33,7 +42,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser(__doc__)
     parser.add_argument("--config", required=True, help="the run's YAML")
-    parser.add_argument("--eval_dataset", nargs="+", metavar="PATH", help="MindRecord files, or folders of them")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--eval_dataset", nargs="+", metavar="PATH", help="MindRecord files, or folders of them")
+    data.add_argument("--data_file", type=Path, metavar="FILE",
+                      help="preference data as text, in any format and kind of file that cvalues_comparison.py reads")
+    parser.add_argument("--tokenizer", help="with --data_file: the tokenizer file that the training data was made with")
+    add_format_flags(parser)
+    add_preference_flag(parser)
+    add_text_flags(parser)
     parser.add_argument("--batch_size", type=positive_int,
                         help="bounds what is scored at once; does not change the result")
     parser.add_argument("--seq_length", type=positive_int, help="tokens of the longest text; the data's may be smaller")
@@ -45,7 +61,13 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                              "that it went back from; False (default): the last")
     parser.add_argument("--verbose", action="store_true",
                         help="show MindFormers' log, and the accuracy of each batch, on the terminal too")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.data_file and not args.tokenizer:
+        parser.error("argument --data_file: needs --tokenizer, expected both")
+    for flag in ("tokenizer", "format", "columns", "preference", "prompt_template", "add_eos"):
+        if not args.data_file and getattr(args, flag) not in (None, ()):
+            parser.error(f"argument --{flag}: has an effect with --data_file only")
+    return args
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import argparse
 from typing import Optional, Sequence
 
-from mindrlhf.cli import add_set_flag, boolean, new_parser, positive_int, score_key, template
+from mindrlhf.cli import add_format_flags, add_set_flag, add_text_flags, new_parser, positive_int, score_key
 from mindrlhf.errors import run_main
 
 
@@ -37,6 +37,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--data_file", required=True, type=Path,
                         help="rows to score: .jsonl, .json, .csv, .parquet, .arrow, each also .gz, a folder made by "
                              "datasets.save_to_disk, or a pipe, as /dev/stdin")
+    add_format_flags(parser)
     parser.add_argument("--tokenizer", required=True, help="the tokenizer file that the training data was made with")
     parser.add_argument("--distributed_ckpt_path", required=True,
                         help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network)")
@@ -46,7 +47,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="default: scores.jsonl in the YAML's output_dir; for the model of a folder's second run, "
                              "scores_1.jsonl. Rows go to a pipe or a device, as /dev/stdout, as they are scored")
     parser.add_argument("--score_key", type=score_key, default="score", metavar="NAME",
-                        help="the key of a response's score (default: score); a pair's are pos_NAME and neg_NAME")
+                        help="the key of a response's score (default: score), or of the list of several; those of a "
+                             "pair are pos_NAME and neg_NAME, or chosen_NAME and rejected_NAME")
     parser.add_argument("--skip_invalid", action="store_true",
                         help="write rows that cannot be scored to OUTPUT_FILE.invalid.jsonl and go on; otherwise the "
                              "first one ends the run")
@@ -54,11 +56,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="go on from OUTPUT_FILE.partial, which a run that was cut short has left, if there is one")
     parser.add_argument("--verbose", action="store_true",
                         help="show MindFormers' log, and each text with its score, on the terminal too")
-    parser.add_argument("--prompt_template", type=template,
-                        help="text with {prompt} and {response}, glm4-chat, or a .jinja file; default: the one that "
-                             "the model was trained with")
-    parser.add_argument("--add_eos", type=boolean, metavar="True|False",
-                        help="end texts with <|endoftext|>; default: as the model was trained")
+    add_text_flags(parser)
     return parser.parse_args(argv)
 
 

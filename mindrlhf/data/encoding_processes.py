@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import ContextManager, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import ContextManager, Iterable, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -155,7 +155,7 @@ def _encode_chunks(sender, sources: Sources, tokenizer_path: Path, settings: Seq
         rows = all_or_no_margins(sources.preferences())
         chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
         for chunk in itertools.islice(chunks, index, None, step):
-            sender.send(encode_rows(chunk, encoder, length))
+            sender.send(list(encode_rows(chunk, encoder, length)))
         sender.send([])
     except UserError as error:
         sender.send(error)
@@ -164,9 +164,11 @@ def _encode_chunks(sender, sources: Sources, tokenizer_path: Path, settings: Seq
 
 
 def encode_rows(rows: Iterable[Union[Preference, Skipped, InvalidRow]], encoder: TextEncoder,
-                length: Optional[int]) -> List[EncodedRow]:
-    """The rows with their pairs encoded, and cut at `length` tokens unless it is None."""
-    return [_encode_pair(row, encoder, length) if isinstance(row, Preference) else row for row in rows]
+                length: Optional[int]) -> Iterator[EncodedRow]:
+    """The rows with their pairs encoded, and cut at `length` tokens unless it is None; they are read as they are
+    needed.
+    """
+    return (_encode_pair(row, encoder, length) if isinstance(row, Preference) else row for row in rows)
 
 
 def _encode_pair(row: Preference, encoder: TextEncoder, length: Optional[int]) -> Union[EncodedPair, InvalidRow]:

@@ -3,7 +3,7 @@ import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -11,12 +11,14 @@ from mindrlhf.atomic import partial_file
 from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError, some
 from mindrlhf.plots import plot_score_histogram
 from mindrlhf.processes import meet
 from mindrlhf.scoring.plan import EvaluationPlan
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress
 from mindrlhf.scoring.scorer import Scorer, warn_of_end, warn_of_template
+from mindrlhf.scoring.text_pairs import TextPairs
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.tables import format_table
 
@@ -102,10 +104,11 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
     run = set_up_mindspore(config, verbose)
     from mindformers.tools.logger import logger
 
-    from mindrlhf.data.mindrecord_reader import check_first_row
-    records.verify_rows()
-    for file in records.files:
-        check_first_row(file, list(FIELDS), config.model.seq_length, exact=False)
+    if isinstance(records, RecordSet):
+        from mindrlhf.data.mindrecord_reader import check_first_row
+        records.verify_rows()
+        for file in records.files:
+            check_first_row(file, list(FIELDS), config.model.seq_length, exact=False)
     scorer = Scorer(config, run)
     for doubt in records.doubts if scorer.rank == 0 else ():
         logger.warning(doubt)
@@ -155,11 +158,10 @@ def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str) -> EvalResult
     from mindformers.tools.logger import logger
 
     from mindrlhf.compat.logs import DETAIL
-    from mindrlhf.data.mindrecord_reader import read_pairs
     chosen: List[float] = []
     rejected: List[float] = []
     right = others = 0
-    scores = scorer.score((pair.chosen, pair.rejected) for pair in read_pairs(plan.records.files, list(FIELDS)))
+    scores = scorer.score(_read(plan.records))
     with progress("evaluate", "pairs", plan.records.pairs) as bar:
         for batch in iter(lambda: list(islice(scores, plan.config.batching.size)), []):
             result = EvalResult(name, *np.array(batch, np.float32).T)
@@ -171,6 +173,14 @@ def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str) -> EvalResult
             logger.info("acc: [%s]; avg acc: [%s]", result.accuracy, average, extra=DETAIL)
             bar.update(len(batch))
     return EvalResult(name, np.array(chosen, np.float32), np.array(rejected, np.float32))
+
+
+def _read(records: Union[RecordSet, TextPairs]) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    """Ids of the chosen and the rejected text of each pair."""
+    if isinstance(records, TextPairs):
+        return records.read()
+    from mindrlhf.data.mindrecord_reader import read_pairs
+    return ((pair.chosen, pair.rejected) for pair in read_pairs(records.files, list(FIELDS)))
 
 
 def _write_figures(path: Path, files: Sequence[str], results: Sequence[EvalResult], failed: Sequence[str]) -> None:

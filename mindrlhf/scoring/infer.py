@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Optional
 from mindrlhf.checkpoints.find import checkpoint_files
 from mindrlhf.errors import UserError
 from mindrlhf.scoring.plan import InferencePlan
-from mindrlhf.scoring.questions import Question, read_questions
+from mindrlhf.scoring.questions import CUT, Question, read_questions
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress, rows_of
 from mindrlhf.scoring.score_file import (
     InvalidRows,
@@ -29,8 +29,8 @@ _CHUNK = 16 << 20  # bytes that are read at once
 
 def infer(plan: InferencePlan, verbose: bool = False) -> None:
     """Score every answer of a file: a log line `Sample:` with the full text and `reward score: [[..]]` each, and one
-    JSON line a row, in the input's order, to the plan's output file: the row's own keys and its scores. A score that
-    is NaN or infinite is null there.
+    JSON line a row, in the input's order, to the plan's output file: the row's own keys and its scores, and "cut": true
+    where a text was too long. A score that is NaN or infinite is null there.
 
     The file is read once, as a stream, so that memory does not grow with it. What is scored is kept in OUT.partial
     (see `ScoreFile`) if an invalid row, a signal or anything else ends the run.
@@ -60,14 +60,13 @@ def infer(plan: InferencePlan, verbose: bool = False) -> None:
             _pass_over(rows, kept, output, summary, first)
         with progress("score", "rows", rows_of(plan.data_file) if first else None, kept) as bar:
             questions, asked = itertools.tee(rows)
-            scored = scorer.score_all((question.values["prompt"], list(question.answers.values()))
-                                      for question in asked)
+            scored = scorer.score_all((question.prompt, question.answers) for question in asked)
             for texts, question in zip(scored, questions):
                 for text in texts:
                     logger.info("Sample:\n%s", text.text, extra=DETAIL)
                     logger.info("reward score: [[%s]]", text.score, extra=DETAIL)
-                scores = dict(zip(question.answers, (text.score if math.isfinite(text.score) else None
-                                                     for text in texts)))
+                scores = question.named([text.score if math.isfinite(text.score) else None for text in texts],
+                                        any(text.cut for text in texts))
                 output.write(row_as_line(question, scores))
                 summary.add(scores, question.place)
                 bar.update()
@@ -101,7 +100,7 @@ class _Rows:
 
     def _read(self, plan: InferencePlan, invalid: InvalidRows) -> Iterator[Question]:
         try:
-            for row in read_questions(plan.data_file, plan.score_key):
+            for row in read_questions(plan.data_file, plan.score_key, plan.format_name, plan.reading):
                 if isinstance(row, Question):
                     yield row
                 elif plan.skip_invalid:
@@ -181,11 +180,14 @@ class _Summary:
         self._figures: Dict[str, _Figures] = {}
         self._not_finite, self._places = 0, []
 
-    def add(self, scores: Dict[str, Optional[float]], place: str) -> None:
+    def add(self, scores: Dict[str, Any], place: str) -> None:
+        """Count what `Question.named` has made of a row's scores."""
         self.rows += 1
-        for name, score in scores.items():
+        named = [(name, score) for name, value in scores.items() if name != CUT
+                 for score in (value if isinstance(value, list) else [value])]
+        for name, score in named:
             self._figures.setdefault(name, _Figures()).add(score)
-        if None in scores.values():
+        if any(score is None for _, score in named):
             self._not_finite += 1
             if len(self._places) < MOST_PLACES:
                 self._places.append(place)

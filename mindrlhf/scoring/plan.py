@@ -1,7 +1,7 @@
 """What a run that scores is given: everything about it that can be checked before a device is touched."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Mapping, Optional, Tuple, Union
 
 from mindrlhf.checkpoints.find import check_checkpoint_path, file_of_run
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
@@ -10,8 +10,9 @@ from mindrlhf.config.check_data import check_records, open_records
 from mindrlhf.config.read import read_config
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.config.settings import raise_located
-from mindrlhf.data.preference import InvalidRow
+from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Reading
 from mindrlhf.data.record_set import RecordSet
+from mindrlhf.data.sources import open_sources, rereadable
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
@@ -19,6 +20,7 @@ from mindrlhf.errors import Problems, UserError
 from mindrlhf.output_paths import check_outputs
 from mindrlhf.scoring.questions import read_questions
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
+from mindrlhf.scoring.text_pairs import TextPairs
 
 __all__ = ["EvaluationPlan", "InferencePlan", "ScoringPlan", "TextScoringPlan", "plan_evaluation", "plan_inference"]
 
@@ -66,11 +68,11 @@ class EvaluationPlan(ScoringPlan):
     """A checked evaluation; made by `plan_evaluation` alone.
 
     Attributes:
-        records:         the pairs to score
+        records:         the pairs to score, encoded already, or as text
         all_checkpoints: all of the last run's current branch, in the order of their steps, or the last alone
     """
 
-    records: RecordSet
+    records: Union[RecordSet, TextPairs]
     all_checkpoints: bool
 
 
@@ -83,10 +85,13 @@ def plan_evaluation(args) -> EvaluationPlan:
     problems = Problems()
     plan, mapping, notes = _plan(args, problems, **{"eval_dataset.data_loader.dataset_dir": args.eval_dataset,
                                                     "runner_config.batch_size": args.batch_size})
-    records: Optional[RecordSet] = None
-    with problems:
-        records = open_records(mapping, "eval_dataset")
-    if records:
+    records: Union[RecordSet, TextPairs, None] = None
+    if args.data_file:
+        records = _text_pairs(args, plan, notes, problems)
+    else:
+        with problems:
+            records = open_records(mapping, "eval_dataset")
+    if isinstance(records, RecordSet):
         with problems:
             check_same_tokenizer(str(records.sidecar), records.settings.get("tokenizer"),
                                  plan.trained.get("tokenizer"), notes.place)
@@ -94,7 +99,25 @@ def plan_evaluation(args) -> EvaluationPlan:
             with problems:
                 check_records(records, plan.config.model, exact=False)
     problems.raise_all()
+    if args.data_file:
+        outputs = [file_of_run(plan.config.output / name, notes.number) for name in ("eval.json", "eval_scores.png")]
+        check_outputs({"output_dir": outputs}, {"--data_file": args.data_file, "--tokenizer": args.tokenizer})
     return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt)
+
+
+def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextPairs]:
+    encoder, sources = _encoder(args, plan, notes, problems), None
+    with problems:
+        if not rereadable(args.data_file) and args.data_file.exists() and not args.data_file.is_dir():
+            raise UserError(f"--data_file: {args.data_file}: a pipe or a device, expected a file, which is read for "
+                            "each checkpoint and by each process")
+        sources = open_sources([(args.data_file, None)], Path(), args.format, Reading(args.columns, args.preference))
+    if not (encoder and sources and plan.config):
+        return None
+    pairs = TextPairs(sources, encoder, plan.config.model.seq_length)
+    with problems:
+        next(pairs.read())
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -116,7 +139,7 @@ class InferencePlan(TextScoringPlan):
     Attributes:
         data_file:    rows to score, the first of them checked
         output_file:  where the rows go with their scores
-        score_key:    NAME of the score of a response; those of a pair are pos_NAME and neg_NAME
+        score_key:    NAME of the scores, see `read_questions`; `format_name` and `reading` likewise
         resume:       go on from OUTPUT_FILE.partial, if there is one
         skip_invalid: leave out rows that cannot be scored, instead of ending there
         invalid_file: where these go; None without `skip_invalid`
@@ -125,6 +148,8 @@ class InferencePlan(TextScoringPlan):
     data_file: Path
     output_file: Path
     score_key: str = "score"
+    format_name: Optional[str] = None
+    reading: Reading = AS_THEY_ARE
     resume: bool = False
     skip_invalid: bool = False
     invalid_file: Optional[Path] = None
@@ -138,17 +163,7 @@ def plan_inference(args) -> InferencePlan:
     """
     problems = Problems()
     plan, _, notes = _plan(args, problems)
-    tokenizer: Optional[Tokenizer] = None
-    encoder: Optional[TextEncoder] = None
-    with problems:
-        tokenizer = open_tokenizer(args.tokenizer)
-        encoder = _encoder(args, tokenizer, plan.trained)
-        check_same_tokenizer(args.tokenizer, tokenizer.identity, plan.trained.get("tokenizer"), notes.place)
-    if tokenizer and plan.config and tokenizer.vocab_size > plan.config.model.dimensions.padded_vocab_size:
-        with problems:
-            raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, model.model_config."
-                            f"padded_vocab_size is {plan.config.model.dimensions.padded_vocab_size}; expected at least "
-                            "as many")
+    encoder = _encoder(args, plan, notes, problems)
     with problems:
         _check_data_file(args.data_file, args, plan.config)
     problems.raise_all()
@@ -159,18 +174,30 @@ def plan_inference(args) -> InferencePlan:
         "--distributed_ckpt_path": args.distributed_ckpt_path, "data_settings.json": notes.place})
     check_score_file(output_file, args.resume)
     return InferencePlan(**vars(plan), encoder=encoder, data_file=args.data_file, output_file=output_file,
-                         score_key=args.score_key, resume=args.resume, skip_invalid=args.skip_invalid,
+                         score_key=args.score_key, format_name=args.format, reading=Reading(args.columns),
+                         resume=args.resume, skip_invalid=args.skip_invalid,
                          invalid_file=invalid_file)
 
 
-def _encoder(args, tokenizer: Tokenizer, trained: Mapping[str, Any]) -> TextEncoder:
+def _encoder(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextEncoder]:
     """Texts as they were asked for, or else as the model was trained. A text that is too long is scored all the same:
-    like the training data if that lost the beginning of its prompts.
+    like the training data if that lost the beginning of its prompts. None where a problem was found.
     """
-    add_eos = getattr(args, "add_eos", None)
-    return TextEncoder(tokenizer, args.prompt_template or trained.get("prompt_template") or PROMPT_TEMPLATE,
-                       bool(trained.get("add_eos")) if add_eos is None else add_eos,
-                       "cut_prompt" if trained.get("too_long") == "cut_prompt" else "cut")
+    trained, add_eos = plan.trained, getattr(args, "add_eos", None)
+    tokenizer: Optional[Tokenizer] = None
+    encoder: Optional[TextEncoder] = None
+    with problems:
+        tokenizer = open_tokenizer(args.tokenizer)
+        encoder = TextEncoder(tokenizer, args.prompt_template or trained.get("prompt_template") or PROMPT_TEMPLATE,
+                              bool(trained.get("add_eos")) if add_eos is None else add_eos,
+                              "cut_prompt" if trained.get("too_long") == "cut_prompt" else "cut")
+        check_same_tokenizer(args.tokenizer, tokenizer.identity, trained.get("tokenizer"), notes.place)
+    if tokenizer and plan.config and tokenizer.vocab_size > plan.config.model.dimensions.padded_vocab_size:
+        with problems:
+            raise UserError(f"{args.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, model.model_config."
+                            f"padded_vocab_size is {plan.config.model.dimensions.padded_vocab_size}; expected at least "
+                            "as many")
+    return encoder
 
 
 def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:
@@ -184,7 +211,7 @@ def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:
             raise UserError(f"--data_file: {path}: a pipe or a device, expected a file, for each of the "
                             f"{config.layout.processes} processes reads all rows")
         return
-    first = next(read_questions(path, args.score_key), None)
+    first = next(read_questions(path, args.score_key, args.format, Reading(args.columns)), None)
     if first is None:
         raise UserError(f"--data_file: {path}: no rows in it, expected at least one")
     if isinstance(first, InvalidRow) and not args.skip_invalid:

@@ -14,13 +14,13 @@ from mindrlhf.job import role_in_job
 from mindrlhf.json_file import read_json_object
 from mindrlhf.locks import lock, open_locked
 from mindrlhf.output_paths import follow_link, is_stream
-from mindrlhf.scoring.questions import Question
+from mindrlhf.scoring.questions import CUT, Question
 
 __all__ = ["InvalidRows", "ScoreFile", "ScoreStream", "check_score_file", "how_to_go_on",
            "invalid_rows_path", "is_written_through", "keep_standard_output", "open_output", "row_as_line"]
 
 
-def row_as_line(question: Question, scores: Mapping[str, Optional[float]]) -> bytes:
+def row_as_line(question: Question, scores: Mapping[str, Any]) -> bytes:
     """A row's own keys and its scores as a line of JSON."""
     return _line({**question.values, **scores})
 
@@ -177,7 +177,7 @@ class ScoreFile:
         with contextlib.suppress(OSError):  # a full disk, which has ended the run: what is left over is no whole line
             self._file.close()  # and with it goes the lock
 
-    def scores_of_kept(self, questions: Iterator[Question]) -> Iterator[Dict[str, Optional[float]]]:
+    def scores_of_kept(self, questions: Iterator[Question]) -> Iterator[Dict[str, Any]]:
         """The scores of the rows that are kept; takes as many of the questions.
 
         Raises:
@@ -188,7 +188,7 @@ class ScoreFile:
                 line, question = file.readline(), next(questions, None)
                 try:
                     row = json.loads(line)
-                    scores = {name: row[name] for name in question.answers}
+                    scores = {name: row[name] for name in (*question.names, *[CUT] * (CUT in row))}
                     same = row_as_line(question, scores) == line
                 except (ValueError, TypeError, KeyError, AttributeError):
                     same = False
@@ -234,7 +234,7 @@ class ScoreStream:
     def __exit__(self, *_) -> None:
         os.close(self._descriptor)
 
-    def scores_of_kept(self, questions: Iterator[Question]) -> Iterator[Dict[str, Optional[float]]]:
+    def scores_of_kept(self, questions: Iterator[Question]) -> Iterator[Dict[str, Any]]:
         return iter(())
 
     def write(self, line: bytes) -> None:

@@ -19,9 +19,10 @@ Text = Union[str, Dialogue]  # a prompt or an answer: a message of the user or t
 
 
 class ScoredText(NamedTuple):
-    """An answer in the prompt template, not cut, and its score."""
+    """An answer in the prompt template, not cut; whether it was cut to be scored; and its score."""
 
     text: str
+    cut: bool
     score: float
 
 
@@ -72,7 +73,7 @@ class TextScorer:
 
     def score_all(self, questions: Iterable[Tuple[Text, Sequence[Text]]]) -> Iterator[List[ScoredText]]:
         """The same of many (prompt, answers), in their order; they are read as they are needed."""
-        waiting: Deque[List[str]] = deque()  # read, and not yet scored
+        waiting: Deque[List[Tuple[str, bool]]] = deque()  # read, and not yet scored
         encoder, length = self._plan.encoder, self._plan.config.model.seq_length
 
         def encoded():
@@ -86,9 +87,11 @@ class TextScorer:
                     raise UserError(f"a text without a token cannot be scored: prompt {prompt!r}, answers "
                                     f"{list(answers)!r}, template {encoder.noted!r}")
                 self.texts += len(fitted.ids)
-                self.cut += len(fitted.ids) if fitted.cut_prompt else sum(fitted.cut_answers)
-                waiting.append([encoder.text(question + answer) for answer in all_answers])
+                cut = [fitted.cut_prompt or is_cut for is_cut in fitted.cut_answers]
+                self.cut += sum(cut)
+                waiting.append([(encoder.text(question + answer), is_cut)
+                                for answer, is_cut in zip(all_answers, cut)])
                 yield fitted.ids
 
         for scores in self._scorer.score(encoded()):
-            yield [ScoredText(*pair) for pair in zip(waiting.popleft(), scores)]
+            yield [ScoredText(*text, score) for text, score in zip(waiting.popleft(), scores)]

@@ -58,7 +58,7 @@ def test_margins_are_in_all_rows_or_in_none(margins, line, reason):
 
 def test_further_fields_are_those_a_pair_has():
     pairs = [PLAIN, replace(PLAIN, margin=0.0), replace(PLAIN, **ANSWERS), replace(PLAIN, margin=-1.5, **ANSWERS)]
-    rows = encode_rows(pairs, TextEncoder(open_tokenizer(TOKENIZER), "{prompt}:{response}"), None)
+    rows = list(encode_rows(pairs, TextEncoder(open_tokenizer(TOKENIZER), "{prompt}:{response}"), None))
     assert list(map(further_fields, rows)) == [{}, {"margin": 0.0}, ANSWERS, {"margin": -1.5, **ANSWERS}]
 
 

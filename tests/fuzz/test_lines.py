@@ -449,7 +449,7 @@ def expected_questions(content):
         single = bool(row) and "response" in row and "pos_resp" not in row
         names = ["score"] if single else ["pos_score", "neg_score"]
         usable = is_usable(row, SINGLE if single else PAIR)
-        if usable and set(names) & set(row):
+        if usable and {*names, "cut"} & set(row):
             return rows, number
         rows.append((number, row if usable else None, names))
     return rows, None
@@ -476,7 +476,7 @@ def test_reader_of_mutated_questions(folder, outcomes, raw):
             assert one_line(caught.value).startswith(f"{source}:{clash}: the row has a key ")
     outcomes.count("questions read" if clash is None else "questions refused")
     assert [row.place for row in found] == [f"{source}:{number}" for number, _, _ in expected]
-    assert same([None if isinstance(row, InvalidRow) else [row.values, list(row.answers)] for row in found],
+    assert same([None if isinstance(row, InvalidRow) else [row.values, list(row.names)] for row in found],
                 [row and [row, names] for _, row, names in expected])
 
 
@@ -553,8 +553,12 @@ def rows_in(path):
 
 
 def with_scores(entries):
-    return [{**row, **{name: float(min(len(ids_of(row, ANSWERS[name])), SEQ)) for name in names}}
-            for _, row, names in entries]
+    rows = []
+    for _, row, names in entries:
+        lengths = [len(ids_of(row, ANSWERS[name])) for name in names]
+        cut = {"cut": True} if max(lengths) > SEQ else {}
+        rows.append({**row, **{name: float(min(length, SEQ)) for name, length in zip(names, lengths)}, **cut})
+    return rows
 
 
 # --- size, and processes --------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def arguments(**given):
     return SimpleNamespace(**{
         "config": str(TINY_YAML), "data_file": Path("in.jsonl"), "tokenizer": "letters", "score_key": "score",
         "distributed_ckpt_path": "rm.ckpt", "seq_length": None, "output_file": Path("out.jsonl"), "resume": False,
-        "prompt_template": "{prompt}{response}", "skip_invalid": False, **given})
+        "prompt_template": "{prompt}{response}", "skip_invalid": False, "format": None, "columns": (), **given})
 
 
 def score(**given):
@@ -327,6 +327,42 @@ def test_of_two_at_once_the_second_is_refused(in_tmp_path):
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
+
+ROWS_OF_OTHER_KINDS = {
+    "explicit": ({"prompt": "q", "chosen": "abc", "rejected": "d"}, {"chosen_score": 4.0, "rejected_score": 2.0}),
+    "answers": ({"prompt": "q", "responses": ["a", "bcd"], "scores": [2, 1]}, {"score": [2.0, 4.0]}),
+    "no scores": ({"prompt": "q", "responses": ["a", "bcd", "ef"]}, {"score": [2.0, 4.0, 3.0]}),
+    "helpsteer3": ({"context": [{"role": "user", "content": "q"}], "response1": "a", "response2": "bcd",
+                    "overall_preference": 2}, {"score": [2.0, 4.0]}),
+    "pku-saferlhf": ({"prompt": "q", "response_0": "a", "response_1": "bcd", "better_response_id": 1},
+                     {"score": [2.0, 4.0]}),
+    "messages": ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}]},
+                 {"score": 3.0}),
+    "prompt of messages": ({"prompt": [{"role": "user", "content": "q"}], "response": "ab"}, {"score": 3.0}),
+    "too long": ({"prompt": "q", "response": "a" * 200}, {"score": 128.0, "cut": True}),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS_OF_OTHER_KINDS)
+def test_answers_of_any_format_are_scored_in_the_rows_own_order(kind):
+    row, scores = ROWS_OF_OTHER_KINDS[kind]
+    write_rows("in.jsonl", [row, row])
+    score()
+    assert read_rows_of("out.jsonl") == [{**row, **scores}] * 2
+
+
+def test_renamed_columns_stay_what_they_are_in_the_output():
+    row = {"question": "q", "better": "abc", "worse": "d", "prompt": "another"}
+    write_rows("in.jsonl", [row])
+    score(columns=(("prompt", "question"), ("chosen", "better"), ("rejected", "worse")))
+    assert read_rows_of("out.jsonl") == [{**row, "chosen_score": 4.0, "rejected_score": 2.0}]
+
+
+def test_a_key_under_which_a_cut_would_be_said_is_never_replaced():
+    write_rows("in.jsonl", [{"prompt": "q", "response": "a", "cut": False}])
+    with pytest.raises(UserError, match="in.jsonl:1: the row has a key 'cut', under which it would be said that its "):
+        score()
+
 
 @pytest.mark.parametrize("key", ["score", "pos_score", "neg_score"])
 def test_a_key_of_the_users_own_is_never_replaced(key):

@@ -435,7 +435,7 @@ def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(t
         return plan_inference(SimpleNamespace(
             config=str(tmp_path / "run.yaml"), seq_length=None, data_file=tmp_path / "rows.jsonl", prompt_template=None,
             tokenizer=str(SAMPLE / "tokenizer.model"), distributed_ckpt_path=str(tmp_path / "a.ckpt"),
-            output_file=output, score_key="score", resume=False, skip_invalid=False))
+            output_file=output, score_key="score", resume=False, skip_invalid=False, format=None, columns=()))
 
     for name, read, flag in [("rows.jsonl", "rows.jsonl", "--data_file"), ("link", "rows.jsonl", "--data_file"),
                              ("a.ckpt", "a.ckpt", "--distributed_ckpt_path"), ("run.yaml", "run.yaml", "--config")]:
@@ -482,12 +482,42 @@ def test_another_end_of_texts_than_in_training_is_warned_of(monkeypatch, found, 
     assert len(said) == warned
 
 
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--data_file", "a.jsonl"], "argument --data_file: needs --tokenizer, expected both"),
+    (["--data_file", "a.jsonl", "--eval_dataset", "a.mindrecord"], "not allowed with argument"),
+    (["--eval_dataset", "a.mindrecord", "--format", "explicit"], "argument --format: has an effect with --data_file"),
+    (["--tokenizer", "t"], "argument --tokenizer: has an effect with --data_file only"),
+])
+def test_flags_of_text_belong_together(flags, message, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from reward_eval import parse_args
+    with pytest.raises(SystemExit) as error:
+        parse_args(["--config", "run.yaml", "--distributed_ckpt_path", "a.ckpt", *flags])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("", "no pair in it, expected at least one"),
+    ('{"prompt": "a", "pos_resp": "b"}\n', "a.jsonl:1: key 'neg_resp' missing"),
+])
+def test_text_without_pairs_is_refused_before_anything_is_loaded(content, message, monkeypatch, in_tmp_path):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from reward_eval import parse_args
+    Path("a.jsonl").write_text(content, encoding="utf-8")
+    ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])}], "a.ckpt")
+    with pytest.raises(UserError) as error:
+        plan_evaluation(parse_args(["--config", str(TINY_YAML), "--distributed_ckpt_path", "a.ckpt", "--data_file",
+                                    "a.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model")]))
+    assert message in str(error.value)
+
+
 def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):
     config = yaml.safe_load(PRODUCTION_YAML.read_text(encoding="utf-8"))
     config["parallel_config"].update(data_parallel=2, pipeline_stage=2, micro_batch_num=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    args = SimpleNamespace(config=str(tmp_path / "run.yaml"), seq_length=None, eval_dataset=None, batch_size=None,
-                           distributed_ckpt_path="absent", load_all_ckpt=False)
+    args = SimpleNamespace(config=str(tmp_path / "run.yaml"), seq_length=None, eval_dataset=None, data_file=None,
+                           batch_size=None, distributed_ckpt_path="absent", load_all_ckpt=False)
     with pytest.raises(UserError) as error:
         plan_evaluation(args)
     first, second, third = error.value.messages

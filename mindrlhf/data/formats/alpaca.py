@@ -5,6 +5,7 @@ from typing import List
 
 from mindrlhf.data.dialogue import Message
 from mindrlhf.data.formats.fields import (
+    CHOSEN_REJECTED,
     Answers,
     Format,
     NoAnswers,
@@ -58,4 +59,5 @@ def _texts(row: Row) -> List[str]:
     return texts
 
 
-FORMAT = Format("alpaca", ("instruction", "input", "history", "chosen", "rejected", "output"), _recognises, _answers)
+FORMAT = Format("alpaca", ("instruction", "input", "history", "chosen", "rejected", "output"),
+                _recognises, _answers, CHOSEN_REJECTED)

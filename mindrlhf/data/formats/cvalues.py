@@ -19,4 +19,4 @@ def _answers(row: Row, _: Reading) -> Answers:
     return Answers(prompt, ((chosen,), (rejected,)), margin=margin_of(row))
 
 
-FORMAT = Format("cvalues", KEYS, _recognises, _answers)
+FORMAT = Format("cvalues", KEYS, _recognises, _answers, ("pos", "neg"))

@@ -1,6 +1,16 @@
 """Explicit prompt (TRL, OpenRLHF, NeMo-RL): prompt, chosen and rejected, strings."""
 from mindrlhf.data.dialogue import Message
-from mindrlhf.data.formats.fields import Answers, Format, Reading, check_keys, margin_of, shape, text_of, text_prompt
+from mindrlhf.data.formats.fields import (
+    CHOSEN_REJECTED,
+    Answers,
+    Format,
+    Reading,
+    check_keys,
+    margin_of,
+    shape,
+    text_of,
+    text_prompt,
+)
 from mindrlhf.data.rows.row import Row
 
 __all__ = ["FORMAT", "explicit_answers"]
@@ -20,4 +30,4 @@ def explicit_answers(row: Row, _: Reading) -> Answers:
                    margin=margin_of(row))
 
 
-FORMAT = Format("explicit", _KEYS, _recognises, explicit_answers)
+FORMAT = Format("explicit", _KEYS, _recognises, explicit_answers, CHOSEN_REJECTED)

@@ -8,15 +8,17 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, U
 from mindrlhf.data.dialogue import ROLES, Dialogue, Message
 from mindrlhf.data.rows.row import InvalidRow, NotJson, Row, kind_of_value, parse_json
 
-__all__ = ["Answers", "Format", "NoAnswers", "Reading", "answer", "begins_with", "check_keys", "check_number",
-           "check_text", "checked_prompt", "given", "list_of", "margin_of", "message_of", "messages_of", "number_of",
-           "object_of", "ordered", "shape", "shared_prompt", "text_of", "text_prompt", "texts_of", "with_system"]
+__all__ = ["CHOSEN_REJECTED", "Answers", "Format", "NoAnswers", "Reading", "answer", "begins_with", "check_keys",
+           "check_number", "check_text", "checked_prompt", "given", "list_of", "margin_of", "message_of",
+           "messages_of", "number_of", "object_of", "ordered", "shape", "shared_prompt", "text_of",
+           "text_prompt", "texts_of", "with_system"]
 
 _BLANKS = 500_000  # white-space characters in a row; a million make tiktoken's pattern overflow its stack
 _MANY_BLANKS = re.compile(rf"\s{{{_BLANKS}}}")
 _ROLES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant", "model": "assistant",
           "function_call": "assistant", "developer": "system", "tool": "observation", "function": "observation",
           "ipython": "observation"}
+CHOSEN_REJECTED = ("chosen", "rejected")
 _TIES = "equally good answers"
 
 
@@ -74,13 +76,15 @@ class Format:
         name:       that of `--format`
         keys:       that its rows may have
         recognises: whether a row is one of it; asked in the order of `FORMATS`
-        answers:    a row's; raises `NoAnswers`
+        answers:    a row's, in the row's own order; raises `NoAnswers`
+        sides:      what its two answers are called; () where there may be others than two
     """
 
     name: str
     keys: Tuple[str, ...]
     recognises: Callable[[Row], bool]
     answers: Callable[[Row, Reading], Answers]
+    sides: Tuple[str, ...] = ()
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------

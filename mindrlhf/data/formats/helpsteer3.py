@@ -36,8 +36,8 @@ def _answers(row: Row, _: Reading) -> Answers:
     if preference == 0:
         return Answers(prompt, (first, second), (), left_out=1, reason="an overall_preference of 0")
     margin = margin_of(row)
-    return Answers(prompt, (first, second) if preference < 0 else (second, first),
-                   margin=abs(preference) if margin is None else margin)
+    return Answers(prompt, (first, second), ((0, 1) if preference < 0 else (1, 0),),
+                   abs(preference) if margin is None else margin)
 
 
 FORMAT = Format("helpsteer3", _KEYS, _recognises, _answers)

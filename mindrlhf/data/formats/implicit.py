@@ -4,7 +4,17 @@ r"""Implicit prompt (HH-RLHF): chosen and rejected are two whole dialogues that 
 import re
 
 from mindrlhf.data.dialogue import Dialogue, Message
-from mindrlhf.data.formats.fields import Answers, Format, NoAnswers, Reading, check_keys, shape, shared_prompt, text_of
+from mindrlhf.data.formats.fields import (
+    CHOSEN_REJECTED,
+    Answers,
+    Format,
+    NoAnswers,
+    Reading,
+    check_keys,
+    shape,
+    shared_prompt,
+    text_of,
+)
 from mindrlhf.data.rows.row import Row
 
 __all__ = ["FORMAT"]
@@ -32,4 +42,4 @@ def _turns(key: str, text: str) -> Dialogue:
     return tuple(Message(_ROLES[role], content.strip()) for role, content in zip(rest[::2], rest[1::2]))
 
 
-FORMAT = Format("implicit", _KEYS, _recognises, _answers)
+FORMAT = Format("implicit", _KEYS, _recognises, _answers, CHOSEN_REJECTED)

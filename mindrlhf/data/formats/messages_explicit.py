@@ -3,6 +3,7 @@ messages of the answer. A prompt that these have in front once more is taken off
 """
 from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.formats.fields import (
+    CHOSEN_REJECTED,
     Answers,
     Format,
     Reading,
@@ -37,4 +38,4 @@ def _answer(row: Row, key: str, prompt: Dialogue) -> Dialogue:
     return answer(f"key {key!r}", messages[len(prompt):] if begins_with(messages, prompt) else messages)
 
 
-FORMAT = Format("messages-explicit", _KEYS, _recognises, _answers)
+FORMAT = Format("messages-explicit", _KEYS, _recognises, _answers, CHOSEN_REJECTED)

@@ -32,7 +32,7 @@ def _answers(row: Row, reading: Reading) -> Answers:
     chosen = number_of(row, key)
     if chosen not in (0, 1):
         raise NoAnswers(f"key {key!r} is {chosen:g}, expected 0 or 1")
-    return Answers(prompt, (texts[int(chosen)], texts[1 - int(chosen)]), margin=margin_of(row))
+    return Answers(prompt, texts, ((int(chosen), 1 - int(chosen)),), margin_of(row))
 
 
 FORMAT = Format("pku-saferlhf", ("prompt", *_TEXTS, "better_response_id", "safer_response_id"), _recognises, _answers)

@@ -1,6 +1,6 @@
 """RewardBench 1: an explicit prompt, with the subset that a row belongs to and its id."""
 from mindrlhf.data.formats.explicit import explicit_answers
-from mindrlhf.data.formats.fields import Answers, Format, Reading, check_keys, given, shape
+from mindrlhf.data.formats.fields import CHOSEN_REJECTED, Answers, Format, Reading, check_keys, given, shape
 from mindrlhf.data.rows.row import Row
 
 __all__ = ["FORMAT"]
@@ -17,4 +17,4 @@ def _answers(row: Row, reading: Reading) -> Answers:
     return explicit_answers(row, reading)
 
 
-FORMAT = Format("reward-bench", _KEYS, _recognises, _answers)
+FORMAT = Format("reward-bench", _KEYS, _recognises, _answers, CHOSEN_REJECTED)

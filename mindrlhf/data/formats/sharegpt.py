@@ -3,6 +3,7 @@ and rejected are one such message each.
 """
 from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.formats.fields import (
+    CHOSEN_REJECTED,
     Answers,
     Format,
     NoAnswers,
@@ -43,4 +44,4 @@ def _check_turns(prompt: Dialogue) -> None:
         raise NoAnswers(f"key 'conversations', turn {wrong + 1} is of the role {turns[wrong]!r}, expected {expected}")
 
 
-FORMAT = Format("sharegpt", _KEYS, _recognises, _answers)
+FORMAT = Format("sharegpt", _KEYS, _recognises, _answers, CHOSEN_REJECTED)
