@@ -72,7 +72,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_conversion_killed_at_random_moments_leaves_the_earlier_output(folder, kills):
     first = contents(folder)
     seconds = convert(folder, "second.jsonl")
