@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "free_port", "launch", "run", "run_of_one_process",
-           "run_script", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
+__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "free_port", "launch", "loss_and_gradients", "run",
+           "run_of_one_process", "run_script", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
 
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -127,3 +127,22 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.05)
+
+
+def loss_and_gradients(model):
+    """A cell from a model's inputs to (loss, gradients of its `weights`), compiled once for inputs of the same shapes;
+    outside of a cell `ms.value_and_grad` compiles at each call.
+    """
+    import mindspore as ms
+    from mindspore import nn, ops
+
+    class LossAndGradients(nn.Cell):
+        def __init__(self):
+            super().__init__(auto_prefix=False)
+            self.weights = ms.ParameterTuple(model.trainable_params())
+            self.both = ops.value_and_grad(model, None, self.weights)
+
+        def construct(self, *inputs):
+            return self.both(*inputs)
+
+    return LossAndGradients()

@@ -11,9 +11,9 @@
 | test_columns_of_packed_batches             | what the network is given                      | literal values       |
 | test_training_in_buckets_follows ...       | the losses of a training run                   | padded batches, 1e-5 |
 """
-import mindspore as ms
 import numpy as np
 import pytest
+from helpers import loss_and_gradients
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
 
@@ -447,8 +447,7 @@ def test_training_in_buckets_follows_training_in_padded_batches(build_model, loa
             ("packed", packed, [1.0] * len(packed)),
             ("padded", map(padded, step_pairs), [BATCH / len(step) for step in step_pairs])):
         model = load_reference_weights(build_model(seq_length=SEQ, num_layers=1)).set_train(True)
-        weights = ms.ParameterTuple(model.trainable_params())
-        function = ms.value_and_grad(model, None, weights)
-        losses[path] = [descend(weights, function, *step) for step in zip(batches_of_path, factors)]
+        function = loss_and_gradients(model)
+        losses[path] = [descend(function.weights, function, *step) for step in zip(batches_of_path, factors)]
     assert losses["packed"] == pytest.approx(losses["padded"], rel=1e-5)
     assert len(losses["packed"]) >= 4

@@ -86,10 +86,9 @@ def living(group):
     return found
 
 
-# The converter alone: the others, which start MindSpore each time, are long. That a signal to a training is answered
-# with a checkpoint is in tests/training/test_resume.py, to a scoring run in tests/scoring/test_infer.py.
-@pytest.mark.parametrize("name", [name if name == "convert" else pytest.param(name, marks=pytest.mark.long)
-                                  for name in COMMANDS])
+# Chosen moments are in tests/data/test_convert.py, tests/training/test_resume.py and tests/scoring/test_infer.py.
+@pytest.mark.long
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_at_a_random_moment_ends_every_entry_script(name, folder, outcomes):
     chance = random.Random(f"{SEED} {name}")
     command, output = COMMANDS[name]

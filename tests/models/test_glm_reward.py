@@ -10,10 +10,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import REFERENCE_GRAPHS, dimensions_of, weights_of_mindformers
+from helpers import loss_and_gradients
 from mindformers.models.glm2.glm2 import ChatGLM2Model
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from mindrlhf.compat.model import adapt_encoder
 from mindrlhf.models.glm4.glm_reward import Glm4RewardModel, VHead
@@ -117,22 +118,20 @@ def test_loss_and_gradients_equal_pytorch(build_model, load_reference_weights, l
     reference = load_reference(case)
     network = build_model(**dimensions_of(reference), track_step_metrics=True)
     model = load_reference_weights(network, reference).set_train(True)
-    weights = ms.ParameterTuple(model.trainable_params())
+    both = loss_and_gradients(model)
     inputs = [Tensor(reference[name]) for name in ("input_ids", "input_ids", "attention_mask", "loss_mask", "end_ind")]
-    loss = model(*inputs)
+    loss, gradients = both(*inputs)
     assert loss.shape == ()
     assert float(loss) == pytest.approx(float(reference["loss"]), rel=1e-4)
-    gradients = ops.GradOperation(get_by_list=True)(model, weights)(*inputs)
     expected_names = {name.split("/", 1)[1] for name in reference if name.startswith("gradient/")}
-    assert {weight.name for weight in weights} == expected_names
-    for weight, gradient in zip(weights, gradients):
+    assert {weight.name for weight in both.weights} == expected_names
+    for weight, gradient in zip(both.weights, gradients):
         expected = reference[f"gradient/{weight.name}"]
         difference = np.abs(gradient.asnumpy() - expected).max() / np.abs(expected).max()
         assert difference < 1e-4, f"{weight.name}: {difference}"
 
     chosen, rejected = reference["end_scores"][:2], reference["end_scores"][2:]
-    # Added up over the two passes above.
-    right, margin, reward, pairs, text_tokens, computed_tokens = model.step_metrics.value.asnumpy() / 2
+    right, margin, reward, pairs, text_tokens, computed_tokens = model.step_metrics.value.asnumpy()
     assert (pairs, text_tokens, computed_tokens) == (2, reference["end_ind"].sum(), 4 * SEQ)
     assert right == np.sum(chosen > rejected)
     assert margin == pytest.approx(np.sum(chosen - rejected), abs=1e-4)

@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import REFERENCE_GRAPHS, dimensions_of
+from helpers import loss_and_gradients
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Tensor, ops
 
@@ -76,8 +77,8 @@ def columns_of(rows, scale=1.0):
 def train(build_model, load_reference_weights):
     """A function from a batch's columns to (loss, gradients by name, sums of the step's metrics)."""
     model = load_reference_weights(build_model(seq_length=SEQ, track_step_metrics=True)).set_train(True)
-    weights = ms.ParameterTuple(model.trainable_params())
-    function = ms.value_and_grad(model, None, weights)
+    function = loss_and_gradients(model)
+    weights = function.weights
 
     def run(columns):
         ops.assign(model.step_metrics.value, Tensor(np.zeros(6, np.float32)))
