@@ -130,7 +130,7 @@ def source_file(text: str) -> Tuple[Path, Optional[int]]:
 
 def columns(text: str) -> Tuple[Tuple[str, str], ...]:
     """OURS=THEIRS, ...: pairs of our and their name of a key."""
-    from mindrlhf.data.formats import FORMATS  # late: only the converter asks
+    from mindrlhf.data.formats import FORMATS
     known = {key for kind in FORMATS.values() for key in kind.keys} | {"margin", "response", "system"}
     pairs = tuple(tuple(part.partition("=")[::2]) for part in text.split(","))
     for ours, theirs in pairs:

@@ -6,9 +6,10 @@ r"""Score answers with a reward model.
       --data_file /path/to/input.jsonl --tokenizer /path/to/tokenizer.model \
       --distributed_ckpt_path /path/to/checkpoint_network" 8 9123 output/msrun_log False 600
 
-A row of the input is an object with prompt, pos_resp and neg_resp, or with prompt and response. The output has a line
-for each: the row's own keys, and pos_score and neg_score, or score. It grows as OUTPUT_FILE.partial, from which
---resume goes on. Exit code 3: all rows are written, and scores that are NaN or infinite are null.
+The input is preference data of any format (FORMATS_EN.md beside this script), or has prompt and response in a row. The
+output has a line for each: the row's own keys, and pos_score and neg_score, chosen_score and rejected_score, or score;
+"cut": true where a text was too long. It grows as OUTPUT_FILE.partial, from which --resume goes on. Exit code 3: all
+rows are written, and scores that are NaN or infinite are null.
 """
 import signal
 

@@ -7,14 +7,13 @@ from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
 from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.formats import FORMATS, format_of
-from mindrlhf.data.formats.cvalues import KEYS as PAIR_FIELDS
-from mindrlhf.data.formats.fields import Answers, NoAnswers, Reading, check_keys, text_of
+from mindrlhf.data.formats.fields import Answers, NoAnswers, Reading
 from mindrlhf.data.rows.read import read_rows
 from mindrlhf.data.rows.row import InvalidRow, Row
 from mindrlhf.errors import UserError
 
-__all__ = ["AS_THEY_ARE", "PAIR_FIELDS", "InvalidRow", "Preference", "PreferenceFile", "Reading", "Row", "Skipped",
-           "check_text_fields", "detect_format", "read_files", "read_preferences", "read_rows"]
+__all__ = ["AS_THEY_ARE", "InvalidRow", "Preference", "PreferenceFile", "Reading", "Row", "Skipped",
+           "detect_format", "read_files", "read_preferences", "read_rows"]
 
 AS_THEY_ARE = Reading()
 _LOOKED_AT = 1000  # rows, until one is of a known format
@@ -78,19 +77,6 @@ class PreferenceFile(NamedTuple):
     path: Path
     format: str
     rows: Optional[int] = None
-
-
-def check_text_fields(row: Row, fields: Sequence[str]) -> Union[Row, InvalidRow]:
-    """`row` if each of `fields` is there and is text that can be encoded, and the prompt is not blank; or why not."""
-    try:
-        check_keys(row, *fields)
-        for field in fields:
-            text_of(row, field)
-        if "prompt" in fields and not row.values["prompt"].strip():
-            raise NoAnswers("key 'prompt' is empty, expected text")
-    except NoAnswers as reason:
-        return row.invalid(str(reason))
-    return row
 
 
 def read_preferences(path: Union[str, Path], name: Optional[Path] = None, format_name: Optional[str] = None,

@@ -249,13 +249,13 @@ def as_dialogue(text: Union[str, Dialogue], role: str = "user") -> Dialogue:
 
 
 def render(template: str, prompt: str, response: str) -> str:
-    """The text of a sample with one question, in a text template without control tokens.
+    """The text of a sample with one question, in a text template whose control tokens are letters.
 
     >>> render("Q: {prompt} A: {response}", " why? ", "because\\n")
     'Q: why? A: because'
     """
-    before, between, after = _split_template(template)
-    return f"{before}{prompt.strip()}{between}{response.strip()}{after}"
+    dialogue = (Message("user", prompt), Message("assistant", response))
+    return "".join(map(str, TextTemplate(template, control=False).pieces(dialogue)))
 
 
 def _split_template(template: str) -> Tuple[str, str, str]:

@@ -15,7 +15,7 @@ __all__ = ["TextPairs"]
 
 @dataclass(frozen=True)
 class TextPairs:
-    """The pairs that a conversion of the same files would write.
+    """The pairs that a conversion of the same files would write, of which none is dropped for its length.
 
     Attributes:
         sources: the files

@@ -6,14 +6,13 @@
 | test_bad_file_is_one_error              | a file that is no list of rows at all               | messages        |
 | test_array_item_that_is_no_row_says_why | the same checks in a .json array, by item           | messages        |
 | test_a_file_of_another_kind_is_named    | compressed, CSV, a pointer, the other kind of JSON  | messages        |
-| test_check_text_fields_without_a_prompt | the check serves rows of other layouts too          | messages        |
 """
 import json
 
 import pytest
 
 from mindrlhf.data.dialogue import Message
-from mindrlhf.data.preference import InvalidRow, Preference, Row, check_text_fields, read_preferences, read_rows
+from mindrlhf.data.preference import InvalidRow, Preference, read_preferences, read_rows
 from mindrlhf.errors import UserError
 
 GOOD = {"prompt": "q", "pos_resp": "good", "neg_resp": "bad"}
@@ -234,20 +233,6 @@ def test_jsonl_file_is_read_as_a_stream(tmp_path):
     rows = read_rows(write(tmp_path, GOOD_LINE + b"\n" + b"broken"))
     assert next(rows).values == GOOD
     assert isinstance(next(rows), InvalidRow)
-
-
-@pytest.mark.parametrize(("values", "reason"), [
-    ({"text": ""}, None),
-    ({"text": 1}, "key 'text' is a number, expected a string"),
-    ({"prompt": "q"}, "key 'text' missing; found prompt; expected text"),
-])
-def test_check_text_fields_without_a_prompt(values, reason):
-    row = Row("file.jsonl:3", 3, values)
-    checked = check_text_fields(row, ["text"])
-    if reason is None:
-        assert checked is row
-    else:
-        assert str(checked.as_error()) == f"file.jsonl:3: {reason}"
 
 
 @pytest.mark.parametrize(("name", "content", "found"), [
