@@ -133,7 +133,8 @@ def _asked(plan: InferencePlan, scorer: TextScorer) -> Dict[str, Any]:
     """What decides the scores, to the last bit, beside the rows."""
     model = plan.config.mapping.get("model", {}).get("model_config", {})
     encoder = plan.encoder
-    not_default = {"add_eos": encoder.add_eos, "too_long": encoder.too_long != "cut" and encoder.too_long}
+    not_default = {"add_eos": encoder.add_eos, "too_long": encoder.too_long != "cut" and encoder.too_long,
+                   "format": plan.format_name, "columns": dict(plan.reading.columns)}
     return {"score_key": plan.score_key, "prompt_template": encoder.noted, "tokenizer": encoder.tokenizer.identity,
             **{key: value for key, value in not_default.items() if value},
             "checkpoint": {file.name: _checksum(file) for file in checkpoint_files(scorer.checkpoint)},

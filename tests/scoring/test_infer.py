@@ -233,6 +233,8 @@ def cut_short(monkeypatch):
 
 
 @pytest.mark.parametrize(("change", "given", "message"), [
+    (None, {"columns": (("prompt", "response"), ("response", "prompt"))},
+     "--resume: columns is {'prompt': 'response', 'response': 'prompt'}, expected None, with which out.jsonl.partial "),
     (None, {"score_key": "s"}, "--resume: score_key is 's', expected 'score', with which out.jsonl.partial was begun"),
     (None, {"prompt_template": "{prompt} {response}"}, "--resume: prompt_template is '{prompt} {response}', expected "),
     (None, {"seq_length": 64}, "--resume: model_config.seq_length is 64, expected 128"),
@@ -243,7 +245,7 @@ def cut_short(monkeypatch):
     (lambda: write_rows("in.jsonl", ROWS[:7]), {},
      "--resume: out.jsonl.partial:8: the data file has ended before, expected the data file"),
     (lambda: Path("out.jsonl.partial.json").unlink(), {}, "out.jsonl.partial.json is missing, which says what"),
-], ids=["score key", "template", "length", "tokenizer", "weights", "rows", "fewer rows", "no record"])
+], ids=["columns", "score key", "template", "length", "tokenizer", "weights", "rows", "fewer rows", "no record"])
 def test_a_run_goes_on_with_what_it_was_begun_with_alone(cut_short, change, given, message):
     if change:
         change()
