@@ -93,7 +93,8 @@ def test_every_step_is_in_the_log_and_in_the_table_and_the_loss_falls(job):
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, 276))
     assert set(rows[0]) == {"step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms",
-                            "pairs", "text_tokens", "computed_tokens"}
+                            "pairs", "text_tokens", "computed_tokens", "chosen_mean", "rejected_mean", "min_score",
+                            "max_score"}
     losses = [float(row["loss"]) for row in rows]
     assert losses[0] == pytest.approx(0.7, abs=0.1)
     assert np.mean(losses[-20:]) < 0.2

@@ -1,11 +1,14 @@
 """What reads hidden states and scores of any family's backbone: the value head, end scores, and figures of a step."""
 import mindspore.common.dtype as mstype
-from mindspore import Parameter, nn
+import numpy as np
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
-__all__ = ["EndScore", "StepMetrics", "VHead"]
+__all__ = ["NO_SCORE", "EndScore", "StepMetrics", "VHead"]
+
+NO_SCORE = float(np.finfo(np.float32).min)  # of `StepMetrics.extremes`, before there is a score
 
 
 class VHead(nn.Cell):
@@ -61,12 +64,13 @@ class StepMetrics(nn.Cell):
 
     The training step returns the loss alone (every step cell of MindFormers asks for a single output), so the sums are
     left in `value`, (6,) float32, which takes no part in training: pairs whose chosen end score is the larger one;
-    chosen minus rejected; mean of both end scores; pairs; tokens of their texts; tokens of the rows. A step may call
-    this several times, once for each micro-batch. Whoever reads the sums sets them to 0.
+    chosen minus rejected; mean of both end scores; pairs; tokens of their texts; tokens of the rows. Beside it is
+    `extremes`, (2,) float32: the largest end score, and the smallest with its sign changed. A step may call this
+    several times, once for each micro-batch. Whoever reads them sets them to 0 and to `NO_SCORE`.
 
     Inputs:
-        chosen, rejected (B, 1) float32, end scores
-        there            (B, 1) float32, 1 where there is a pair, 0 where a packed row has none
+        chosen, rejected (B, C) float32, end scores
+        there            (B, C) float32, 1 where there is a pair, 0 where a packed row has none
         tokens           (), float32
         computed         tokens of the rows, a Python int
 
@@ -78,14 +82,23 @@ class StepMetrics(nn.Cell):
         super().__init__()
         self.value = Parameter(initializer("zeros", (6,), mstype.float32), name="value", requires_grad=False,
                                parallel_optimizer=False)
-        self.sum = P.ReduceSum()
+        self.extremes = Parameter(Tensor([NO_SCORE] * 2, mstype.float32), name="extremes", requires_grad=False,
+                                  parallel_optimizer=False)
+        self.sum, self.most = P.ReduceSum(), P.ReduceMax()
         self.stack = P.Stack()
-        self.add = P.AssignAdd()
+        self.add, self.assign = P.AssignAdd(), P.Assign()
+        self.maximum, self.minimum, self.select = P.Maximum(), P.Minimum(), P.Select()
 
     def construct(self, chosen, rejected, there, tokens, computed):
-        margin = F.stop_gradient(chosen - rejected)                                             # (B, 1)
-        both = F.stop_gradient(chosen + rejected) / 2                                           # (B, 1)
-        right = F.cast(margin > 0, mstype.float32)                                              # (B, 1)
+        chosen, rejected = F.stop_gradient(chosen), F.stop_gradient(rejected)                   # (B, C)
+        margin = chosen - rejected                                                              # (B, C)
+        both = (chosen + rejected) / 2                                                          # (B, C)
+        right = F.cast(margin > 0, mstype.float32)                                              # (B, C)
+        nothing = F.ones_like(there) * NO_SCORE                                                 # (B, C)
+        extremes = self.stack(
+            (self.most(self.select(there > 0, self.maximum(chosen, rejected), nothing)),
+             self.most(self.select(there > 0, -self.minimum(chosen, rejected), nothing))))      # (2,)
+        extremes = self.assign(self.extremes, self.maximum(self.extremes, extremes))            # (2,)
         sums = self.stack((self.sum(right * there), self.sum(margin * there), self.sum(both * there), self.sum(there),
                            tokens, F.ones_like(tokens) * computed))                             # (6,)
-        return self.add(self.value, sums)                                                       # (6,)
+        return F.depend(self.add(self.value, sums), extremes)                                   # (6,)

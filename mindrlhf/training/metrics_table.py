@@ -12,7 +12,8 @@ from mindrlhf.atomic import partial_file
 __all__ = ["TABLE_COLUMNS", "MetricsTable"]
 
 TABLE_COLUMNS = ("step", "loss", "learning_rate", "global_norm", "accuracy", "margin", "reward", "step_ms", "pairs",
-                 "text_tokens", "computed_tokens")
+                 "text_tokens", "computed_tokens", "chosen_mean", "rejected_mean", "min_score", "max_score")
+_COLUMNS_BEFORE = TABLE_COLUMNS[:TABLE_COLUMNS.index("computed_tokens") + 1]  # of runs of earlier releases
 
 
 class MetricsTable:
@@ -112,24 +113,24 @@ def _rows_of(path: Path) -> List[Sequence[str]]:
     rows: List[Sequence[str]] = []
     try:
         found = next(lines, [])
-        if found != list(TABLE_COLUMNS):
+        if found not in (list(TABLE_COLUMNS), list(_COLUMNS_BEFORE)):
             raise ValueError(f"line 1 is {','.join(found)[:200]!r}, expected {','.join(TABLE_COLUMNS)!r}")
         before = 0
         for row in lines:
-            before = _step_of(row, before, lines.line_num)
-            rows.append(row)
+            before = _step_of(row, found, before, lines.line_num)
+            rows.append([*row, *[""] * (len(TABLE_COLUMNS) - len(found))])
     except csv.Error as error:
         raise ValueError(f"line {lines.line_num}: {error}") from None
     return rows
 
 
-def _step_of(row: Sequence[str], before: int, line: int) -> int:
+def _step_of(row: Sequence[str], columns: Sequence[str], before: int, line: int) -> int:
     """The step of a row of figures, which comes after that of the row before."""
-    if len(row) != len(TABLE_COLUMNS):
-        raise ValueError(f"line {line} has {len(row)} values, expected {len(TABLE_COLUMNS)}")
+    if len(row) != len(columns):
+        raise ValueError(f"line {line} has {len(row)} values, expected {len(columns)}")
     if not row[0].isdecimal() or int(row[0]) <= before:
         raise ValueError(f"line {line}: step is {row[0]!r}, expected a whole number above {before}")
-    for name, value in zip(TABLE_COLUMNS[1:], row[1:]):
+    for name, value in zip(columns[1:], row[1:]):
         try:
             float(value or "nan")
         except ValueError:

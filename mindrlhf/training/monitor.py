@@ -19,8 +19,9 @@ from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.compat.logs import STEP, shows_bar
 from mindrlhf.compat.step_outputs import StepOutputs, rounded, steps_of_run
 from mindrlhf.errors import UserError
+from mindrlhf.models.heads import NO_SCORE
 from mindrlhf.plots import plot_training_curves
-from mindrlhf.processes import sum_over_processes
+from mindrlhf.processes import stack_over_processes
 from mindrlhf.training.metrics_table import MetricsTable
 
 __all__ = ["RewardMonitor", "callbacks_of_process", "of_whole_batch"]
@@ -44,18 +45,32 @@ def callbacks_of_process(callbacks: Sequence[Dict[str, Any]], saves: bool = True
     return [callback for callback in ordered if saves or callback["type"] != "CheckpointMonitor"]
 
 
-def of_whole_batch(loss: float, sums: np.ndarray, processes: int,
-                   add: Callable[[np.ndarray], np.ndarray] = sum_over_processes) -> Tuple[np.float32, np.ndarray]:
-    """Loss and sums of a step from those of this process's part.
+def of_whole_batch(loss: float, sums: np.ndarray, extremes: np.ndarray,
+                   stack: Callable[[np.ndarray], np.ndarray] = stack_over_processes
+                   ) -> Tuple[np.float32, np.ndarray, np.ndarray]:
+    """Loss, sums and extremes of a step from those of this process's part.
 
     Args:
-        loss:      of the part, scaled so that the mean over processes is that of the whole batch
-        sums:      (6,) float32, those of `StepMetrics`
-        processes: number of them
-        add:       the sum of an array over all processes
+        loss:     of the part, scaled so that the mean over processes is that of the whole batch
+        sums:     (6,) float32, those of `StepMetrics`
+        extremes: (2,) float32, likewise
+        stack:    an array of all processes, a row each
     """
-    total = add(np.concatenate([[loss], sums]).astype(np.float32))
-    return np.float32(total[0] / processes), total[1:]
+    rows = stack(np.concatenate([[loss], sums, extremes]).astype(np.float32))
+    total = rows.sum(axis=0, dtype=np.float32)
+    return np.float32(total[0] / len(rows)), total[1:len(sums) + 1], rows[:, len(sums) + 1:].max(axis=0)
+
+
+def _figures_of_scores(sums: np.ndarray, extremes: np.ndarray) -> Dict[str, float]:
+    """The columns that say something of end scores, from what `StepMetrics` has of a step."""
+    pairs = max(sums[3], 1)
+    figures = dict(zip(("accuracy", "margin", "reward"), sums[:3] / pairs))
+    figures.update(chosen_mean=(sums[2] + sums[1] / 2) / pairs, rejected_mean=(sums[2] - sums[1] / 2) / pairs)
+    if sums[3]:
+        lowest, highest = -extremes[1], extremes[0]
+        known = np.isfinite(sums[1])  # what the largest of several numbers is of which one is NaN, kernels disagree
+        figures.update(min_score=lowest if known else np.nan, max_score=highest if known else np.nan)
+    return {name: rounded(value) for name, value in figures.items()}
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
@@ -68,7 +83,8 @@ class RewardMonitor(Callback):
     (of the gradients, before clipping), accuracy (share of pairs whose chosen end score is the larger one), margin
     (mean of chosen minus rejected), reward (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of
     both texts of all pairs, without padding), computed_tokens (of the rows; fewer than text_tokens where the texts of a
-    pair share their prompt).
+    pair share their prompt), chosen_mean and rejected_mean (of their end scores), min_score and max_score (of all end
+    scores).
     `OUTPUT/curves.png` shows the curves. Where several processes train data-parallel, and where a step is several
     micro-batches, all figures are of the whole batch. In a pipeline the last stage has them, and writes. Where table or
     picture cannot be written, a warning says so once, and training goes on.
@@ -108,7 +124,7 @@ class RewardMonitor(Callback):
     def on_train_begin(self, run_context):
         network = run_context.original_args().train_network
         count = sum(parameter.size for parameter in network.trainable_params())
-        self._metrics = next((cell.value for name, cell in network.cells_and_names()
+        self._metrics = next((cell for name, cell in network.cells_and_names()
                               if name.split(".")[-1] == "step_metrics"), None)
         facts = {**self.facts, "trainable parameters": f"{count:,}"}
         width = max(map(len, facts))
@@ -146,14 +162,14 @@ class RewardMonitor(Callback):
         step_ms = (time.perf_counter() - self._step_begin) * 1000 / steps
         step = self._first_step + run.cur_step_num
         self._total = self._total or steps_of_run(run)
-        sums = self._read_metrics()
+        sums, extremes = self._read_metrics()
         if self._parts > 1 and sums is not None:
-            loss, sums = of_whole_batch(loss, sums, self._parts)
+            loss, sums, extremes = of_whole_batch(loss, sums, extremes)
             run.net_outputs = (loss, *run.net_outputs[1:])
         row = {"step": step, "loss": rounded(loss / self.micro_batches), "learning_rate": outputs.learning_rate,
                "global_norm": outputs.global_norm, "step_ms": round(step_ms, 1)}
         if sums is not None:
-            row.update(zip(("accuracy", "margin", "reward"), map(rounded, sums[:3] / max(sums[3], 1))))
+            row.update(_figures_of_scores(sums, extremes))
             row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, sums[3:])))
         if self.writes:
             with self._extra(self.table):
@@ -165,13 +181,15 @@ class RewardMonitor(Callback):
         if self.writes and shows_bar():
             self._advance(row, steps)
 
-    def _read_metrics(self) -> Optional[np.ndarray]:
-        """The sums of `StepMetrics` since the last call, (6,) float32; None where the network has none."""
+    def _read_metrics(self) -> Tuple[Optional[np.ndarray], Optional[np.ndarray]]:
+        """Sums (6,) and extremes (2,) of `StepMetrics` since the last call, float32; None where there are none."""
         if self._metrics is None:
-            return None
-        sums = self._metrics.asnumpy().copy()
-        ms.ops.assign(self._metrics, ms.Tensor(np.zeros_like(sums)))
-        return sums
+            return None, None
+        found = []
+        for parameter, empty in ((self._metrics.value, 0), (self._metrics.extremes, NO_SCORE)):
+            found.append(parameter.asnumpy().copy())
+            ms.ops.assign(parameter, ms.Tensor(np.full_like(found[-1], empty)))
+        return found[0], found[1]
 
     def _log(self, row, steps):
         left = "?"

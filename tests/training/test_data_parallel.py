@@ -32,6 +32,7 @@ from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.models.heads import NO_SCORE
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.set_up import set_up_mindspore
@@ -87,17 +88,19 @@ def test_sums_of_parts_become_those_of_the_whole_batch():
     parts = [(part, np.array([np.sum(np.array(part) > 0), np.sum(part), np.sum(part) / 2, len(part), 10 * len(part),
                               64], np.float32)) for part in margins]
     losses = [3 * sum(part) / 4 for part, _ in parts]  # the mean over all pairs, times the processes
+    extremes = np.array([[4, 2], [3, -3], [NO_SCORE, NO_SCORE]], np.float32)  # largest, and smallest with another sign
     given = []
-    for loss, (_, figures) in zip(losses, parts):
-        of_whole_batch(loss, figures, 3, lambda values: given.append(values) or values)
-    loss, sums = of_whole_batch(losses[0], parts[0][1], 3, lambda values: sum(given))
+    for loss, (_, figures), both in zip(losses, parts, extremes):
+        of_whole_batch(loss, figures, both, lambda values: given.append(values) or values[None])
+    loss, sums, both = of_whole_batch(losses[0], parts[0][1], extremes[0], lambda values: np.stack(given))
     assert loss == pytest.approx(1.5)
     assert sums.tolist() == pytest.approx([3, 6, 3, 4, 40, 192])
+    assert both.tolist() == [4, 2]
 
 
 def test_a_loss_that_is_not_finite_stays_a_float32_which_mindformers_lets_pass():
     """Its log line in 1.3.0 raises for a NaN that is a Python float, np.float64 among them."""
-    loss, _ = of_whole_batch(np.nan, np.zeros(6, np.float32), 2, lambda values: values)
+    loss, *_ = of_whole_batch(np.nan, np.zeros(6, np.float32), np.zeros(2, np.float32), lambda values: values[None])
     assert np.isnan(loss)
     assert not isinstance(loss, float)
 

@@ -2,6 +2,7 @@
 
 | test                              | proves                                                        | judged against |
 | test_a_table_is_continued ...     | the rows up to a step stay as they were, byte by byte         | the file       |
+| test_a_table_of_an_earlier_...    | one with fewer columns is continued                           | the file       |
 | test_a_run_that_goes_back ...     | rows behind its step go to a file with a number, each time    | both files     |
 | test_a_last_line_that_is_cut ...  | what a full disk left is no row, and no reason to begin anew  | the file       |
 | test_a_table_that_was_edited ...  | it is set aside, whole, with the reason, and a new one begins | both files     |
@@ -19,7 +20,7 @@ HEADING = ",".join(TABLE_COLUMNS)
 
 
 def row(step):
-    return f"{step},0.5,1e-05,nan,0.75,0.1,-0.2,55.1,8,2000,3000"
+    return f"{step},0.5,1e-05,nan,0.75,0.1,-0.2,55.1,8,2000,3000,-0.15,-0.25,-1.5,1.25"
 
 
 def written(path, *steps, end="\r\n", heading=HEADING):
@@ -37,7 +38,20 @@ def test_a_table_is_continued_behind_a_step(tmp_path):
     assert table.path.read_bytes() == f"{HEADING}\r\n{row(1)}\r\n{row(2)}\r\n".encode()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
     assert table.add({"step": 3, "loss": 0.25, "accuracy": None}) is None
-    assert lines(table.path)[3:] == ["3,0.25,,,,,,,,,"]
+    assert lines(table.path)[3:] == ["3,0.25" + 13 * ","]
+
+
+def test_a_table_of_an_earlier_release_is_continued_with_empty_cells(tmp_path):
+    """It has neither means nor extremes of the scores."""
+    before = HEADING[:HEADING.index(",chosen_mean")]
+    rows = [",".join(row(step).split(",")[:11]) for step in (1, 2, 3)]
+    table = MetricsTable(tmp_path / "metrics.csv")
+    table.path.write_text("\r\n".join([before, *rows, ""]), encoding="utf-8", newline="")
+    assert "metrics.csv.1 now" in table.begin(2)
+    table.add({"step": 3, "max_score": 1.5})
+    assert lines(table.path) == [HEADING, rows[0] + ",,,,", rows[1] + ",,,,", "3" + 14 * "," + "1.5"]
+    assert lines(tmp_path / "metrics.csv.1") == [HEADING, rows[2] + ",,,,"]
+    assert MetricsTable(table.path).begin(3) is None
 
 
 def test_a_run_that_goes_back_keeps_the_rows_behind_its_step(tmp_path):
@@ -59,7 +73,7 @@ def test_a_new_run_begins_a_new_table(tmp_path):
     assert lines(table.path) == [HEADING]
 
 
-@pytest.mark.parametrize("rest", ["3,0.5", "3", "", "4,0.5,1e-05,nan,0.75,0.1,-0.2,55.1,8,2000,3000"])
+@pytest.mark.parametrize("rest", ["3,0.5", "3", "", row(4)])
 def test_a_last_line_that_is_cut_is_no_row(tmp_path, rest):
     path = written(tmp_path / "metrics.csv", 1, 2)
     path.write_bytes(path.read_bytes() + rest.encode())
@@ -79,8 +93,8 @@ def test_a_table_that_was_saved_with_other_line_ends_is_continued(tmp_path):
     (f"{HEADING}\n{row('')}\n", "line 2: step is '', expected a whole number above 0"),
     (f"{HEADING}\n{row(1)}\n{row(1)}\n", "line 3: step is '1', expected a whole number above 1"),
     (f"{HEADING}\n{row('1.0')}\n", "line 2: step is '1.0', expected a whole number above 0"),
-    (f"{HEADING}\n{row(1)}\n2,0.5\n{row(3)}\n", "line 3 has 2 values, expected 11"),
-    (f"{HEADING}\n{row(1)}\n\n", "line 3 has 0 values, expected 11"),
+    (f"{HEADING}\n{row(1)}\n2,0.5\n{row(3)}\n", "line 3 has 2 values, expected 15"),
+    (f"{HEADING}\n{row(1)}\n\n", "line 3 has 0 values, expected 15"),
     (f"{HEADING}\n{row(1).replace('0.5', 'good')}\n", "line 2: loss is 'good', expected a number"),
     (f"{HEADING}\n\"{row(1)}\n", "line 2: unexpected end of data"),
     (f"\ufeff{HEADING}\n{row(1)}\n", r"line 1 is '\\ufeffstep,loss,"),
@@ -101,7 +115,7 @@ def test_a_table_that_was_edited_is_set_aside_whole_and_a_new_one_begins(tmp_pat
     assert (tmp_path / "metrics.csv.2").read_bytes() == content
     assert (tmp_path / "metrics.csv.1").read_text() == "set aside by an earlier run"
     table.add({"step": 6})
-    assert lines(table.path) == [HEADING, "6" + 10 * ","]
+    assert lines(table.path) == [HEADING, "6" + 14 * ","]
 
 
 @pytest.mark.parametrize("first_step", [0, 5])

@@ -25,6 +25,7 @@ from mindspore.nn.wrap.cell_wrapper import GradAccumulationCell
 
 from mindrlhf.compat.step_outputs import StepOutputs
 from mindrlhf.data.dataset import batch_pairs
+from mindrlhf.models.heads import NO_SCORE
 from mindrlhf.training import monitor as module
 from mindrlhf.training.monitor import RewardMonitor
 
@@ -75,10 +76,14 @@ def test_a_step_of_micro_batches_has_the_loss_and_the_figures_of_the_whole_batch
         run = Run(train_network=model, net_outputs=(loss, Tensor(False), Tensor(1.0), Tensor(0.1), Tensor([2.0])))
         rows.append(row_after(monitor(micro_batches=pieces), run, tmp_path))
         assert model.step_metrics.value.asnumpy().tolist() == [0] * 6
+        assert model.step_metrics.extremes.asnumpy().tolist() == [NO_SCORE] * 2
     assert pairs == 2
     assert all(row == pytest.approx(rows[0], rel=1e-5) for row in rows)
     assert rows[0]["loss"] == pytest.approx(float(reference["loss"]), rel=1e-4)
     assert rows[0]["pairs"] == pairs
+    scores = reference["end_scores"]
+    assert [rows[0][name] for name in ("chosen_mean", "rejected_mean", "min_score", "max_score")] == pytest.approx(
+        [scores[:pairs].mean(), scores[pairs:].mean(), scores.min(), scores.max()], rel=1e-3)
 
 
 @pytest.fixture
@@ -142,11 +147,13 @@ def test_a_table_that_was_edited_does_not_keep_a_run_from_being_resumed(monitor,
 def test_several_steps_of_a_sink_have_one_row_with_the_figures_of_all_of_them(monitor, tmp_path):
     network, metrics = nn.CellList([]), nn.Cell()
     metrics.value = Parameter(Tensor([6.0, 12.0, 4.0, 8.0, 300.0, 500.0], ms.float32), name="value")
+    metrics.extremes = Parameter(Tensor([2.5, 1.5], ms.float32), name="extremes")
     network.insert_child_to_cell("step_metrics", metrics)
     row = row_after(monitor(), Run(train_network=network, net_outputs=Tensor(0.5), dataset_sink_mode=True, batch_num=4,
                                    cur_step_num=4), tmp_path)
     assert row == {"step": 4, "loss": 0.5, "accuracy": 0.75, "margin": 1.5, "reward": 0.5, "pairs": 8,
-                   "text_tokens": 300, "computed_tokens": 500}
+                   "text_tokens": 300, "computed_tokens": 500, "chosen_mean": 1.25, "rejected_mean": -0.25,
+                   "min_score": -1.5, "max_score": 2.5}
 
 
 @pytest.mark.parametrize("bad", [np.float64("nan"), np.float32("nan"), float("nan"), Tensor(np.nan, ms.float32),
