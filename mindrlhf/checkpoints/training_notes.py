@@ -25,10 +25,9 @@ from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import Dimensions
 from mindrlhf.weights.ckpt_file import read_notes
 
-__all__ = ["OBJECTIVE", "TrainingNotes", "doubts_of_model", "model_notes", "problems_of_model", "read_training_notes",
+__all__ = ["TrainingNotes", "doubts_of_model", "model_notes", "problems_of_model", "read_training_notes",
            "write_data_settings"]
 
-OBJECTIVE = "token-wise"
 _NOT_THE_MODEL = ("seq_length",)  # of the texts, which may be shorter at another time
 _TYPES = ("compute_dtype", "param_init_type")
 

@@ -21,6 +21,7 @@ from mindrlhf.data.row_packing import ROW_STEP, longest_row
 from mindrlhf.errors import Problems
 from mindrlhf.job import processes_of_job
 from mindrlhf.models.glm4.dimensions import Dimensions
+from mindrlhf.objective import Objective
 
 __all__ = ["BATCHINGS", "check_config", "config_problems", "is_semi_auto", "load_config", "typed_config"]
 
@@ -113,6 +114,7 @@ def typed_config(path: str, mapping: Mapping[str, Any], settings: Sequence[Setti
             drop_remainder=get(mapping, "train_dataset.drop_remainder"), seed=mapping["seed"],
             probabilities=tuple(get(mapping, "train_dataset.probabilities") or ()),
             interleave=get(mapping, "train_dataset.interleave") or UNDER),
+        objective=Objective.of(model["objective"]),
         start=Start(
             checkpoint=mapping["load_checkpoint"] or None, resume=mapping["resume_training"],
             reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None),
@@ -148,6 +150,7 @@ def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield from _optimizer_problems(config)
         yield from _batching_problems(config)
         yield from _mixture_problems(config)
+        yield from _objective_problems(config)
         yield from _model_problems(config)
         yield from _layout_problems(config)
 
@@ -256,6 +259,23 @@ def _mixture_problems(config: Mapping[str, Any]) -> Iterable[str]:
             yield f"train_dataset.repeat is {block['repeat']!r}, expected 1 with train_dataset.probabilities"
         if block.get("pad_token_id") is None:
             yield "train_dataset.pad_token_id is missing, which train_dataset.probabilities fills up rows with"
+
+
+def _objective_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """Whether the answers of a prompt can be computed together; `mindrlhf.training.plan` asks what the data has."""
+    objective, block = Objective.of(get(config, "model.model_config.objective")), get(config, "train_dataset")
+    if not objective.listwise:
+        return
+    answers = "model.model_config.objective.answers listwise"
+    if not objective.end_token:
+        yield (f"model.model_config.objective.loss is {objective.loss!r}, expected end_token with {answers}: position "
+               "by position each answer would be filled up to the longest of its prompt")
+    if block["batching"] == "padded":
+        yield (f"train_dataset.batching is 'padded', expected buckets or packing with {answers}: each answer is "
+               "computed once, in packed rows")
+    if block.get("probabilities"):
+        yield (f"train_dataset.probabilities is {shown(block['probabilities'])}, expected nothing with {answers}: "
+               "shares choose among pairs, and a prompt's pairs stay together")
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterable[str]:

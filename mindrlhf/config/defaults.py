@@ -1,6 +1,8 @@
 """Defaults of the YAML's keys."""
 from typing import Any, Dict
 
+from mindrlhf.objective import DEFAULT
+
 __all__ = ["CHECKPOINT_DEFAULTS", "DEFAULTS"]
 
 # Dotted key -> what holds where a YAML does not have it, or leaves it empty. MindFormers is given these values too.
@@ -31,6 +33,7 @@ DEFAULTS: Dict[str, Any] = {
     "model.model_config.use_past": False,
     "model.model_config.apply_query_key_layer_scaling": True,
     "model.model_config.offset": 0,
+    **{f"model.model_config.objective.{name}": value for name, value in DEFAULT.as_notes().items()},
     "train_dataset.batching": "padded",
     "train_dataset.repeat": 1,
     "train_dataset.drop_remainder": True,

@@ -10,6 +10,7 @@ import difflib
 from typing import Any, FrozenSet, Iterable, List, Mapping, Optional, Tuple
 
 from mindrlhf.config.refused import REFUSED
+from mindrlhf.objective import DEFAULT
 
 __all__ = ["BLOCKS", "CALLBACKS", "IGNORED", "TYPES", "ignored_keys", "unknown_keys"]
 
@@ -96,7 +97,8 @@ BLOCKS = {
         parallel_config offset pp_interleave_num vocab_size n_kv_heads num_heads max_decode_length top_k top_p
         temperature do_sample max_length max_new_tokens residual_dtype enable_high_performance mlp_concat qkv_concat
         use_rearrange_rope mask_generate fine_grain_interleave use_ring_attention post_self_attn_layernorm
-        post_mlp_layernorm input_sliced_sig disable_lazy_inline auto_map"""),
+        post_mlp_layernorm input_sliced_sig disable_lazy_inline auto_map objective"""),
+    "model.model_config.objective": frozenset(DEFAULT.as_notes()),
 }
 BLOCKS.update({f"eval_dataset{block[len('train_dataset'):]}": keys for block, keys in list(BLOCKS.items())
                if block.startswith("train_dataset")})

@@ -16,6 +16,7 @@ __all__ = ["get", "put", "read_config"]
 _SECTIONS = ("runner_config", "optimizer", "lr_schedule", "runner_wrapper", "parallel", "parallel_config",
              "recompute_config", "callbacks", "context", "trainer", "model.model_config", "model.arch",
              "train_dataset.data_loader", "train_dataset_task", "eval_dataset.data_loader", "eval_dataset_task")
+_MAY_BE_MISSING = ("model.model_config.objective",)
 _NO_WHOLE_NUMBERS = ("lr_schedule.warmup_ratio", "optimizer.eps", "optimizer.weight_decay")  # for MindFormers' classes
 
 
@@ -30,9 +31,11 @@ def get(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
 
 
 def put(config: Dict[str, Any], key: str, value: Any) -> None:
-    """Set the value at a dotted key whose sections exist."""
+    """Set the value at a dotted key; a section that is not there is made."""
     *sections, last = key.split(".")
     for part in sections:
+        if config.get(part) is None:
+            config[part] = {}
         config = config[part]
     config[last] = value
 
@@ -96,10 +99,10 @@ def _take_off_empty(config: Dict[str, Any]) -> None:
 
 
 def _missing_sections(config: Mapping[str, Any]) -> Iterable[str]:
-    for key in _SECTIONS:
+    for key in (*_SECTIONS, *_MAY_BE_MISSING):
         value = get(config, key)
         expected = list if key == "callbacks" else Mapping
         if value is None:
-            yield f"section {key} is missing"
+            yield from [f"section {key} is missing"] * (key not in _MAY_BE_MISSING)
         elif not isinstance(value, expected):
             yield f"section {key} is {shown(value)}, expected {'a list' if expected is list else 'keys and values'}"

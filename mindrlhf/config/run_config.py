@@ -5,6 +5,7 @@ from typing import Any, Mapping, Optional, Tuple
 
 from mindrlhf.config.settings import Setting
 from mindrlhf.models.glm4.dimensions import Dimensions
+from mindrlhf.objective import Objective
 
 __all__ = ["Batching", "Layout", "Model", "RunConfig", "Start"]
 
@@ -136,7 +137,7 @@ class RunConfig:
         epochs:   of the data
         sink_mode: MindSpore feeds the device from a queue of its own
         checkpoints: the keys of the `CheckpointMonitor` callback; None: there is none
-        model, layout, batching, start: see there
+        model, layout, batching, objective, start: see there
         settings: values of `--set`, for messages
     """
 
@@ -149,6 +150,7 @@ class RunConfig:
     model: Model
     layout: Layout
     batching: Batching
+    objective: Objective
     start: Start
     settings: Tuple[Setting, ...] = ()
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
 from mindrlhf.data.mixture import INTERLEAVE
+from mindrlhf.objective import ANSWERS, LOSSES, MARGINS
 
 __all__ = ["KINDS", "PATHS", "REQUIRED", "Kind", "shown", "wrong_value", "wrong_values"]
 
@@ -52,6 +53,10 @@ def _is_path_list(value: Any) -> bool:
     return _is_path(value) or (isinstance(value, list) and all(map(_is_path, value)))
 
 
+def _one_of(*names: str) -> Kind:
+    return Kind(f"{', '.join(names[:-1])} or {names[-1]}", lambda value: _is_text(value) and value in names)
+
+
 def _or_none(kind: Kind) -> Kind:
     return Kind(f"{kind.expected}, or nothing", lambda value: value is None or kind.fits(value))
 
@@ -69,7 +74,8 @@ _SHARE = Kind("a number from 0 to 1", _number(lambda value: 0 <= value <= 1))
 _BELOW_1 = Kind("a number from 0 up to, not including, 1", _number(lambda value: 0 <= value < 1))
 _ALL_OR_COUNT = Kind("-1 or a whole number above 0",
                      lambda value: type(value) is int and (value == -1 or _COUNT.fits(value)))
-_FLOAT = Kind(f"{', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", lambda value: _is_text(value) and value in _FLOATS)
+_BELOW_HALF = Kind("a number from 0 up to, not including, 0.5", _number(lambda value: 0 <= value < 0.5))
+_FLOAT = _one_of(*_FLOATS)
 
 
 def _is_layers(value: Any) -> bool:
@@ -223,6 +229,11 @@ KINDS = {
     "model.model_config.checkpoint_name_or_path": _or_none(_TEXT),
     "model.model_config.offset": Kind("a whole number or a list of them", lambda value: all(
         map(_whole(-_MOST_LAYERS, _MOST_LAYERS), value if isinstance(value, list) else [value]))),
+    "model.model_config.objective.loss": _or_none(_one_of(*LOSSES)),
+    "model.model_config.objective.margin": _or_none(_one_of(*MARGINS)),
+    "model.model_config.objective.centering": _or_none(_NOT_BELOW_0),
+    "model.model_config.objective.label_smoothing": _or_none(_BELOW_HALF),
+    "model.model_config.objective.answers": _or_none(_one_of(*ANSWERS)),
 }
 
 # What every configuration must have.

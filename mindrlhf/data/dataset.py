@@ -6,7 +6,7 @@ sequence length and every score is read from padding. This one counts the attent
 """
 import copy
 import os
-from typing import Optional
+from typing import List, Optional, Sequence
 
 import mindspore.dataset as ds
 import numpy as np
@@ -15,14 +15,15 @@ from mindformers.tools.register import MindFormerConfig, MindFormerModuleType, M
 from mindformers.tools.utils import get_real_rank
 
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
-from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs, unreadable
+from mindrlhf.data.mindrecord_reader import Pair, check_first_row, read_pairs, unreadable
 from mindrlhf.data.mixture import Draw, Mixture
-from mindrlhf.data.packed_steps import PackedSteps, choose_shapes
+from mindrlhf.data.packed_steps import PackedSteps, choose_shapes, group_of, pairs_by_prompt
 from mindrlhf.data.padded_steps import PaddedSteps, batch_pairs
 from mindrlhf.data.planned_steps import PlannedDataset
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.row_packing import longest_row
 from mindrlhf.errors import UserError
+from mindrlhf.objective import DEFAULT, Objective
 
 __all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
 
@@ -36,12 +37,13 @@ class RewardModelDataset(BaseDataset):
             data_loader:    {type: MindDataset, dataset_dir: PATHS, shuffle: bool}, where PATHS (or `dataset_files`) is
                             a MindRecord file, a folder of shards, or a list of both
             records:        the `RecordSet` of these files, if it is open already
+            objective:      what the pairs are read for: with `margin` their margins, with `listwise` prompts as a whole
             probabilities, interleave: of what each conversion wrote, see `Mixture`; otherwise all pairs of all files
             input_columns:  the seven fields of a sample
             output_columns: the five columns of a batch
             batching:       "padded" (default): batches of B pairs, every row filled up to the data's length;
-                            "buckets": packed rows (`data/row_packing.py`) of at most four lengths, about B pairs a
-                            step; "packing": B packed rows of `row_length` tokens a step
+                            "buckets": packed rows (`data/row_packing.py`) of at most four lengths, about B pairs (or
+                            prompts) a step; "packing": B packed rows of `row_length` tokens a step
             batch_size:     B, for each of the processes that train data-parallel. A step of all of them has the pairs
                             of one process's step with the sum as its batch_size
             seq_length:     S of the model; checked against the data if given
@@ -56,7 +58,8 @@ class RewardModelDataset(BaseDataset):
         a `mindspore.dataset.Dataset` with the columns of `batch_pairs`, or of `PackedSteps`
 
     Raises:
-        UserError: no data, unreadable data, data of another sequence length, or a last batch that cannot be divided.
+        UserError: no data, unreadable data, data of another sequence length, margins that do not suit the objective, or
+            a last batch that cannot be divided.
     """
 
     def __new__(cls, dataset_config: Optional[dict] = None, **keys):
@@ -76,7 +79,9 @@ class RewardModelDataset(BaseDataset):
         records = config.records or RecordSet.open(config.data_loader.dataset_dir or config.data_loader.dataset_files
                                                    or [])
         mixture = Mixture.of(records, config.probabilities, config.interleave)
-        read_first = config.batching != "padded" or mixture or not records.alike  # or each row when it is needed
+        config.objective = config.objective or DEFAULT
+        # Or each row when it is needed.
+        read_first = config.batching != "padded" or mixture or not records.alike or config.objective.uses_margins
         if get_real_rank() == 0 or read_first:
             records.verify_rows()
         files = list(records.files)
@@ -86,7 +91,7 @@ class RewardModelDataset(BaseDataset):
             raise UserError(f"batch_size is {config.batch_size}, expected a multiple of {config.micro_batches} "
                             "(micro-batches)")
         if config.batching != "padded":
-            return _packed(config, files, columns, rank, ranks, mixture)
+            return _packed(config, records, columns, rank, ranks, mixture)
         if ranks > 1 and not config.drop_remainder:
             raise UserError(f"train_dataset.drop_remainder is {config.drop_remainder}, expected True with several "
                             "processes and batching padded: the last, smaller batch cannot be divided among them; "
@@ -98,7 +103,7 @@ class RewardModelDataset(BaseDataset):
         if read_first:
             if config.pad_token_id is None:
                 config.pad_token_id = records.settings.get("pad_token_id")
-            return _padded(config, files, columns, rank, ranks, mixture, seq_length)
+            return _padded(config, records, columns, rank, ranks, mixture, seq_length)
         dataset = _open(files, columns, bool(config.data_loader.shuffle), config.num_parallel_workers)
         # Every process reads all and keeps its part of each step. MindDataset's own shards are consecutive parts of the
         # whole epoch, so that a step would have other pairs than one process's, and the last ones would come twice.
@@ -111,32 +116,56 @@ class RewardModelDataset(BaseDataset):
         return dataset.project(list(config.output_columns or OUTPUT_COLUMNS)).repeat(config.repeat)
 
 
-def _padded(config, files, columns, rank, ranks, mixture, seq_length) -> PlannedDataset:
+def _read(records: RecordSet, columns: Sequence[str], objective: Objective, show_progress: bool) -> List[Pair]:
+    """All pairs, with what the objective needs of them."""
+    further = {file: [name for name in objective.further_fields if name in part.fields]
+               for part in records.parts for file in part.files}
+    pairs = list(read_pairs(records.files, columns, show_progress, further))
+    below = [number for number, pair in enumerate(pairs) if not pair.margin > 0] if objective.margin == "scale" else []
+    if below:
+        raise UserError(f"{records}: {len(below):,} of {len(pairs):,} pairs have a margin of 0 or below, the first of "
+                        f"them is pair {below[0]} (from 0) with {pairs[below[0]].margin:g}, expected margins above 0 "
+                        "with model.model_config.objective.margin scale; subtract takes them all")
+    return pairs
+
+
+def _padded(config, records, columns, rank, ranks, mixture, seq_length) -> PlannedDataset:
     """The dataset of padded rows whose pairs are all read first."""
     if config.pad_token_id is None:
-        raise UserError("train_dataset.pad_token_id is missing, which fills up the rows of a mixture, or of files with "
-                        "and without margins")
-    pairs = list(read_pairs(files, columns, show_progress=rank == 0))
+        raise UserError("train_dataset.pad_token_id is missing, which fills up the rows of a mixture, of files with "
+                        "and without margins, or where margins are used")
+    if config.repeat != 1:
+        raise UserError(f"train_dataset.repeat is {config.repeat}, expected 1 with a mixture, with files with and "
+                        "without margins, or where margins are used; runner_config.epochs repeats the pairs")
+    pairs = _read(records, columns, config.objective, rank == 0)
     seed = config.seed if config.data_loader.shuffle else None
     return PlannedDataset(PaddedSteps(
         pairs, seq_length, config.pad_token_id, config.batch_size, bool(config.drop_remainder),
-        Draw(mixture, seed=seed) if mixture else None, seed, rank, ranks, config.micro_batches))
+        Draw(mixture, seed=seed) if mixture else None, seed, rank, ranks, config.micro_batches,
+        config.objective.uses_margins))
 
 
-def _packed(config, files, columns, rank, ranks, mixture) -> PlannedDataset:
+def _packed(config, records, columns, rank, ranks, mixture) -> PlannedDataset:
     """The dataset of the two kinds of packed rows."""
-    pairs = list(read_pairs(files, columns, show_progress=rank == 0))
-    lengths = [len(pair.as_group(config.pad_token_id)) for pair in pairs]
+    objective = config.objective
+    pairs = _read(records, columns, objective, rank == 0)
+    prompts = pairs_by_prompt(pairs, [part.pairs for part in records.parts]) if objective.listwise else None
+    lengths = [len(group_of([pairs[number] for number in numbers], objective, config.pad_token_id))
+               for numbers in prompts or ((number,) for number in range(len(pairs)))]
     seed = config.seed if config.data_loader.shuffle else None
     draw = Draw(mixture, lengths, seed) if mixture else None
     lengths = draw.lengths.tolist() if draw else lengths
+    most = longest_row(config.seq_length) if config.seq_length else None
+    if objective.listwise and most and max(lengths) > most:
+        raise UserError(f"model.model_config.seq_length (or --seq_length) is {config.seq_length}, expected at least "
+                        f"{-(-max(lengths) // 2)}: packed rows have at most twice as many tokens, and the longest "
+                        f"prompt with all of its answers has {max(lengths)}")
     if config.batching == "packing":
         shapes = [(config.batch_size * ranks, config.row_length or config.seq_length)]
     else:
-        shapes = choose_shapes(lengths, config.batch_size * ranks * float(np.mean(lengths)),
-                               longest_row(config.seq_length) if config.seq_length else None)
+        shapes = choose_shapes(lengths, config.batch_size * ranks * float(np.mean(lengths)), most)
     return PlannedDataset(PackedSteps(pairs, lengths, shapes, config.pad_token_id, seed, rank, ranks,
-                                      config.micro_batches, draw))
+                                      config.micro_batches, draw, objective, prompts))
 
 
 def _open(files, columns, shuffle, workers):

@@ -234,7 +234,7 @@ _SETTINGS = {
     "too_long": ("cut, cut_prompt or drop", lambda value: value in ("cut", "cut_prompt", "drop")),
     "tokenizer": ("an object", lambda value: isinstance(value, dict)),
     "order": ("an object", lambda value: isinstance(value, dict)),
-    "objective": ("text", lambda value: isinstance(value, str)),
+    "objective": ("an object, or the text of an earlier release", lambda value: isinstance(value, (dict, str))),
     "model": ("an object", lambda value: isinstance(value, dict)),
     "run": ("an object", lambda value: isinstance(value, dict)),
     "files": ("an object of objects", lambda value: isinstance(value, dict) and all(

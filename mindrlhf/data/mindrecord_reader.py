@@ -1,6 +1,6 @@
 """Preference pairs read back from MindRecord, without their padding."""
 from dataclasses import dataclass
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Iterator, Mapping, Optional, Sequence, Tuple
 
 import mindspore.dataset as ds
 import numpy as np
@@ -13,6 +13,7 @@ from mindrlhf.errors import UserError
 __all__ = ["Pair", "check_first_row", "read_pairs", "unreadable"]
 
 _READ_ROWS = 64
+_FURTHER = {"margin": None, "prompt_id": -1}  # name -> what a pair has where it is not read
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,30 @@ class Pair:
         chosen, rejected: (length,) int32
         compared:         (first, end) of the positions of the sample's rows that the loss compares
         padded_left_to:   S, if the sample's padding stands in front; None otherwise
+        margin:           by how much the chosen answer is better; None where it is not read
+        prompt:           the prompt's number in its conversion; -1 where it is not read, or has two answers alone
     """
 
     chosen: np.ndarray
     rejected: np.ndarray
     compared: Tuple[int, int]
     padded_left_to: Optional[int]
+    margin: Optional[float] = None
+    prompt: int = -1
 
     def as_group(self, pad_token_id: int) -> Group:
-        return pair_group(self.chosen, self.rejected, self.compared, self.padded_left_to, pad_token_id)
+        """To be compared position by position."""
+        return pair_group(self.chosen, self.rejected, self.compared, self.padded_left_to, pad_token_id, self.margin)
 
 
-def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool = False) -> Iterator[Pair]:
+def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool = False,
+               further: Optional[Mapping[str, Sequence[str]]] = None) -> Iterator[Pair]:
     """The pairs of MindRecord files, in their order.
+
+    Args:
+        files:   paths
+        columns: the seven fields
+        further: of each file, which of `margin` and `prompt_id` are read beside them; None: none of any
 
     Raises:
         UserError: a file cannot be read, a sample's loss mask has a hole in it, or a side has no token.
@@ -43,12 +55,14 @@ def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool
     place, done = ", ".join(files), 0
     try:
         # One by one: MindRecord does not read files together of which one has fields that another has not.
-        datasets = [ds.MindDataset([file], columns_list=list(columns), shuffle=False) for file in files]
+        datasets = [ds.MindDataset([file], columns_list=[*columns, *(further or {}).get(file, ())], shuffle=False)
+                    for file in files]
         with tqdm(desc="read the pairs", total=sum(dataset.get_dataset_size() for dataset in datasets), unit=" pairs",
                   mininterval=0.5, disable=not show_progress) as bar:
             for dataset in datasets:
                 for batch in dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
-                    for row in zip(*(batch[name] for name in FIELDS)):
+                    others = [batch.get(name, [empty] * _READ_ROWS) for name, empty in _FURTHER.items()]
+                    for row in zip(*(batch[name] for name in FIELDS), *others):
                         yield _strip(*row, place=f"{place}: pair {done}")
                         done += 1
                         bar.update()
@@ -56,7 +70,8 @@ def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool
         raise unreadable(place, error) from None
 
 
-def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, loss_mask, _end, place: str) -> Pair:
+def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, loss_mask, _end, margin, prompt,
+           place: str) -> Pair:
     sides = [ids[mask != 0] for ids, mask in ((chosen_ids, chosen_mask), (rejected_ids, rejected_mask))]
     at = np.flatnonzero(loss_mask)
     first, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
@@ -65,7 +80,8 @@ def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, los
                         "expected tokens on both sides and one range of compared positions")
     # A row without padding is padded on neither side; the other row says then.
     left = not (chosen_mask[0] and rejected_mask[0])
-    return Pair(*sides, (first, end), len(loss_mask) if left else None)
+    return Pair(*sides, (first, end), len(loss_mask) if left else None, None if margin is None else float(margin),
+                int(prompt))
 
 
 def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> int:

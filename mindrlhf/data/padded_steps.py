@@ -1,4 +1,4 @@
-"""The steps of training in padded rows of a mixture, or of files that MindRecord does not read together."""
+"""The steps of training in padded rows whose pairs are read first: of mixtures, files that differ, or with margins."""
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -67,16 +67,17 @@ class PaddedSteps(PlannedSteps):
         seed:          of the order; None: that of the data, sets mixed evenly
         rank, ranks:   this process takes its part of each step's pairs
         micro_batches: see `batch_pairs`
+        with_margins:  whether pairs have a margin that is used
 
     Yields:
-        the columns of `batch_pairs`
+        the columns of `batch_pairs`, and `margin` (B, 1) float32 where it is used
     """
-
-    columns = OUTPUT_COLUMNS
 
     def __init__(self, pairs: Sequence[Pair], seq_length: int, pad_token_id: int, batch: int, whole: bool,
                  draw: Optional[Draw], seed: Optional[int] = None, rank: int = 0, ranks: int = 1,
-                 micro_batches: int = 1):
+                 micro_batches: int = 1, with_margins: bool = False):
+        self.with_margins = with_margins
+        self.columns = (*OUTPUT_COLUMNS, *["margin"] * with_margins)
         self.pairs, self.seq_length, self.pad_token_id, self.draw, self.seed = (
             pairs, seq_length, pad_token_id, draw, seed)
         self.batch, self.whole, self.rank, self.ranks, self.micro_batches = batch, whole, rank, ranks, micro_batches
@@ -97,4 +98,6 @@ class PaddedSteps(PlannedSteps):
 
     def _columns(self, step: np.ndarray) -> Tuple[np.ndarray, ...]:
         mine = [self.pairs[number] for number in step[self.rank * self.batch:(self.rank + 1) * self.batch]]
-        return batch_pairs(*padded_fields(mine, self.seq_length, self.pad_token_id), micro_batches=self.micro_batches)
+        margins = (np.array([[pair.margin] for pair in mine], np.float32),) if self.with_margins else ()
+        return (*batch_pairs(*padded_fields(mine, self.seq_length, self.pad_token_id),
+                             micro_batches=self.micro_batches), *margins)

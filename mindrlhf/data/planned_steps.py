@@ -42,10 +42,6 @@ class PlannedSteps(ABC):
         epoch, place = divmod(step - 1, len(self))
         return self._pairs(self._plan(epoch)[place])
 
-    def planned_pairs(self) -> List[int]:
-        """Numbers of the pairs of the first epoch, as often as it has them."""
-        return [number for step in self._plan(0) for number in self._pairs(step)]
-
     def __iter__(self) -> Iterator[Tuple[np.ndarray, ...]]:
         for number, step in enumerate(self._plan(self.epoch), start=1):
             if number == len(self):  # not before its last step: MindSpore begins epochs only to see what it gets

@@ -34,6 +34,7 @@ class Group:
         chosen, rejected: (D,) int32: where in `ids` the tokens are whose scores the loss compares; empty for scoring
         text_tokens: tokens of all texts, the common ones counted for each, padding not at all
         padding:   tokens of `ids` that are padding
+        margins:   (D,) float32: of each comparison; None: there are none
     """
 
     ids: np.ndarray
@@ -44,6 +45,7 @@ class Group:
     rejected: np.ndarray
     text_tokens: int
     padding: int
+    margins: Optional[np.ndarray] = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,19 +87,27 @@ def common_length(texts: Sequence[np.ndarray]) -> int:
     return int(np.argmax(differs)) if differs.any() else shortest
 
 
-def text_group(texts: Sequence[np.ndarray]) -> Group:
-    """The group of some texts to score; each has at least one token."""
+def text_group(texts: Sequence[np.ndarray], compared: Sequence[Tuple[int, int]] = (),
+               margins: Optional[Sequence[float]] = None) -> Group:
+    """The group of some texts, each of at least one token: to score, or to compare at their ends alone.
+
+    Args:
+        texts:    (length,) int32 each
+        compared: numbers of two texts of which the first is the better one, for each comparison
+        margins:  of each comparison; None: there are none
+    """
     begin = common_length(texts)
     tails = [text[begin:] for text in texts]
     after = begin + np.cumsum([0, *map(len, tails)])
-    return _group(texts[0][:begin], tails, [begin] * len(tails), range(1, len(tails) + 1),
-                  ends=[after[number + 1] - 1 if len(tail) else begin - 1 for number, tail in enumerate(tails)],
-                  chosen=(), rejected=(), text_tokens=sum(map(len, texts)), padding=0)
+    ends = [after[number + 1] - 1 if len(tail) else begin - 1 for number, tail in enumerate(tails)]
+    return _group(texts[0][:begin], tails, [begin] * len(tails), range(1, len(tails) + 1), ends,
+                  [ends[chosen] for chosen, _ in compared], [ends[rejected] for _, rejected in compared],
+                  text_tokens=sum(map(len, texts)), padding=0, margins=margins)
 
 
 def pair_group(chosen: np.ndarray, rejected: np.ndarray, compared: Tuple[int, int], padded_left_to: Optional[int],
-               pad_token_id: int) -> Group:
-    """The group of a preference pair, as a training sample says it.
+               pad_token_id: int, margin: Optional[float] = None) -> Group:
+    """The group of a preference pair, as a training sample says it, to compare position by position.
 
     The loss compares the scores of both sides at the same positions of their rows, up to the end of the longer text
     (or, with padding in front, from the beginning of the longer text), so some of the padding is scored too: behind a
@@ -109,6 +119,7 @@ def pair_group(chosen: np.ndarray, rejected: np.ndarray, compared: Tuple[int, in
         compared:         (first, end) of the positions that the loss compares
         padded_left_to:   S, the length of the rows, if their padding stands in front; None if it stands behind
         pad_token_id:     the padding
+        margin:           of each position; None: there is none
     """
     at = np.arange(*compared)
     begin = common_length((chosen, rejected))
@@ -130,16 +141,17 @@ def pair_group(chosen: np.ndarray, rejected: np.ndarray, compared: Tuple[int, in
     ends = [after[side] + len(text) - begin - 1 if len(text) > begin else begin - 1 for side, text in enumerate(texts)]
     sides = [1, 2, segment_stride * _ALONE][:len(tails)]
     return _group(chosen[:begin], tails, starts, sides, ends, *places, text_tokens=len(chosen) + len(rejected),
-                  padding=sum(map(len, tails)) - (len(chosen) + len(rejected) - 2 * begin))
+                  padding=sum(map(len, tails)) - (len(chosen) + len(rejected) - 2 * begin),
+                  margins=None if margin is None else [margin] * len(at))
 
 
-def _group(common, tails, starts, sides, ends, chosen, rejected, text_tokens, padding) -> Group:
+def _group(common, tails, starts, sides, ends, chosen, rejected, text_tokens, padding, margins) -> Group:
     lengths = list(map(len, tails))
     positions = [np.arange(len(common)), *(start + np.arange(length) for start, length in zip(starts, lengths))]
     sides = np.repeat([0, *sides], [len(common), *lengths])
     return Group(*(np.asarray(part, np.int32) for part in (
         np.concatenate([common, *tails]), np.concatenate(positions), sides, ends, chosen, rejected)),
-        text_tokens=text_tokens, padding=padding)
+        text_tokens=text_tokens, padding=padding, margins=None if margins is None else np.asarray(margins, np.float32))
 
 
 @dataclass(frozen=True)
@@ -212,14 +224,15 @@ def plan_steps(lengths: Sequence[int], shapes: Sequence[Tuple[int, int]], most: 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows for the network; R rows of L tokens with at most P texts each.
+    """Rows for the network; R rows of L tokens with at most P texts and C comparisons each.
 
     Attributes:
         input_ids, positions, segments: (R, L) int32
         ends:     (R, P) int32, where in its row each text's last token is; 0 where there is no text
-        chosen, rejected: (R, L) int32, where in its row the tokens are whose scores the loss compares
-        weights:  (R, L) float32, what each comparison counts; 0 where there is none
+        chosen, rejected: (R, C) int32, where in its row the tokens are whose scores the loss compares
+        weights:  (R, C) float32, what each comparison counts; 0 where there is none
         texts:    (R, P) bool, where `ends` says something
+        margins:  (R, C) float32, of each comparison; 0 where there is none
     """
 
     input_ids: np.ndarray
@@ -230,6 +243,7 @@ class PackedRows:
     rejected: np.ndarray
     weights: np.ndarray
     texts: np.ndarray
+    margins: np.ndarray
 
     @property
     def end_index(self) -> np.ndarray:
@@ -237,15 +251,18 @@ class PackedRows:
         return np.where(self.texts, self.ends, -1).astype(np.int32)
 
 
-def pack_groups(rows: Sequence[Sequence[Group]], length: int, most_texts: int, pad_token_id: int) -> PackedRows:
-    """Put groups into rows of `length` tokens.
+def pack_groups(rows: Sequence[Sequence[Group]], length: int, most_texts: int, pad_token_id: int,
+                most_comparisons: Optional[int] = None) -> PackedRows:
+    """Put groups into rows of `length` tokens; C is `most_comparisons`, or `length`.
 
-    Each comparison counts 1 / (comparisons of its pair), so that the sum over a pair is its mean.
+    Each comparison counts 1 / (comparisons of its group), so that the sum over a group is its mean.
     """
-    shape = (len(rows), length)
+    shape, texts_shape = (len(rows), length), (len(rows), most_texts)
+    comparisons = (len(rows), length if most_comparisons is None else most_comparisons)
     out = PackedRows(np.full(shape, pad_token_id, np.int32), *(np.zeros(shape, np.int32) for _ in range(2)),
-                     np.zeros((len(rows), most_texts), np.int32), *(np.zeros(shape, np.int32) for _ in range(2)),
-                     np.zeros(shape, np.float32), np.zeros((len(rows), most_texts), bool))
+                     np.zeros(texts_shape, np.int32), *(np.zeros(comparisons, np.int32) for _ in range(2)),
+                     np.zeros(comparisons, np.float32), np.zeros(texts_shape, bool),
+                     np.zeros(comparisons, np.float32))
     for row, groups in enumerate(rows):
         begin = compared = texts = 0
         for number, group in enumerate(groups, start=1):
@@ -259,5 +276,6 @@ def pack_groups(rows: Sequence[Sequence[Group]], length: int, most_texts: int, p
             out.chosen[row, there] = group.chosen + begin
             out.rejected[row, there] = group.rejected + begin
             out.weights[row, there] = 1 / max(len(group.chosen), 1)
+            out.margins[row, there] = 0 if group.margins is None else group.margins
             begin, compared, texts = begin + len(group), compared + len(group.chosen), texts + len(group.ends)
     return out

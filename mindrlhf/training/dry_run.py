@@ -57,6 +57,8 @@ def describe(plan: TrainingPlan) -> str:
         "device": f"{config.layout.device}, {_layout_text(config)}",
         "data": f"{plan.records.pairs:,} pairs in {plan.records}",
         **({"mixture": str(plan.mixture)} if plan.mixture else {}),
+        "objective": str(config.objective) + (f", of {len(dataset.steps.lengths):,} prompts"
+                                              if config.objective.listwise else ""),
         "steps": f"{steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} "
                  f"epoch{'s' if config.epochs > 1 else ''}",
         "tokens": f"{tokens}, an epoch",
@@ -104,7 +106,7 @@ def _open_dataset(plan: TrainingPlan):
     config = plan.config
     return RewardModelDataset(MindFormerConfig(
         **{**config.mapping["train_dataset"], "records": plan.records, "batch_size": config.global_batch,
-           "seed": config.batching.seed, "seq_length": config.model.seq_length}))
+           "objective": config.objective, "seed": config.batching.seed, "seq_length": config.model.seq_length}))
 
 
 def _packed_tokens(steps, config: RunConfig) -> Tuple[int, int, List[Size]]:
@@ -113,8 +115,7 @@ def _packed_tokens(steps, config: RunConfig) -> Tuple[int, int, List[Size]]:
     parts = config.global_batch // config.batching.size  # devices x micro-batches
     sizes = [Size(-(-rows // parts), length) for rows, length in sorted(set(planned))]
     return (sum(rows * length for rows, length in planned),
-            sum(len(pair.chosen) + len(pair.rejected) for pair in map(steps.pairs.__getitem__, steps.planned_pairs())),
-            sizes)
+            steps.planned_text_tokens(), sizes)
 
 
 def _layout_text(config: RunConfig) -> str:

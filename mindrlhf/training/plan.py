@@ -20,7 +20,6 @@ from mindrlhf.checkpoints.find import (
 )
 from mindrlhf.checkpoints.load import check_weights
 from mindrlhf.checkpoints.training_notes import (
-    OBJECTIVE,
     TrainingNotes,
     doubts_of_model,
     model_notes,
@@ -42,6 +41,7 @@ from mindrlhf.models.glm4.dimensions import (
     weights_of,
     with_prefix,
 )
+from mindrlhf.objective import Objective
 from mindrlhf.tables import size_text
 from mindrlhf.weights.ckpt_file import check_names, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
@@ -79,7 +79,8 @@ class TrainingPlan:
         has inside.
         """
         model = self.config.model
-        return {**self.records.settings, "order": order_of_pairs(self.config, self.records), "objective": OBJECTIVE,
+        return {**self.records.settings, "order": order_of_pairs(self.config, self.records),
+                "objective": self.config.objective.as_notes(),
                 "model": model_notes(model.dimensions, model.compute_type, model.parameter_type)}
 
 
@@ -121,7 +122,7 @@ def plan_training(args) -> TrainingPlan:
                   lambda: doubts.extend(_check_notes(config, records))]
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
-                      lambda: _check_size(config, records, mixture), *checks]
+                      lambda: _check_size(config, records, mixture), lambda: _check_objective(config, records), *checks]
         for check in [lambda: _check_callbacks(config), lambda: _check_sink_mode(config), *checks]:
             with problems:
                 check()
@@ -159,6 +160,17 @@ def _check_size(config: RunConfig, records: RecordSet, mixture: Optional[Mixture
     if pairs < least:
         raise UserError(f"{records}: {pairs} pairs{' an epoch' if mixture else ''}, expected at least one step of "
                         f"{least} (runner_config.batch_size x data parallelism)")
+
+
+def _check_objective(config: RunConfig, records: RecordSet) -> None:
+    """Raise `UserError` unless the data has what the objective needs."""
+    objective, key, problems = config.objective, "model.model_config.objective", []
+    if objective.uses_margins and not records.has_margins:
+        problems.append(f"{key}.margin is {objective.margin!r}, expected none: the pairs of {records} have no margins")
+    if objective.listwise and not records.has_answers:
+        problems.append(f"{key}.answers is 'listwise', expected pairs: no prompt of {records} has more than two "
+                        "answers, or an earlier release has converted it: then convert it again")
+    raise_located(config.path, problems, config.settings)
 
 
 def order_of_pairs(config: RunConfig, records: RecordSet) -> Dict[str, Any]:
@@ -273,12 +285,17 @@ def _check_trained_model(config: RunConfig, notes: TrainingNotes) -> List[str]:
     return [*([notes.doubt] if notes.doubt else []), *rounding]
 
 
+def _objective_of(noted: Any) -> Dict[str, Any]:
+    return {f"objective.{key}": value for key, value in Objective.of(noted).as_notes().items()}
+
+
 # What a resumed run has in common with its beginning, under the names that a user knows.
 _OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", "add_eos", "pad_token_id",
                                                                     "padding_side")},
            "pairs": "--train_dataset: its number of pairs", "checksums": "--train_dataset: the CRC-32 of its rows",
            "seed": "seed", "shuffle": "train_dataset.data_loader.shuffle", "batching": "train_dataset.batching",
-           "row_length": "train_dataset.row_length", "objective": "the objective",
+           "row_length": "train_dataset.row_length",
+           **{key: f"model.model_config.{key}" for key in _objective_of(None)},
            "probabilities": "train_dataset.probabilities", "interleave": "train_dataset.interleave",
            "sets": "--train_dataset: the number of pairs of each data set"}
 _NO_MIXTURE = {"probabilities": None}
@@ -287,8 +304,10 @@ _NO_MIXTURE = {"probabilities": None}
 def _check_resumed_order(config: RunConfig, records: RecordSet, notes: TrainingNotes) -> None:
     """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
     order = notes.values.get("order")
-    trained = {**_with_end(notes.values), **({**_NO_MIXTURE, **order} if order else {})}
-    found = {**_with_end(records.settings), **_NO_MIXTURE, **order_of_pairs(config, records), "objective": OBJECTIVE}
+    trained = {**_with_end(notes.values), **({**_NO_MIXTURE, **order} if order else {}),
+               **_objective_of(notes.values.get("objective"))}
+    found = {**_with_end(records.settings), **_NO_MIXTURE, **order_of_pairs(config, records),
+             **_objective_of(config.objective.as_notes())}
     raise_each("--resume", (
         f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
         f"({notes.place}); without --resume a new run starts from its weights"

@@ -66,8 +66,8 @@ def _train(plan: TrainingPlan, run) -> None:
     strategies = file_of_run(config.output / "strategy", place.number)
     if config.layout.semi_auto and not run.only_save_strategy:  # which writes those of a run that is there
         _save_strategies_in(strategies_of_cutting(config.output) if begin and begin.to_cut else strategies)
-    run.train_dataset.update(records=records, seq_length=config.model.seq_length, seed=config.batching.seed,
-                             micro_batches=config.micro_batches)
+    run.train_dataset.update(records=records, objective=config.objective, seq_length=config.model.seq_length,
+                             seed=config.batching.seed, micro_batches=config.micro_batches)
     run.model.model_config.track_step_metrics = True
     run.callbacks = callbacks_of_process(run.callbacks, saves=rank == 0 or config.layout.semi_auto)
     known = {
@@ -106,6 +106,7 @@ def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint]) -> Di
                         else "random initialisation (--load_checkpoint names trained ones)",
         "data": str(plan.records),
         **({"mixture": str(plan.mixture)} if plan.mixture else {}),
+        "objective": str(config.objective),
         "sequence length": f"{model.seq_length} tokens",
         "a step": step[config.batching.kind],
         "device": f"{layout.device}, {ranks} process{'es' if ranks > 1 else ''}"

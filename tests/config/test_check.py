@@ -8,6 +8,7 @@
 | test_problem_is_named ...                 | each fault: key, value found, value expected                            |
 | test_empty_keys_are_as_good_as_absent     | none reaches MindFormers as None                                        |
 | test_rows_that_cannot_be_packed ...       | the same of packed rows                                                 |
+| test_objectives_that_mean_nothing_...     | kinds and combinations of the objective's keys                          |
 | test_data_of_another_sequence_length      | what shorter and longer samples are good for                            |
 """
 import contextlib
@@ -27,6 +28,7 @@ from mindrlhf.config.read import get, put, read_config
 from mindrlhf.config.value_types import KINDS
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
+from mindrlhf.objective import DEFAULT
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +336,46 @@ def test_flash_attention_wants_rows_of_a_multiple_of_16_tokens(batching, seq_len
     assert not wrong or found[0].startswith(f"{wrong}, expected a multiple of 16 with flash attention and ")
     config["model"]["model_config"]["use_flash_attention"] = False
     assert not [problem for problem in config_problems(config) if "multiple of 16" in problem]
+
+
+@pytest.mark.parametrize(("objective", "dataset", "problem"), [
+    ({"loss": "end-token"}, {}, "objective.loss is 'end-token', expected token_wise or end_token, or nothing"),
+    ({"margin": "add"}, {}, "objective.margin is 'add', expected none, subtract or scale, or nothing"),
+    ({"answers": 2}, {}, "objective.answers is 2, expected pairs or listwise, or nothing"),
+    ({"centering": -0.01}, {}, "objective.centering is -0.01, expected a number, 0 or more, or nothing"),
+    ({"label_smoothing": 0.5}, {},
+     "objective.label_smoothing is 0.5, expected a number from 0 up to, not including, 0.5, or nothing"),
+    ({"answers": "listwise"}, {},
+     "objective.loss is 'token_wise', expected end_token with model.model_config.objective.answers listwise: position "
+     "by position each answer would be filled up"),
+    ({"loss": "end_token", "answers": "listwise"}, {"batching": "padded"},
+     "train_dataset.batching is 'padded', expected buckets or packing with model.model_config.objective.answers"),
+    ({"loss": "end_token", "answers": "listwise"}, {"probabilities": [0.5, 0.5]},
+     "train_dataset.probabilities is [0.5, 0.5], expected nothing with model.model_config.objective.answers"),
+    ({"loss": "end_token", "answers": "listwise", "margin": "scale", "centering": 1, "label_smoothing": 0.49}, {},
+     None),
+    ({"loss": None, "margin": "subtract"}, {"batching": "padded"}, None),
+    (None, {}, None),
+])
+def test_objectives_that_mean_nothing_are_refused(tiny, write_yaml, objective, dataset, problem):
+    config = copy.deepcopy(tiny)
+    config["model"]["model_config"]["objective"] = objective
+    config["train_dataset"].update(dataset)
+    path = write_yaml(config)
+    if problem is None:
+        found = load_config(path).objective
+        assert vars(found) == {**vars(DEFAULT), **{key: value for key, value in (objective or {}).items() if value}}
+        return
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    line, = error.value.messages
+    prefix = "model.model_config." * problem.startswith("objective")
+    assert line.startswith(f"{path}: {prefix}{problem}"), line
+
+
+def test_an_objective_that_is_no_block_is_named(tiny, write_yaml):
+    with pytest.raises(UserError, match="section model.model_config.objective is 'end_token', expected keys and val"):
+        load_config(write_yaml(tiny, {"model.model_config.objective": "end_token"}))
 
 
 def test_a_yaml_without_batching_trains_padded_rows(write_yaml, tiny):

@@ -38,6 +38,7 @@ def tiny():
     ("parallel.parallel_optimizer_config.parallel_optimizer_treshold", "parallel_optimizer_threshold"),
     ("model.model_config.seq_len", "seq_length"),
     ("model.model_config.num_layer", "num_layers"),
+    ("model.model_config.objective.centring", "centering"),
     ("train_dataset.row_lenght", "row_length"),
     ("eval_dataset.data_loader.shufle", "shuffle"),
     ("optimizer.beta_1", "beta1"),
@@ -80,10 +81,10 @@ def test_a_run_with_a_misspelt_key_is_refused(tiny, tmp_path):
 
 def test_a_block_that_nothing_reads_is_reported_too_and_unknown_classes_are_left_to_their_signatures(tiny):
     config = copy.deepcopy(tiny)
-    config["own_notes"] = config["model"]["model_config"]["objective"] = {"type": "x"}
+    config["own_notes"] = config["model"]["model_config"]["aims"] = {"type": "x"}
     config["optimizer"] = {"type": "Came", "beta_1": 1}
     config["callbacks"].append({"type": "ProfileMonitor", "prefix_": 1})
-    assert list(unknown_keys(config)) == [("own_notes", None), ("model.model_config.objective", None)]
+    assert list(unknown_keys(config)) == [("own_notes", None), ("model.model_config.aims", None)]
     assert next(iter(config_problems(config))) == "own_notes is an unknown key, which nothing reads; remove it"
 
 

@@ -4,6 +4,7 @@
 | test_common_length              | how much of the texts stands in a row once    | literal numbers        |
 | test_texts_by_hand              | ids, positions, sides and ends of texts       | literal arrays         |
 | test_..._padded_pair_by_hand    | the same of a pair; which tokens are compared | literal arrays         |
+| test_answers_that_are_...       | several answers, compared at their ends       | literal arrays         |
 | test_a_pair_compares_what ...   | the tokens that padded rows compare           | `encode_pair`'s fields |
 | test_every_group_stands_in ...  | the plan loses, repeats, overfills nothing    | property, many seeds   |
 | test_random_decides_neither ... | ranks and epochs have equally many steps      | property, many seeds   |
@@ -35,8 +36,9 @@ def ids(*numbers):
 
 
 def listed(group):
-    """A group's arrays as lists, padding and text tokens."""
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(group).items()}
+    """A group's arrays as lists, padding and text tokens; margins where there are some."""
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(group).items()
+            if value is not None}
 
 
 @pytest.mark.parametrize(("texts", "length"), [
@@ -73,6 +75,22 @@ def test_texts_by_hand(texts, expected):
                              "text_tokens": sum(map(len, texts))}
     assert len(group) == len(expected["ids"])
     assert {value.dtype.name for value in vars(group).values() if isinstance(value, np.ndarray)} == {"int32"}
+
+
+def test_answers_that_are_compared_at_their_ends_need_no_padding():
+    """Three answers, of which one is the beginning of another, and three comparisons, of which each counts a third."""
+    group = text_group([ids(1, 2, 3, 4), ids(1, 2, 5), ids(1, 2)], [(0, 1), (2, 0), (2, 1)], [1, 0.5, -2])
+    assert listed(group) == {"ids": [1, 2, 3, 4, 5], "positions": [0, 1, 2, 3, 2], "sides": [0, 0, 1, 1, 2],
+                             "ends": [3, 4, 1], "chosen": [3, 1, 1], "rejected": [4, 3, 4], "text_tokens": 9,
+                             "padding": 0, "margins": [1, 0.5, -2]}
+    pair = text_group([ids(7), ids(8, 9)], [(0, 1)])
+    rows = pack_groups([[pair, group]], 9, 6, PAD, 5)
+    assert rows.input_ids.tolist() == [[7, 8, 9, 1, 2, 3, 4, 5, 9]]
+    assert rows.chosen.tolist() == [[0, 6, 4, 4, 0]]
+    assert rows.rejected.tolist() == [[2, 7, 6, 7, 0]]
+    assert rows.weights[0].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3, 0])
+    assert rows.margins.tolist() == [[0, 1, 0.5, -2, 0]]
+    assert rows.end_index.tolist() == [[0, 2, 6, 7, 4, -1]]
 
 
 @pytest.mark.parametrize(("chosen", "rejected", "compared", "expected"), [
@@ -229,7 +247,7 @@ def test_two_pairs_in_a_row_by_hand():
     assert rows.rejected.tolist() == [[3, 4, 7, *[0] * 7], [0] * 10]
     assert rows.weights.tolist() == [[0.5, 0.5, 1, *[0] * 7], [0] * 10]
     types = {name: value.dtype.name for name, value in vars(rows).items()}
-    assert types == {**dict.fromkeys(types, "int32"), "weights": "float32", "texts": "bool"}
+    assert types == {**dict.fromkeys(types, "int32"), "weights": "float32", "margins": "float32", "texts": "bool"}
 
 
 def test_a_row_that_is_exactly_full():

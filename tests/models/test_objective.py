@@ -1,6 +1,8 @@
 """The pair loss.
 
 | test                                   | proves                                            | judged against         |
+| test_nothing_asked_for_changes_no_bit  | the default objective, loss and gradient          | the loss before them   |
+| test_margins_smoothing_and_centering_..| each of them, with its gradient                   | NumPy in float64       |
 | test_two_tokens_by_hand                | value of the formula                              | a calculation by hand  |
 | test_equals_the_formula_in_float64     | value, masks, several pairs, margins of +-100     | NumPy in float64       |
 | test_gradient_...                      | gradient, also where both scores are equal        | the derivative, NumPy  |
@@ -21,9 +23,10 @@ import numpy as np
 import pytest
 from mindformers.core import loss as mindformers_losses
 from mindformers.modules.transformer import TransformerOpParallelConfig
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
-from mindrlhf.models.objective import PackedPairLoss, PairLoss
+from mindrlhf.models.objective import Centering, PackedPairLoss, PairLoss
+from mindrlhf.objective import Objective
 
 pytestmark = pytest.mark.stack
 
@@ -119,6 +122,61 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(pair_loss, packed,
                   Tensor([[1, 0]], ms.float32))
     assert not np.isfinite(loss(*inputs).asnumpy())
     assert not np.isfinite(ops.GradOperation()(loss)(*inputs).asnumpy()).any()
+
+
+class LossBefore(nn.Cell):
+    """The loss of packed rows as it was before there were objectives to choose from."""
+
+    def construct(self, scores, chosen, rejected, weights):
+        ahead = ops.gather_elements(scores, 1, chosen) - ops.gather_elements(scores, 1, rejected)      # (R, L)
+        total = (ops.SigmoidCrossEntropyWithLogits()(ahead, ops.ones_like(ahead)) * weights).sum()     # ()
+        finite = ops.isfinite(ops.stop_gradient(total))                                                # ()
+        return total * ops.Select()(finite, Tensor(1.0, ms.float32), Tensor(np.nan, ms.float32))       # ()
+
+
+def comparisons(random, rows=2, length=7, count=5):
+    """(scores, places of chosen and of rejected, weights, margins)."""
+    return (random.standard_normal((rows, length)).astype(np.float32) * 3,
+            *(random.integers(0, length, (rows, count)).astype(np.int32) for _ in range(2)),
+            random.random((rows, count)).astype(np.float32) * (random.random((rows, count)) < 0.7),
+            random.standard_normal((rows, count)).astype(np.float32))
+
+
+def test_nothing_asked_for_changes_no_bit():
+    *inputs, _ = map(Tensor, comparisons(np.random.default_rng(4)))
+    found, before = (ops.value_and_grad(loss, 0)(*inputs)
+                     for loss in (PackedPairLoss(TransformerOpParallelConfig()), LossBefore()))
+    for one, other in zip(found, before):
+        np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())
+
+
+@pytest.mark.parametrize(("margin", "smoothing", "centering"), [
+    ("subtract", 0.0, 0.0), pytest.param("scale", 0.0, 0.5, marks=pytest.mark.further), ("none", 0.2, 0.0),
+    ("scale", 0.1, 0.3)])
+def test_margins_smoothing_and_centering_are_their_formulas(margin, smoothing, centering):
+    scores, chosen, rejected, weights, margins = comparisons(np.random.default_rng(5))
+    layout, objective = TransformerOpParallelConfig(), Objective("end_token", margin, centering, smoothing)
+    packed, center = PackedPairLoss(layout, objective), Centering(layout, objective)
+
+    def loss(values):
+        value = packed(values, *map(Tensor, (chosen, rejected, weights, margins)))
+        if centering:
+            value = center(value, *(ops.gather_elements(values, 1, Tensor(index)) for index in (chosen, rejected)),
+                           Tensor(weights))
+        return value
+
+    value, gradient = ops.value_and_grad(loss)(Tensor(scores))
+    both = [np.take_along_axis(scores.astype(np.float64), index, 1) for index in (chosen, rejected)]
+    ahead = both[0] - both[1] - (margins if margin == "subtract" else 0)
+    factor = weights * (margins if margin == "scale" else 1)
+    one = factor * ((1 - smoothing) * np.logaddexp(0, -ahead) + smoothing * np.logaddexp(0, ahead))
+    assert float(value) == pytest.approx((one + centering * weights * sum(both) ** 2).sum(), rel=1e-5)
+    slope = factor * (1 / (1 + np.exp(-ahead)) - (1 - smoothing))
+    expected = np.zeros(scores.shape)
+    for index, sign in ((chosen, 1), (rejected, -1)):
+        np.add.at(expected, (np.arange(len(scores))[:, None], index),
+                  sign * slope + 2 * centering * weights * sum(both))
+    np.testing.assert_allclose(gradient.asnumpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 # --- compiled otherwise ---------------------------------------------------------------------------------------------

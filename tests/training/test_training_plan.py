@@ -5,7 +5,9 @@
 | test_a_layout_that_cannot_be_divided ...  | heads, widths, layers, processes             | messages           |
 | test_a_checkpoint_that_does_not_match ... | names and shapes, from the headers           | messages           |
 | test_a_run_is_not_resumed_with_other ...  | data and order of the pairs of a resumed run | messages           |
-| test_a_run_is_not_resumed_with_another ...| what shapes do not show of its model         | messages           |
+| test_a_run_is_not_resumed_with_another_...| model or objective, also of earlier releases | messages           |
+| test_an_objective_that_the_data_cannot_...| margins, answers of a prompt                 | messages           |
+| test_the_dry_run_names_the_objective_...  | tokens of end_token and listwise             | by hand            |
 | test_the_dry_run_says_the_mixture ...     | shares, steps and tokens of several sets     | by hand            |
 | test_what_makes_no_mixture_is_refused ... | before the run; both files are named         | messages           |
 | test_the_dry_run_counts_the_steps ...     | steps and tokens of each batching            | by hand            |
@@ -355,6 +357,38 @@ def test_a_run_is_not_resumed_with_other_data_or_another_order(check_resumed, ch
     assert "with which the run to resume was trained (checkpoint/data_settings.json)" in found
 
 
+@pytest.mark.parametrize(("changes", "noted", "message"), [
+    ({"objective.loss": "end_token"}, "token-wise", "objective.loss is 'end_token', expected 'token_wise'"),
+    ({"objective.centering": 0.01}, None, "objective.centering is 0.01, expected 0.0"),
+    ({}, {"loss": "end_token", "margin": "none"}, "objective.loss is 'token_wise', expected 'end_token'"),
+    ({"objective.loss": "end_token", "objective.label_smoothing": 0}, {"loss": "end_token"}, None),
+    ({}, "token-wise", None),
+], ids=("earlier notes", "none", "notes", "the same", "the default"))
+def test_a_run_is_not_resumed_with_another_objective(check_resumed, changes, noted, message):
+    """Notes of earlier releases have a text, or nothing: they trained token-wise."""
+    changes = {f"model.model_config.{key}": value for key, value in changes.items()}
+    left = {} if noted is None else {"objective": noted}
+    if message is None:
+        check_resumed(changes, order={}, **left)
+        return
+    with pytest.raises(UserError) as error:
+        check_resumed(changes, order={}, **left)
+    found, = error.value.messages
+    assert found.startswith(f"--resume: model.model_config.{message}, with which the run to resume was trained")
+
+
+@pytest.mark.parametrize(("objective", "message"), [
+    ({"margin": "subtract"}, "margin is 'subtract', expected none: the pairs of {data} have no margins"),
+    ({"loss": "end_token", "answers": "listwise"}, "answers is 'listwise', expected pairs: no prompt of {data} has "
+     "more than two answers, or an earlier release has converted it: then convert it again")])
+def test_an_objective_that_the_data_cannot_serve_is_refused_before_the_run(arguments, record, objective, message):
+    data = ", ".join(str(path) for path in sorted(Path(record).glob("a.mindrecord?")))
+    with pytest.raises(UserError) as error:
+        plan_training(arguments({"model.model_config.objective": objective}))
+    line, = error.value.messages
+    assert line.endswith(f"run.yaml: model.model_config.objective.{message.format(data=data)}")
+
+
 def test_a_run_is_resumed_with_more_epochs_and_another_batch(check_resumed):
     check_resumed({"runner_config.epochs": 7, "runner_config.batch_size": 4, "train_dataset.row_length": 128}, order={})
 
@@ -441,6 +475,29 @@ def test_the_dry_run_counts_the_steps_of_each_batching(arguments, changes, steps
     text = describe(plan_training(arguments(changes)))
     for fact in (f"steps         {steps}", f"tokens        {tokens}, an epoch", f"of a device: {rows}", "20 pairs in",
                  "CPU, one process", "random initialisation"):
+        assert fact in text, text
+
+
+def test_the_dry_run_names_the_objective_and_counts_what_it_computes(arguments, tmp_path):
+    """Seven prompts of three answers: 30 tokens and three times 10, for 120 of text."""
+    path = tmp_path / "three.mindrecord"
+    with RecordWriter(path) as writer:
+        for prompt in range(7):
+            texts = [[*np.arange(30) + prompt, *range(first, first + 10)] for first in (50, 60, 70)]
+            for better, worse in ((0, 1), (0, 2), (1, 2)):
+                writer.write(encode_pair(texts[better], texts[worse], SEQ, PAD), {
+                    "margin": 0.5, "prompt_id": prompt, "chosen_answer": better, "rejected_answer": worse})
+        writer.finish({"seq_length": SEQ, "pad_token_id": PAD})
+    changes = {"train_dataset.batching": "packing", "train_dataset.row_length": 128, "runner_config.batch_size": 2,
+               "model.model_config.objective": {"loss": "end_token", "margin": "scale", "answers": "listwise"}}
+    text = describe(plan_training(arguments(changes, train_dataset=[str(path)])))
+    for fact in ("data          21 pairs in ",
+                 "objective     loss end_token, margin scale, answers listwise, of 7 prompts\n",
+                 "steps         2 an epoch", "tokens        512 computed, 840 of text, an epoch"):
+        assert fact in text, text
+    changes["model.model_config.objective"] = {"loss": "end_token"}
+    text = describe(plan_training(arguments(changes, train_dataset=[str(path)])))
+    for fact in ("objective     loss end_token\n", "steps         6 an epoch", "1,536 computed, 1,680 of text"):
         assert fact in text, text
 
 
