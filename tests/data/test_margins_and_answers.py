@@ -202,6 +202,9 @@ def test_more_answers_than_a_row_can_tell_apart_are_refused():
     with pytest.raises(UserError, match="the prompt of pair 0 has 256 answers, expected at most 255 with "):
         pairs_by_prompt(pairs, [len(pairs)])
     assert pairs_by_prompt(pairs[:-1], [254]) == [tuple(range(254))]
+    apart = [pair_of([1, number], [2, number], 0) for number in range(128)]
+    with pytest.raises(UserError, match="the prompt of pair 0 has 256 answers"):
+        pairs_by_prompt(apart, [128])
 
 
 def test_repeat_counts_nothing_where_pairs_are_read_first(tmp_path):
