@@ -7,8 +7,8 @@ import types
 
 __all__ = ["import_mindformers"]
 
-# Metrics of texts (nltk, which imports parts of scipy, and jieba) and data from a hub (datasets, which imports pandas
-# and aiohttp): on MindFormers 1.9 1.7 of the 3.8 seconds of processor time of an import, and 110 MB in each process.
+# Metrics of texts (jieba, and until MindFormers 1.9 nltk, which imports parts of scipy) and data from a hub (datasets,
+# which imports pandas and aiohttp): on 1.9 1.7 of an import's 3.8 seconds of processor time, and 110 MB a process.
 PUT_OFF = ("nltk", "datasets", "jieba")
 
 

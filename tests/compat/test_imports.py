@@ -33,9 +33,10 @@ assert not [name for name in sys.modules if name.split(".")[0] in PUT_OFF]
 
 from mindformers.core.metric import metric
 words = [str(number) for number in range(9)]
-smooth = metric.SmoothingFunction().method3
-assert metric.sentence_bleu([words], words[:-1], smoothing_function=smooth) < 1
-assert metric.sentence_bleu([words], words, smoothing_function=smooth) == 1
+if hasattr(metric, "SmoothingFunction"):  # until MindFormers 1.9
+    smooth = metric.SmoothingFunction().method3
+    assert metric.sentence_bleu([words], words[:-1], smoothing_function=smooth) < 1
+    assert metric.sentence_bleu([words], words, smoothing_function=smooth) == 1
 assert metric.jieba.lcut("北京") == ["北京"]
 import nltk
 assert nltk.__file__ and nltk.translate.bleu_score.sentence_bleu([words], words) == 1
@@ -52,5 +53,4 @@ print("done")
 
 def test_mindformers_itself_imports_them(tmp_path):
     loaded = run("import sys, mindformers; print(*sys.modules)", tmp_path).split()
-    wanted = set(imports.PUT_OFF) if "mindformers.dataset.dataloader.hf_dataloader" in loaded else {"nltk", "jieba"}
-    assert wanted <= set(loaded)
+    assert set(imports.PUT_OFF) & set(loaded)
