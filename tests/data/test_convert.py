@@ -41,10 +41,10 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+from helpers import convert_file
 
 from mindrlhf import __version__
 from mindrlhf.data import encoding_processes
-from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
@@ -76,8 +76,8 @@ def write_rows(folder, rows, name="pairs.jsonl"):
 
 def convert(folder, rows, tokenizer, seq_length=8, template=TEMPLATE, **options):
     """Any share of the lines may be invalid unless told otherwise."""
-    return convert_preferences(write_rows(folder, rows), folder / "out.mindrecord", tokenizer, seq_length, template,
-                               **{"max_invalid": 1, **options})
+    return convert_file(write_rows(folder, rows), folder / "out.mindrecord", tokenizer, seq_length, template,
+                        **{"max_invalid": 1, **options})
 
 
 def read_record(path):
@@ -362,7 +362,7 @@ def test_pad_id_is_the_tokenizers_unless_given(tmp_path, tokenizer, given, used)
 def test_json_array_is_converted_too(tmp_path, tokenizer):
     source = tmp_path / "pairs.json"
     source.write_text(json.dumps([pair("a", "b", "c"), pair("d", "b", "c")]))
-    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 4, TEMPLATE)
+    report = convert_file(source, tmp_path / "out.mindrecord", tokenizer, 4, TEMPLATE)
     assert report.lengths.count == 2
 
 
@@ -385,8 +385,8 @@ def test_invalid_lines_go_to_a_file_of_their_own(tmp_path, tokenizer):
 def test_half_of_a_surrogate_pair_is_written_to_the_file_of_invalid_lines(tmp_path, tokenizer, name, content):
     source = tmp_path / name
     source.write_text(json.dumps(content) + ("" if name.endswith(".json") else "\n" + json.dumps(pair("a", "b", "c"))))
-    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, skip_invalid=True,
-                                 max_invalid=1)
+    report = convert_file(source, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, skip_invalid=True,
+                          max_invalid=1)
     assert (report.invalid, report.lengths.count) == (1, 1)
     assert len(report.rejected_file.read_text(encoding="utf-8").splitlines()) == 1
 
@@ -411,7 +411,7 @@ def test_more_invalid_lines_than_max_invalid_are_an_error_and_nothing_is_written
         f"{source}:80: found an array, expected an object")
     assert contents(tmp_path) == {}
     assert convert(tmp_path, rows, tokenizer, skip_invalid=True, max_invalid=0.0125).invalid == 1
-    assert message_of(convert_preferences, source, tmp_path / "two.mindrecord", tokenizer, 8, TEMPLATE,
+    assert message_of(convert_file, source, tmp_path / "two.mindrecord", tokenizer, 8, TEMPLATE,
                       skip_invalid=True).endswith("expected an object")
     rows[1] = pair("a", "b", "b")
     assert convert(tmp_path, [*[pair("a", "b", "b")] * 99, pair("a", "b", "c")], tokenizer, skip_invalid=True,
@@ -460,7 +460,7 @@ def test_an_invalid_line_of_a_pipe_has_the_pipes_name(tmp_path, tokenizer):
     os.mkfifo(fifo)
     writer = threading.Thread(target=fifo.write_text, args=['{"prompt": 1, "pos_resp": "a"}\n'])
     writer.start()
-    assert message_of(convert_preferences, fifo, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE).startswith(
+    assert message_of(convert_file, fifo, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE).startswith(
         f"{fifo}:1: key 'neg_resp' missing; ")
     writer.join()
     assert [path.name for path in tmp_path.iterdir()] == ["fifo.jsonl"]
@@ -485,7 +485,7 @@ def test_an_output_that_is_the_source_is_refused_and_the_source_kept(tmp_path, t
     os.link(tmp_path / source, tmp_path / "real.mindrecord")
     before = contents(tmp_path)
     assert re.fullmatch(rf"--dst_file: {tmp_path}/.* is {tmp_path / source}, which this run reads \(--src_file\), "
-                        "expected another name", message_of(convert_preferences, tmp_path / source, tmp_path / output,
+                        "expected another name", message_of(convert_file, tmp_path / source, tmp_path / output,
                                                             tokenizer, 8, TEMPLATE))
     assert contents(tmp_path) == before
 
@@ -572,8 +572,8 @@ def test_file_without_a_usable_pair_is_an_error(tmp_path, tokenizer, rows, found
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_missing_source_is_an_error_and_nothing_is_left(tmp_path, tokenizer, name, num_workers):
     with pytest.raises(UserError) as caught:
-        convert_preferences(tmp_path / name, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE,
-                            num_workers=num_workers)
+        convert_file(tmp_path / name, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE,
+                     num_workers=num_workers)
     assert str(caught.value) == f"{tmp_path / name}: cannot be read: No such file or directory"
     assert contents(tmp_path) == {}
     assert multiprocessing.active_children() == []
@@ -598,10 +598,13 @@ def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, token
 UNGUARDED = """
 import sys
 from pathlib import Path
+from mindrlhf.data.conversion_plan import ConversionPlan
 from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 folder = Path(sys.argv[1])
-convert_preferences(folder / "pairs.jsonl", folder / "out.mindrecord", open_tokenizer(sys.argv[2]), 64, sys.argv[3])
+encoder = TextEncoder(open_tokenizer(sys.argv[2]), sys.argv[3])
+convert_preferences(ConversionPlan([(folder / "pairs.jsonl", None)], folder / "out.mindrecord", encoder, 64))
 """
 
 
@@ -621,10 +624,13 @@ def test_process_that_ends_while_it_starts_is_an_error(tmp_path):
 MEASURED = """
 import sys
 from pathlib import Path
+from mindrlhf.data.conversion_plan import ConversionPlan
 from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 folder = Path(sys.argv[1])
-convert_preferences(folder / "pairs.jsonl", folder / "out.mindrecord", open_tokenizer(sys.argv[2]), 1024, sys.argv[3])
+encoder = TextEncoder(open_tokenizer(sys.argv[2]), sys.argv[3])
+convert_preferences(ConversionPlan([(folder / "pairs.jsonl", None)], folder / "out.mindrecord", encoder, 1024))
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE
+from helpers import convert_file
 from test_rows import WRITERS
 
 from mindrlhf.data import encoding_processes
-from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.preference import PreferenceFile
 from mindrlhf.data.sources import Sources
@@ -68,7 +68,7 @@ def explicit(prompt):
 
 
 def convert(tmp_path, given, tokenizer, **options):
-    return convert_preferences(given, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, **options)
+    return convert_file(given, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, **options)
 
 
 def prompts_of(path):
@@ -159,8 +159,8 @@ def test_the_share_of_invalid_lines_is_one_of_rows(tmp_path, tokenizer, in_this_
 def test_auto_passes_skipped_pairs_by(tmp_path, tokenizer, in_this_process):
     rows = [{"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]},
             {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}]
-    report = convert_preferences(write(tmp_path / "rows.jsonl", rows), tmp_path / "out.mindrecord", tokenizer, None,
-                                 TEMPLATE)
+    report = convert_file(write(tmp_path / "rows.jsonl", rows), tmp_path / "out.mindrecord", tokenizer, None,
+                          TEMPLATE)
     assert report.lengths.count == 1
 
 
@@ -210,7 +210,7 @@ def test_five_formats_give_the_same_bytes(tmp_path, tokenizer, in_this_process, 
     pairs, found = pairs_of(path), []
     for kind, as_row in AS.items():
         source = write(tmp_path / f"{kind}.jsonl", [as_row(*texts) for texts in pairs])
-        convert_preferences(source, tmp_path / kind / "out.mindrecord", tokenizer, 512, TEMPLATE)
+        convert_file(source, tmp_path / kind / "out.mindrecord", tokenizer, 512, TEMPLATE)
         assert sidecar(tmp_path / kind).get("format", "cvalues") == kind
         found.append((tmp_path / kind / "out.mindrecord").read_bytes())
     assert all(content == found[0] for content in found)
@@ -220,14 +220,14 @@ def test_five_formats_give_the_same_bytes(tmp_path, tokenizer, in_this_process, 
 def test_kinds_of_files_give_the_same_bytes(tmp_path, tokenizer, in_this_process, name):
     rows = [AS["cvalues"](*texts) for texts in pairs_of(SAMPLE / "test.jsonl")]
     source = write(tmp_path / "rows.first", rows)
-    convert_preferences(source, tmp_path / "first" / "out.mindrecord", tokenizer, 128, TEMPLATE)
+    convert_file(source, tmp_path / "first" / "out.mindrecord", tokenizer, 128, TEMPLATE)
     if name == "pipe":
         os.mkfifo(tmp_path / name)
         writer = threading.Thread(target=lambda: (tmp_path / name).write_bytes(source.read_bytes()))
         writer.start()
     else:
         WRITERS[name](tmp_path / name, rows)
-    convert_preferences(tmp_path / name, tmp_path / "second" / "out.mindrecord", tokenizer, 128, TEMPLATE)
+    convert_file(tmp_path / name, tmp_path / "second" / "out.mindrecord", tokenizer, 128, TEMPLATE)
     assert (tmp_path / "first" / "out.mindrecord").read_bytes() == (
         tmp_path / "second" / "out.mindrecord").read_bytes()
 
