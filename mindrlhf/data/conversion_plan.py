@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Optional
 
 from mindrlhf.data.preference import AS_THEY_ARE, Reading
-from mindrlhf.data.sources import Given, check_sources, rereadable
+from mindrlhf.data.sources import Given, check_sources, is_read_once, rereadable
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
@@ -38,7 +38,8 @@ class ConversionPlan:
                       with `output`; None: none
 
     Raises:
-        UserError: a file is there twice, the tokenizer is in a pipe, or a number is out of range.
+        UserError: a file is there twice, the tokenizer is in a pipe, a length is to be found for what is read
+                   once, or a number is out of range.
     """
 
     given: Given
@@ -65,9 +66,17 @@ class ConversionPlan:
         if not rereadable(tokenizer.path):
             raise UserError(f"--tokenizer: {tokenizer.path}: a pipe or a device, expected a file: each process that "
                             "encodes reads it")
-        if self.seq_length is not None:
+        if self.seq_length is None:
+            self._check_read_twice()
+        else:
             _check_at_most("--seq_length", self.seq_length, LONGEST, ", of which MindRecord can hold a sample")
         _check_at_most("--num_workers", self.num_workers, _MOST_WORKERS)
+
+    def _check_read_twice(self) -> None:
+        for path, _ in self.given:
+            if is_read_once(path):
+                raise UserError(f"--seq_length auto: {path} is a pipe or a device, which is read once, and auto reads "
+                                "the rows twice; expected a number of tokens, or a file")
 
 
 def _check_at_most(flag: str, found: int, most: int, why: str = "") -> None:

@@ -12,7 +12,7 @@ from mindrlhf.config.run_config import RunConfig
 from mindrlhf.config.settings import raise_located
 from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Reading
 from mindrlhf.data.record_set import RecordSet
-from mindrlhf.data.sources import open_sources, rereadable
+from mindrlhf.data.sources import is_read_once, open_sources
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
@@ -108,7 +108,7 @@ def plan_evaluation(args) -> EvaluationPlan:
 def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextPairs]:
     encoder, sources = _encoder(args, plan, notes, problems), None
     with problems:
-        if not rereadable(args.data_file) and args.data_file.exists() and not args.data_file.is_dir():
+        if is_read_once(args.data_file):
             raise UserError(f"--data_file: {args.data_file}: a pipe or a device, expected a file, which is read for "
                             "each checkpoint and by each process")
         sources = open_sources([(args.data_file, None)], Path(), args.format, Reading(args.columns, args.preference))

@@ -20,6 +20,7 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_more_invalid_lines_than_...       | nothing is written; what counts as invalid          | folder, messages  |
 | test_pairs_of_which_one_answer_...     | counted and said, where padding is compared         | literal numbers   |
 | test_a_pipe_is_read_once_and_whole     | every file is the same, byte by byte                | the same as file  |
+| test_auto_refuses_a_pipe_...           | it would have to be read twice                      | folder, message   |
 | test_an_output_that_is_the_source_...  | directly, through links, in the place of a sidecar  | folder, messages  |
 | test_a_full_disk_...                   | the file is named, earlier output kept              | RLIMIT_FSIZE      |
 | test_script_...                        | exit codes, one line on stderr, nothing half done   | a process         |
@@ -430,7 +431,7 @@ def test_pairs_of_which_one_answer_begins_the_other_are_counted_and_said(tmp_pat
 
 @pytest.mark.process
 @pytest.mark.parametrize(("kind", "flags"), [
-    ("pipe", ["--num_workers", "2"]), pytest.param("FIFO", ["--seq_length", "auto"], marks=pytest.mark.long),
+    ("pipe", ["--num_workers", "2"]), pytest.param("FIFO", [], marks=pytest.mark.long),
     pytest.param("file as standard input", ["--num_workers", "2"], marks=pytest.mark.long)])
 def test_a_pipe_is_read_once_and_whole(tmp_path, kind, flags):
     """1,500 pairs: more than a pipe holds, and than one process is sent at once."""
@@ -453,6 +454,18 @@ def test_a_pipe_is_read_once_and_whole(tmp_path, kind, flags):
     found = contents(folder)
     assert {name for name in expected if found[name] != expected[name]} == {"out.mindrecord.json"}
     assert sidecar(folder) == {**sidecar(tmp_path), "source": Path(name).name}
+
+
+def test_auto_refuses_a_pipe_and_takes_a_file(tmp_path, tokenizer):
+    """Nothing is read from it: no writer is there, for whom opening it would wait."""
+    fifo, file = tmp_path / "fifo.jsonl", write_rows(tmp_path, [pair("a", "b", "c")])
+    os.mkfifo(fifo)
+    assert message_of(convert_file, [(file, None), (fifo, 5)], tmp_path / "out.mindrecord", tokenizer, None,
+                      TEMPLATE) == (f"--seq_length auto: {fifo} is a pipe or a device, which is read once, and auto "
+                                    "reads the rows twice; expected a number of tokens, or a file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo.jsonl", "pairs.jsonl"]
+    (tmp_path / "link").symlink_to(file)
+    assert convert_file(tmp_path / "link", tmp_path / "out.mindrecord", tokenizer, None, TEMPLATE).lengths.count == 1
 
 
 def test_an_invalid_line_of_a_pipe_has_the_pipes_name(tmp_path, tokenizer):
