@@ -72,8 +72,9 @@ def main() -> int:
     if args.direction == "hf_to_ms":
         result = hf_to_ms(args.input, args.output, args.dtype, model)
     else:
-        result = ms_to_hf(args.input, model, args.output, args.dtype, args.tokenizer, args.prompt_template,
-                          args.src_strategy, args.language_model, add_eos=args.add_eos)
+        result = ms_to_hf(args.input, model, args.output, args.dtype, args.tokenizer,
+                          args.prompt_template and args.prompt_template.noted, args.src_strategy,
+                          args.language_model, add_eos=args.add_eos)
     print(result.as_text())
     return 0
 

@@ -19,7 +19,7 @@ from mindrlhf.data.further_fields import all_or_no_margins
 from mindrlhf.data.preference import InvalidRow, Preference, Skipped
 from mindrlhf.data.sources import Sources, rereadable
 from mindrlhf.data.split import place_of_prompt
-from mindrlhf.data.text_encoder import TextEncoder
+from mindrlhf.data.text_encoder import EMPTY_TEXT, TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 
@@ -175,7 +175,9 @@ def _encode_pair(row: Preference, encoder: TextEncoder, length: Optional[int]) -
     answers = (row.chosen, row.rejected)
     try:
         fitted = encoder.fit(row.prompt, answers, length)
-    except UserError as error:  # the template refuses such a dialogue
+        if not all(fitted.ids):
+            raise UserError(EMPTY_TEXT)
+    except UserError as error:  # the template refuses such a dialogue, or leaves everything out
         text = json.dumps({"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}, ensure_ascii=False,
                           allow_nan=False)
         return InvalidRow(row.place, row.number, str(error), text)

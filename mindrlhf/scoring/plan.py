@@ -165,7 +165,7 @@ def plan_inference(args) -> InferencePlan:
     plan, _, notes = _plan(args, problems)
     encoder = _encoder(args, plan, notes, problems)
     with problems:
-        _check_data_file(args.data_file, args, plan.config)
+        _check_data_file(args.data_file, args, plan.config, encoder)
     problems.raise_all()
     output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
     invalid_file = invalid_rows_path(output_file, plan.config.output) if args.skip_invalid else None
@@ -200,7 +200,7 @@ def _encoder(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) 
     return encoder
 
 
-def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:
+def _check_data_file(path: Path, args, config: Optional[RunConfig], encoder: Optional[TextEncoder]) -> None:
     """Raise `UserError` if there is no first row, or it cannot be scored. The others are checked when they are reached:
     what is before an invalid one is then kept. What comes from a pipe can be read once, and so is not looked at.
     """
@@ -211,7 +211,7 @@ def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:
             raise UserError(f"--data_file: {path}: a pipe or a device, expected a file, for each of the "
                             f"{config.layout.processes} processes reads all rows")
         return
-    first = next(read_questions(path, args.score_key, args.format, Reading(args.columns)), None)
+    first = next(read_questions(path, args.score_key, args.format, Reading(args.columns), encoder), None)
     if first is None:
         raise UserError(f"--data_file: {path}: no rows in it, expected at least one")
     if isinstance(first, InvalidRow) and not args.skip_invalid:

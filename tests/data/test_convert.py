@@ -15,6 +15,7 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_what_is_too_long_is_counted_...   | cut, cut prompt, dropped, lost; what is left        | ids by hand       |
 | test_add_eos_...                       | fields and sidecar                                  | literal arrays    |
 | test_a_dialogue_that_a_template_...    | file and line of the row and of the template        | the message       |
+| test_a_text_that_a_template_leaves_... | is an invalid row                                   | the message       |
 | test_memory_does_not_grow_...          | rows are not collected                              | VmHWM, 32 MB      |
 | test_invalid_lines_go_to_a_file_of_... | --skip_invalid keeps line, reason and text          | literal rows      |
 | test_more_invalid_lines_than_...       | nothing is written; what counts as invalid          | folder, messages  |
@@ -46,7 +47,7 @@ from helpers import convert_file
 
 from mindrlhf import __version__
 from mindrlhf.data import encoding_processes
-from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.template import PROMPT_TEMPLATE, open_template
 from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
 
@@ -205,14 +206,24 @@ def test_add_eos_is_the_last_token_of_both_texts_and_noted(tmp_path, tokenizer):
 
 
 def test_a_dialogue_that_a_template_refuses_is_an_invalid_row(tmp_path, tokenizer):
-    template = "{#jinja#}{% for m in messages %}\n{% if 'x' in m.content %}{{ raise_exception('an x') }}{% endif %}" \
-        "{{ m.content }}{% endfor %}"
-    rows = [pair("a", "b", "c"), pair("a", "x", "c")]
+    """In the process that encodes, which has the name of the template's file too."""
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% for m in messages %}\n{% if 'x' in m.content %}{{ raise_exception('an x') }}{% endif %}"
+                    "{{ m.content }}{% endfor %}", encoding="utf-8")
+    template, rows = open_template(str(path)), [pair("a", "b", "c"), pair("a", "x", "c")]
     with pytest.raises(UserError) as caught:
         convert(tmp_path, rows, tokenizer, template=template)
-    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}:2: the .jinja template:2: an x"
+    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}:2: {path}:2: an x"
     report = convert(tmp_path, rows, tokenizer, template=template, skip_invalid=True)
     assert (report.lengths.count, report.invalid) == (1, 1)
+
+
+def test_a_text_that_a_template_leaves_empty_is_an_invalid_row(tmp_path, tokenizer):
+    """It has no token whose score could be compared."""
+    template, rows = "{#jinja#}{{ messages[-1].content }}", [pair("a", "b", "c"), pair("a", "b", "")]
+    assert message_of(convert, tmp_path, rows, tokenizer, template=template) == (
+        f"{tmp_path / 'pairs.jsonl'}:2: the prompt template makes an empty text of it, which has no score")
+    assert convert(tmp_path, rows, tokenizer, template=template, add_eos=True).lengths.count == 2
 
 
 def test_auto_names_a_row_that_makes_the_file_much_larger(tmp_path, tokenizer, capsys):

@@ -460,7 +460,7 @@ def test_a_copied_checkpoint_is_scored_as_it_was_trained_or_not_at_all(in_tmp_pa
                        str(SAMPLE / "tokenizer.model"), "--distributed_ckpt_path", "rm.ckpt"])
     if rope_ratio == 1:
         plan = plan_inference(args)
-        assert plan.encoder.settings == ("Q {prompt} A {response}", True, "cut_prompt")
+        assert (plan.encoder.noted, *plan.encoder.settings[1:]) == ("Q {prompt} A {response}", True, "cut_prompt")
         assert plan.output_file.name == "scores_1.jsonl"
     else:
         with pytest.raises(UserError, match=r"rope_ratio is 1, expected 500, with which the model was trained \(rm"):
