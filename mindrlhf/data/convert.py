@@ -14,7 +14,7 @@ from mindrlhf.data.encoding_processes import EncodedPair, EncodedSources
 from mindrlhf.data.further_fields import further_fields
 from mindrlhf.data.lengths import LengthCounts, check_space
 from mindrlhf.data.mindrecord_writer import HELD_OUT, HELD_OUT_OF, LengthStatistics, RecordWriter
-from mindrlhf.data.preference import InvalidRow, Skipped
+from mindrlhf.data.preference import FewerRows, InvalidRow, Skipped
 from mindrlhf.data.rejected_rows import RejectedRows
 from mindrlhf.data.sources import Sources, Tally, open_sources
 from mindrlhf.data.text_encoder import TextEncoder
@@ -56,6 +56,9 @@ def convert_preferences(plan: ConversionPlan) -> ConversionReport:
             for part in filter(None, (writer, validation)):
                 part.open()  # while the other processes start
             for row in rows:
+                if isinstance(row, FewerRows):
+                    tqdm.write(str(row))
+                    continue
                 bar.update(tally.meet(row))
                 if isinstance(row, Skipped):
                     continue
@@ -104,6 +107,8 @@ def _lengths_of(encoded: EncodedSources, skip_invalid: bool) -> LengthCounts:
     lengths, tally = LengthCounts(), Tally()
     with encoded.rows() as rows, _progress("count tokens of", encoded.sources) as bar:
         for row in rows:
+            if isinstance(row, FewerRows):
+                continue
             bar.update(tally.meet(row))
             if isinstance(row, InvalidRow):
                 if not skip_invalid:

@@ -16,7 +16,7 @@ from typing import ContextManager, Iterable, Iterator, NamedTuple, Optional, Seq
 import numpy as np
 
 from mindrlhf.data.further_fields import all_or_no_margins
-from mindrlhf.data.preference import InvalidRow, Preference, Skipped
+from mindrlhf.data.preference import FewerRows, InvalidRow, Preference, Skipped
 from mindrlhf.data.sources import Sources, rereadable
 from mindrlhf.data.split import place_of_prompt
 from mindrlhf.data.text_encoder import EMPTY_TEXT, TextEncoder
@@ -68,7 +68,7 @@ class EncodedPair(NamedTuple):
         return len(self.chosen) // _ID_BYTES, len(self.rejected) // _ID_BYTES
 
 
-EncodedRow = Union[EncodedPair, Skipped, InvalidRow]
+EncodedRow = Union[EncodedPair, Skipped, InvalidRow, FewerRows]
 
 
 class EncodedSources(NamedTuple):
@@ -163,7 +163,7 @@ def _encode_chunks(sender, sources: Sources, tokenizer_path: Path, settings: Seq
         pass  # the first process was killed
 
 
-def encode_rows(rows: Iterable[Union[Preference, Skipped, InvalidRow]], encoder: TextEncoder,
+def encode_rows(rows: Iterable[Union[Preference, Skipped, InvalidRow, FewerRows]], encoder: TextEncoder,
                 length: Optional[int]) -> Iterator[EncodedRow]:
     """The rows with their pairs encoded, and cut at `length` tokens unless it is None; they are read as they are
     needed.

@@ -7,6 +7,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mindrlhf.atomic import naming_a_full_disk
 from mindrlhf.data.preference import (
+    FewerRows,
     InvalidRow,
     Preference,
     PreferenceFile,
@@ -34,7 +35,7 @@ class Sources(NamedTuple):
     files: Tuple[PreferenceFile, ...]
     reading: Reading
 
-    def preferences(self) -> Iterator[Union[Preference, Skipped, InvalidRow]]:
+    def preferences(self) -> Iterator[Union[Preference, Skipped, InvalidRow, FewerRows]]:
         """The pairs of all files."""
         return read_files(self.files, self.reading)
 

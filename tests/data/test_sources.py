@@ -4,6 +4,7 @@ The tokenizer and the template are those of `test_convert.py`: an id is the valu
 
 | test                                    | proves                                        | judged against        |
 | test_several_files_are_one_...          | their order, FILE#ROWS, each with its format  | literal ids, messages |
+| test_a_file_with_fewer_rows_than_...    | FILE#ROWS beyond its end is said              | literal line          |
 | test_numbers_of_prompts_do_not_...      | on processes; they go on over files           | literal numbers       |
 | test_a_file_that_is_given_twice_...     | directly, through links, with #ROWS           | messages              |
 | test_skipped_pairs_and_prompts_...      | counts in report and sidecar, rows of the bar | literal numbers       |
@@ -90,6 +91,16 @@ def test_several_files_are_one_in_their_order_each_with_its_format(tmp_path, tok
     assert capsys.readouterr().out == f"format: cvalues ({first})\nformat: explicit ({second})\n"
     assert [sidecar(tmp_path)[key] for key in ("source", "format")] == [["first.jsonl#2", "second.jsonl"],
                                                                        ["cvalues", "explicit"]]
+
+
+def test_a_file_with_fewer_rows_than_were_asked_for_says_so_once(tmp_path, tokenizer, in_this_process, capsys):
+    """Rows count, not the pairs that they have; the lengths are found in a pass of their own."""
+    several = {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 3]}
+    first, second = (write(tmp_path / name, [several, several]) for name in ("first.jsonl", "second.jsonl"))
+    report = convert_file([(first, 3), (second, 2)], tmp_path / "out.mindrecord", tokenizer, None, TEMPLATE)
+    assert report.lengths.count == 12
+    assert [line for line in capsys.readouterr().out.splitlines() if "#" in line] == [
+        f"{first}#3: the file has 2 rows, fewer than 3; all are taken"]
 
 
 @pytest.mark.process
