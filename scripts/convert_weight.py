@@ -48,7 +48,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                      help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network) or with shards")
     out.add_argument("--config", required=True, type=Path, help="the run's YAML")
     out.add_argument("--output", required=True, type=Path, help="a new or empty folder")
-    out.add_argument("--tokenizer", help="GLM-4's tokenizer.model; without it no tokenizer files are written")
+    out.add_argument("--tokenizer",
+                     help="GLM-4's tokenizer.model, or a tokenizer.json or folder made of it; without it no tokenizer "
+                          "files are written")
     out.add_argument("--prompt_template", type=template,
                      help="text with {prompt} and {response}, glm4-chat, or a .jinja file; default: the one that the "
                           "model was trained with")
