@@ -120,6 +120,8 @@ def score_key(text: str) -> str:
 
 def source_file(text: str) -> Tuple[Path, Optional[int]]:
     """FILE, or FILE#N: (path, how many of its rows; None: all). A file that is called so is that file."""
+    if not text:
+        raise argparse.ArgumentTypeError("found '', expected the name of a file")
     found = re.fullmatch(r"(.+)#(\d+)", text, re.DOTALL)
     if not found or os.path.exists(text):
         return Path(text), None

@@ -134,10 +134,10 @@ def _prompt(row: Row) -> Dialogue:
 
 _ALONE = ("",)  # its score has the name that was asked for
 _UNLABELLED = (
-    Format("response", ("prompt", "response"), lambda row: "response" in row.values and "pos_resp" not in row.values,
+    Format("response", ("prompt", "response"), lambda row: "response" in row.values and format_of(row) is None,
            _response, _ALONE),
-    Format("responses", ("prompt", "responses"),
-           lambda row: given(row, "responses") and not (given(row, "scores") or given(row, "ranks")), _responses),
+    Format("responses", ("prompt", "responses"), lambda row: given(row, "responses") and format_of(row) is None,
+           _responses),
     Format("messages", ("messages",), lambda row: shape(row, "messages") == "messages" and format_of(row) is None,
            _messages, _ALONE),
 )

@@ -264,6 +264,7 @@ def test_flags_of_files_and_columns(tmp_path, parse_args, monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
+    (["--src_file", ""], "found '', expected the name of a file"),
     (["--src_file", "a#0"], "found 'a#0', expected FILE#ROWS with a number of rows above 0"),
     (["--src_file", "a", "--format", "hh"], "invalid choice: 'hh'"),
     (["--src_file", "a", "--columns", "chosen"], "found 'chosen', expected OURS=THEIRS, with commas between several"),

@@ -364,6 +364,8 @@ ROWS_OF_OTHER_KINDS = {
     "messages": ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}]},
                  {"score": 3.0}),
     "prompt of messages": ({"prompt": [{"role": "user", "content": "q"}], "response": "ab"}, {"score": 3.0}),
+    "a response too": ({"prompt": "q", "chosen": "abc", "rejected": "d", "response": "x", "responses": ["y"]},
+                       {"chosen_score": 4.0, "rejected_score": 2.0}),
     "too long": ({"prompt": "q", "response": "a" * 200}, {"score": 128.0, "cut": True}),
 }
 
