@@ -134,8 +134,8 @@ def _prompt(row: Row) -> Dialogue:
 
 _ALONE = ("",)  # its score has the name that was asked for
 _UNLABELLED = (
-    Format("response", ("prompt", "response"), lambda row: "response" in row.values and format_of(row) is None,
-           _response, _ALONE),
+    Format("response", ("prompt", "response"), lambda row: "response" in row.values and "pos_resp" not in row.values
+           and format_of(row) in (None, _DEFAULT), _response, _ALONE),
     Format("responses", ("prompt", "responses"), lambda row: given(row, "responses") and format_of(row) is None,
            _responses),
     Format("messages", ("messages",), lambda row: shape(row, "messages") == "messages" and format_of(row) is None,
