@@ -137,17 +137,27 @@ class TextEncoder:
 
     def _with_shorter_prompt(self, prompt: Dialogue, answers: Sequence[Dialogue], length: int) -> List[List[int]]:
         """The ids with the longest prompt that fits, or with an empty one."""
-        last: Dialogue = ()
-        for last in _without_turns(prompt):
-            ids = self.encode([last + answer for answer in answers])
-            if max(map(len, ids)) <= length:
-                return ids
-
-        def encoded(characters: int) -> List[List[int]]:
-            return self.encode([_end_of(last, characters) + answer for answer in answers])
+        def of(shorter: Dialogue) -> List[List[int]]:
+            return self.encode([shorter + answer for answer in answers])
 
         def fit(found: List[List[int]]) -> bool:
             return max(map(len, found)) <= length
+
+        shorter = list(_without_turns(prompt))
+        low, high, fitting = 0, len(shorter), None  # from `high` on they fit, below `low` they do not
+        while low < high:
+            middle = (low + high) // 2
+            found = of(shorter[middle])
+            if fit(found):
+                high, fitting = middle, found
+            else:
+                low = middle + 1
+        if fitting is not None:
+            return fitting
+        last = shorter[-1]
+
+        def encoded(characters: int) -> List[List[int]]:
+            return of(_end_of(last, characters))
 
         # `kept` characters fit, `above` do not. From few characters on, so that a very long text is not encoded as a
         # whole many times.
