@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Callable, Optional, Tuple
 
-from mindrlhf.data.template import open_template
+from mindrlhf.data.template import Template, open_template
 from mindrlhf.errors import UserError
 
 __all__ = ["add_format_flags", "add_preference_flag", "add_set_flag", "add_text_flags", "boolean", "columns",
@@ -120,6 +120,8 @@ def score_key(text: str) -> str:
 
 def source_file(text: str) -> Tuple[Path, Optional[int]]:
     """FILE, or FILE#N: (path, how many of its rows; None: all). A file that is called so is that file."""
+    if not text:
+        raise argparse.ArgumentTypeError("found '', expected the name of a file")
     found = re.fullmatch(r"(.+)#(\d+)", text, re.DOTALL)
     if not found or os.path.exists(text):
         return Path(text), None
@@ -145,11 +147,11 @@ def columns(text: str) -> Tuple[Tuple[str, str], ...]:
     return pairs
 
 
-def template(text: str) -> str:
-    r"""A prompt template, as it is noted: a text with {prompt} and {response} in which a literal \n is a line break,
-    glm4-chat, or a .jinja file.
+def template(text: str) -> Template:
+    r"""A prompt template: a text with {prompt} and {response} in which a literal \n is a line break, glm4-chat, or a
+    .jinja file.
     """
     try:
-        return open_template(text).noted
+        return open_template(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).replace("--prompt_template: ", "")) from None

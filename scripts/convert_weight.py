@@ -48,7 +48,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                      help="a .ckpt file, or a folder with rank_0, ... (output/checkpoint_network) or with shards")
     out.add_argument("--config", required=True, type=Path, help="the run's YAML")
     out.add_argument("--output", required=True, type=Path, help="a new or empty folder")
-    out.add_argument("--tokenizer", help="GLM-4's tokenizer.model; without it no tokenizer files are written")
+    out.add_argument("--tokenizer",
+                     help="GLM-4's tokenizer.model, or a tokenizer.json or folder made of it; without it no tokenizer "
+                          "files are written")
     out.add_argument("--prompt_template", type=template,
                      help="text with {prompt} and {response}, glm4-chat, or a .jinja file; default: the one that the "
                           "model was trained with")
@@ -72,8 +74,9 @@ def main() -> int:
     if args.direction == "hf_to_ms":
         result = hf_to_ms(args.input, args.output, args.dtype, model)
     else:
-        result = ms_to_hf(args.input, model, args.output, args.dtype, args.tokenizer, args.prompt_template,
-                          args.src_strategy, args.language_model, add_eos=args.add_eos)
+        result = ms_to_hf(args.input, model, args.output, args.dtype, args.tokenizer,
+                          args.prompt_template and args.prompt_template.noted, args.src_strategy,
+                          args.language_model, add_eos=args.add_eos)
     print(result.as_text())
     return 0
 

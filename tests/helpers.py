@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "free_port", "launch", "loss_and_gradients", "run",
-           "run_of_one_process", "run_script", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
+__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "convert_file", "free_port", "launch",
+           "loss_and_gradients", "run", "run_of_one_process", "run_script", "started_by_msrun", "table_of", "wait_for",
+           "write_tiny_yaml"]
 
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -80,11 +81,20 @@ def write_tiny_yaml(path, processes=1, edits=()):
     return path
 
 
+def convert_file(given, output, tokenizer, seq_length, template, add_eos=False, too_long="cut", **options):
+    """Convert a file, or several with the numbers of their rows, as `ConversionPlan` says."""
+    from mindrlhf.data.conversion_plan import ConversionPlan
+    from mindrlhf.data.convert import convert_preferences
+    from mindrlhf.data.text_encoder import TextEncoder
+    given = [(given, None)] if isinstance(given, Path) else given
+    encoder = TextEncoder(tokenizer, template, add_eos, too_long)
+    return convert_preferences(ConversionPlan(given, output, encoder, seq_length, **options))
+
+
 def run_of_one_process(tmp_path_factory):
     """The folder of a run on 100 pairs for five epochs, with its data `train.mindrecord`. Runs of several processes are
     compared with it; whichever worker of pytest-xdist asks first trains it for all.
     """
-    from mindrlhf.data.convert import convert_preferences
     from mindrlhf.data.template import PROMPT_TEMPLATE
     from mindrlhf.data.tokenizer import open_tokenizer
     base = tmp_path_factory.getbasetemp()
@@ -95,8 +105,8 @@ def run_of_one_process(tmp_path_factory):
             folder.mkdir()
             rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:100]
             (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
-            convert_preferences(folder / "train.jsonl", folder / "train.mindrecord",
-                                open_tokenizer(SAMPLE / "tokenizer.model"), 128, PROMPT_TEMPLATE)
+            convert_file(folder / "train.jsonl", folder / "train.mindrecord",
+                         open_tokenizer(SAMPLE / "tokenizer.model"), 128, PROMPT_TEMPLATE)
             write_tiny_yaml(folder / "run.yaml")
             launch(folder, "reward_train.py", "--config run.yaml --train_dataset train.mindrecord")
             (folder / "whole").touch()

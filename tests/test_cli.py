@@ -47,7 +47,7 @@ def test_other_values_are_refused(kind, text, message):
 
 
 def test_template_of_a_shell_gets_its_line_breaks():
-    assert template(r"{prompt}\n{response}") == "{prompt}\n{response}"
+    assert template(r"{prompt}\n{response}").noted == "{prompt}\n{response}"
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ def test_rooms_import_from_below_only():
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["training.plan", "training.memory", "scoring.plan", "huggingface.convert"])
+@pytest.mark.parametrize("module", ["data.conversion_plan", "training.plan", "training.memory", "scoring.plan",
+                                    "huggingface.convert"])
 def test_plans_need_no_mindspore(module):
     code = (f"import sys, mindrlhf.{module}; "
             "sys.exit(any(name in sys.modules for name in ('mindspore', 'mindformers')))")

@@ -33,10 +33,9 @@ from mindrlhf.cli import (
     source_file,
     template,
 )
-from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.text_encoder import TOO_LONG
-from mindrlhf.errors import UserError, run_main
+from mindrlhf.errors import run_main
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -91,18 +90,11 @@ def _seq_length(text: str) -> Optional[int]:
 
 
 def main() -> int:
-    """Open the tokenizer, convert, print what became of the rows."""
+    """Check everything that is known before the rows, convert, print what became of them."""
     args = parse_args()
-    from mindrlhf.data.convert import MAX_INVALID, convert_preferences
-    from mindrlhf.data.tokenizer import open_tokenizer
-    tokenizer = open_tokenizer(args.tokenizer)
-    if args.pad_token_id is not None and not 0 <= args.pad_token_id < tokenizer.vocab_size:
-        raise UserError(f"--pad_token_id: found {args.pad_token_id}, expected 0 to {tokenizer.vocab_size - 1}")
-    report = convert_preferences(args.src_file, args.dst_file, tokenizer, args.seq_length, args.prompt_template,
-                                 args.padding_side, args.pad_token_id, args.skip_invalid, args.num_workers,
-                                 args.shard_num, MAX_INVALID if args.max_invalid is None else args.max_invalid,
-                                 args.format, Reading(args.columns, args.preference), args.val_split, args.add_eos,
-                                 args.too_long)
+    from mindrlhf.data.conversion_plan import plan_conversion
+    from mindrlhf.data.convert import convert_preferences
+    report = convert_preferences(plan_conversion(args))
     sys.stdout.write(report.as_text() + "\n")
     return 0
 

@@ -1,89 +1,54 @@
 """Preference data to MindRecord: the story of `cvalues_comparison.py`."""
 import contextlib
 from collections import Counter
-from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict
 
 import numpy as np
 from tqdm import tqdm
 
 from mindrlhf import __version__
+from mindrlhf.data.conversion_plan import LONGEST, ConversionPlan
 from mindrlhf.data.conversion_report import ConversionReport
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.encoding_processes import EncodedPair, EncodedSources
 from mindrlhf.data.further_fields import further_fields
 from mindrlhf.data.lengths import LengthCounts, check_space
 from mindrlhf.data.mindrecord_writer import HELD_OUT, HELD_OUT_OF, LengthStatistics, RecordWriter
-from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Reading, Skipped
+from mindrlhf.data.preference import FewerRows, InvalidRow, Skipped
 from mindrlhf.data.rejected_rows import RejectedRows
-from mindrlhf.data.sources import Given, Sources, Tally, check_sources, open_sources, rereadable
+from mindrlhf.data.sources import Sources, Tally, open_sources
 from mindrlhf.data.text_encoder import TextEncoder
-from mindrlhf.data.tokenizer import Tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.output_paths import check_outputs
 
-__all__ = ["MAX_INVALID", "convert_preferences"]
+__all__ = ["convert_preferences"]
 
-MAX_INVALID = 0.01  # share of invalid lines that `skip_invalid` leaves out unless told otherwise
-_LONGEST = 2 ** 21  # tokens of a sample of which a page of MindRecord (256 MB) holds five
-_MOST_WORKERS = 256
 _COUNTED = ("cut", "empty_answers", "identical", "prefixes", "invalid")  # in a sidecar, whether there are any or not
 
 
-def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tokenizer, seq_length: Optional[int],
-                        template: str, padding_side: str = "right", pad_token_id: Optional[int] = None,
-                        skip_invalid: bool = False, num_workers: int = 1, shard_num: int = 1,
-                        max_invalid: float = MAX_INVALID, format_name: Optional[str] = None,
-                        reading: Reading = AS_THEY_ARE, val_split: Optional[float] = None, add_eos: bool = False,
-                        too_long: str = "cut") -> ConversionReport:
-    """Convert preference data to `output`, its index and its sidecar.
-
-    Args:
-        source:       a file of any kind that `read_rows` knows, or several, (path, how many of its rows; None: all)
-                      each; a pipe is read once and whole
-        output:       OUT.mindrecord; if it is a link, what it leads to
-        tokenizer:    text to ids; the processes that encode open its file again
-        seq_length:   N, tokens a sample. None: the smallest multiple of 64 that holds all texts, found by encoding the
-                      source twice and printed
-        template:     as it is noted, see `mindrlhf.data.template.read_template`
-        padding_side: "right" or "left"
-        pad_token_id: default: the tokenizer's
-        skip_invalid: leave out lines that cannot be used and write them to OUT.mindrecord.rejected.jsonl
-        num_workers:  processes that encode, beside this one that writes; pairs and (of one file) order are the same
-        shard_num:    1, or the number of files OUT.mindrecord0, OUT.mindrecord1, ... over which pairs are spread
-        max_invalid:  share of the lines, 0 to 1, that `skip_invalid` leaves out; more are an error
-        format_name:  a name of `FORMATS`, of all files; None: of each, that of its first row, and it is printed
-        reading:      what is said of the rows
-        val_split:    share of the prompts, between 0 and 1, whose pairs go to OUT.val.mindrecord, which appears along
-                      with `output`; None: none
-        add_eos:      end texts with `<|endoftext|>`
-        too_long:     what becomes of longer texts, see `TextEncoder.fit`
+def convert_preferences(plan: ConversionPlan) -> ConversionReport:
+    """Convert preference data to MindRecord, its index and its sidecar.
 
     Raises:
-        UserError: the source cannot be read, is there twice or has no known format, a line is invalid (unless
-                   `skip_invalid`) or too many are, no pair is left or fewer than `shard_num`, an output is one of the
-                   inputs or cannot be written, the tokenizer lacks a control token, there is no space, or an encoding
-                   process was ended from outside.
+        UserError: the source cannot be read or has no known format, a line is invalid (unless `skip_invalid`) or too
+                   many are, no pair is left or fewer than `shard_num`, an output is one of the inputs or cannot be
+                   written, there is no space, or an encoding process was ended from outside.
     """
-    pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
-    given = [(source, None)] if isinstance(source, Path) else source
-    check_sources(given)
-    writer = RecordWriter(output, shard_num)
+    given, encoder, val_split, seq_length = plan.given, plan.encoder, plan.val_split, plan.seq_length
+    writer = RecordWriter(plan.output, plan.shard_num)
     validation = writer.for_validation() if val_split else None
-    rejected = RejectedRows(writer.path, skip_invalid, with_place=len(given) > 1)
+    rejected = RejectedRows(writer.path, plan.skip_invalid, with_place=len(given) > 1)
     check_outputs({"--dst_file": [*writer.files, *(validation.files if validation else []), rejected.path]},
-                  {"--src_file": [path for path, _ in given], "--tokenizer": tokenizer.path})
-    _check_arguments(tokenizer, seq_length, num_workers)
-    encoder = TextEncoder(tokenizer, template, add_eos, too_long)
+                  {"--src_file": [path for path, _ in given], "--tokenizer": encoder.tokenizer.path})
     lengths, held_out, tally = LengthStatistics(), LengthStatistics(), Tally()
     counts = Counter(dict.fromkeys(_COUNTED, 0))
     with writer, validation or contextlib.nullcontext(), rejected:
-        sources = open_sources(given, rejected.folder, format_name, reading)
+        sources = open_sources(given, rejected.folder, plan.format_name, plan.reading)
         for file in sources.files:
             tqdm.write(f"format: {file.format}{f' ({file.name})' if len(given) > 1 else ''}")
-        encoded = EncodedSources(sources, encoder, seq_length, num_workers)
+        encoded = EncodedSources(sources, encoder, seq_length, plan.num_workers)
         if seq_length is None:
-            found = _lengths_of(encoded, skip_invalid)
+            found = _lengths_of(encoded, plan.skip_invalid)
             seq_length = found.fitting
             check_space(writer.path, rejected.folder, found.pairs, seq_length)
             encoded = encoded._replace(length=seq_length)
@@ -91,6 +56,9 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
             for part in filter(None, (writer, validation)):
                 part.open()  # while the other processes start
             for row in rows:
+                if isinstance(row, FewerRows):
+                    tqdm.write(str(row))
+                    continue
                 bar.update(tally.meet(row))
                 if isinstance(row, Skipped):
                     continue
@@ -99,8 +67,9 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
                     counts["invalid"] += 1
                     continue
                 ids = row.ids()
-                sample = None if row.dropped else encode_pair(*ids, seq_length, pad_token_id, padding_side)
-                _count(row, ids, sample is not None, padding_side, counts)
+                sample = None if row.dropped else encode_pair(
+                    *ids, seq_length, plan.pad_token_id, plan.padding_side)
+                _count(row, ids, sample is not None, plan.padding_side, counts)
                 if sample is None:
                     continue
                 is_held_out = validation is not None and row.prompt_place < val_split
@@ -111,16 +80,14 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
         usable = lengths.count + held_out.count
         if not usable:
             raise UserError(_nothing_usable(sources, counts, tally))
-        rejected.check_share(sources, tally.rows - counts["invalid"], max_invalid)
+        rejected.check_share(sources, tally.rows - counts["invalid"], plan.max_invalid)
         if validation and not (lengths.count and held_out.count):
             raise UserError(f"--val_split: {val_split} of the prompts of {sources} holds out {held_out.count} of "
                             f"{usable} pairs, expected some, and not all of them: too few prompts for this share")
         earlier_rejected = rejected.of_earlier_run()
         made = {
             "made_by": f"mindrlhf {__version__}", **_noted(sources), "seq_length": seq_length,
-            "pad_token_id": pad_token_id, "padding_side": padding_side, "prompt_template": template,
-            "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size},
-            **({"add_eos": True} if add_eos else {}), **({"too_long": too_long} if too_long != "cut" else {})}
+            "pad_token_id": plan.pad_token_id, "padding_side": plan.padding_side, **_noted_of(encoder)}
         sidecar, beside = {**made, **lengths.as_dict(), **counts}, None
         if tally.skipped:
             sidecar["skipped"] = dict(tally.skipped)
@@ -129,21 +96,10 @@ def convert_preferences(source: Union[Path, Given], output: Path, tokenizer: Tok
             beside = validation, {**made, HELD_OUT_OF: writer.path.name, **held_out.as_dict()}
         gone = writer.finish(sidecar, beside)
         rejected_file = rejected.finish(earlier_rejected)
-    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=shard_num,
+    return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=plan.shard_num,
                             prompts=tally.prompts, skipped=dict(tally.skipped),
                             held_out=held_out if validation else None,
                             held_out_file=validation.path if validation else None, gone=gone, **counts)
-
-
-def _check_arguments(tokenizer: Tokenizer, seq_length: Optional[int], num_workers: int) -> None:
-    if not rereadable(tokenizer.path):
-        raise UserError(f"--tokenizer: {tokenizer.path}: a pipe or a device, expected a file: each process that "
-                        "encodes reads it")
-    if seq_length is not None and seq_length > _LONGEST:
-        raise UserError(f"--seq_length: found {seq_length}, expected at most {_LONGEST}, of which MindRecord can hold "
-                        "a sample")
-    if num_workers > _MOST_WORKERS:
-        raise UserError(f"--num_workers: found {num_workers}, expected at most {_MOST_WORKERS}")
 
 
 def _lengths_of(encoded: EncodedSources, skip_invalid: bool) -> LengthCounts:
@@ -151,15 +107,17 @@ def _lengths_of(encoded: EncodedSources, skip_invalid: bool) -> LengthCounts:
     lengths, tally = LengthCounts(), Tally()
     with encoded.rows() as rows, _progress("count tokens of", encoded.sources) as bar:
         for row in rows:
+            if isinstance(row, FewerRows):
+                continue
             bar.update(tally.meet(row))
             if isinstance(row, InvalidRow):
                 if not skip_invalid:
                     raise row.as_error()
             elif isinstance(row, EncodedPair) and row.different:
                 lengths.add(max(row.lengths()), row.place)
-    if lengths.fitting > _LONGEST:
+    if lengths.fitting > LONGEST:
         raise UserError(f"{encoded.sources}: the longest text has {lengths.longest} tokens, expected at most "
-                        f"{_LONGEST} for --seq_length auto; give the length at which longer ones are to be cut")
+                        f"{LONGEST} for --seq_length auto; give the length at which longer ones are to be cut")
     if lengths.pairs:
         tqdm.write(f"--seq_length auto: {lengths.fitting} (the longest text has {lengths.longest} tokens)")
         warning = lengths.warning()
@@ -201,6 +159,18 @@ def _noted(sources: Sources) -> Dict[str, Any]:
         noted["columns"] = dict(sources.reading.columns)
     if "pku-saferlhf" in formats:
         noted["preference"] = sources.reading.preference or "better"
+    return noted
+
+
+def _noted_of(encoder: TextEncoder) -> Dict[str, Any]:
+    """What a sidecar says of how texts became ids."""
+    tokenizer = encoder.tokenizer
+    noted = {"prompt_template": encoder.noted,
+             "tokenizer": {**tokenizer.identity, "vocab_size": tokenizer.vocab_size}}
+    if encoder.add_eos:
+        noted["add_eos"] = True
+    if encoder.too_long != "cut":
+        noted["too_long"] = encoder.too_long
     return noted
 
 

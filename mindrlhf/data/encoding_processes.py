@@ -16,10 +16,10 @@ from typing import ContextManager, Iterable, Iterator, NamedTuple, Optional, Seq
 import numpy as np
 
 from mindrlhf.data.further_fields import all_or_no_margins
-from mindrlhf.data.preference import InvalidRow, Preference, Skipped
+from mindrlhf.data.preference import FewerRows, InvalidRow, Preference, Skipped
 from mindrlhf.data.sources import Sources, rereadable
 from mindrlhf.data.split import place_of_prompt
-from mindrlhf.data.text_encoder import TextEncoder
+from mindrlhf.data.text_encoder import EMPTY_TEXT, TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 
@@ -68,7 +68,7 @@ class EncodedPair(NamedTuple):
         return len(self.chosen) // _ID_BYTES, len(self.rejected) // _ID_BYTES
 
 
-EncodedRow = Union[EncodedPair, Skipped, InvalidRow]
+EncodedRow = Union[EncodedPair, Skipped, InvalidRow, FewerRows]
 
 
 class EncodedSources(NamedTuple):
@@ -163,7 +163,7 @@ def _encode_chunks(sender, sources: Sources, tokenizer_path: Path, settings: Seq
         pass  # the first process was killed
 
 
-def encode_rows(rows: Iterable[Union[Preference, Skipped, InvalidRow]], encoder: TextEncoder,
+def encode_rows(rows: Iterable[Union[Preference, Skipped, InvalidRow, FewerRows]], encoder: TextEncoder,
                 length: Optional[int]) -> Iterator[EncodedRow]:
     """The rows with their pairs encoded, and cut at `length` tokens unless it is None; they are read as they are
     needed.
@@ -175,7 +175,9 @@ def _encode_pair(row: Preference, encoder: TextEncoder, length: Optional[int]) -
     answers = (row.chosen, row.rejected)
     try:
         fitted = encoder.fit(row.prompt, answers, length)
-    except UserError as error:  # the template refuses such a dialogue
+        if not all(fitted.ids):
+            raise UserError(EMPTY_TEXT)
+    except UserError as error:  # the template refuses such a dialogue, or leaves everything out
         text = json.dumps({"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}, ensure_ascii=False,
                           allow_nan=False)
         return InvalidRow(row.place, row.number, str(error), text)

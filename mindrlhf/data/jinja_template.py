@@ -83,6 +83,9 @@ class JinjaTemplate(Template):
             raise UserError(f"{name}: " + ("asks for pad_token, expected eos_token" if "pad_token" in asked else
                                            "does not ask for messages, expected a template over them"))
 
+    def __reduce__(self):  # what Jinja compiles does not go to another process
+        return JinjaTemplate, (self._content, self._name, self.noted)
+
     def pieces(self, dialogue: Dialogue, names: Sequence[str] = GLM4_SPECIAL_TOKENS) -> List[Piece]:
         written = "".join(message.content for message in dialogue)
         free = [mark for mark in _MARKS if mark not in written]

@@ -2,6 +2,7 @@
 MindSpore.
 """
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
@@ -12,7 +13,7 @@ from mindrlhf.data.rows.read import read_rows
 from mindrlhf.data.rows.row import InvalidRow, Row
 from mindrlhf.errors import UserError
 
-__all__ = ["AS_THEY_ARE", "InvalidRow", "Preference", "PreferenceFile", "Reading", "Row", "Skipped",
+__all__ = ["AS_THEY_ARE", "FewerRows", "InvalidRow", "Preference", "PreferenceFile", "Reading", "Row", "Skipped",
            "detect_format", "read_files", "read_preferences", "read_rows"]
 
 AS_THEY_ARE = Reading()
@@ -61,6 +62,17 @@ class Skipped(NamedTuple):
     reason: str
     pairs: int
     whole_row: bool
+
+
+class FewerRows(NamedTuple):
+    """A file, read to its end, that has fewer rows than its FILE#ROWS says."""
+
+    name: Path
+    asked: int
+    found: int
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.asked}: the file has {self.found} rows, fewer than {self.asked}; all are taken"
 
 
 class PreferenceFile(NamedTuple):
@@ -117,13 +129,17 @@ def detect_format(path: Path, name: Path, reading: Reading) -> str:
 
 
 def read_files(files: Sequence[PreferenceFile],
-               reading: Reading = AS_THEY_ARE) -> Iterator[Union[Preference, Skipped, InvalidRow]]:
-    """Each pair of all files, in order, and why a row has none. Prompts are numbered over all of them."""
+               reading: Reading = AS_THEY_ARE) -> Iterator[Union[Preference, Skipped, InvalidRow, FewerRows]]:
+    """Each pair of all files, in order, and why a row has none. Prompts are numbered over all of them. Behind a file
+    with fewer rows than were asked for comes a `FewerRows`.
+    """
     prompts = 0
     for name, path, format_name, most in files:
         answers_of = FORMATS[format_name].answers
         rows = _renamed(read_rows(path, name), reading)
-        for row in rows if most is None else _first(rows, most):
+        found = 0
+        for row in islice(rows, most):
+            found += 1
             if isinstance(row, InvalidRow):
                 yield row
                 continue
@@ -134,11 +150,8 @@ def read_files(files: Sequence[PreferenceFile],
                 continue
             yield from _pairs(row, answers, prompts)
             prompts += bool(answers.pairs)
-
-
-def _first(rows: Iterator, most: int) -> Iterator:
-    for _, row in zip(range(most), rows):
-        yield row
+        if most is not None and found < most:
+            yield FewerRows(name, most, found)
 
 
 def _renamed(rows: Iterator[Union[Row, InvalidRow]], reading: Reading) -> Iterator[Union[Row, InvalidRow]]:

@@ -7,6 +7,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mindrlhf.atomic import naming_a_full_disk
 from mindrlhf.data.preference import (
+    FewerRows,
     InvalidRow,
     Preference,
     PreferenceFile,
@@ -18,7 +19,7 @@ from mindrlhf.data.preference import (
 from mindrlhf.data.rows.read import row_count
 from mindrlhf.errors import UserError
 
-__all__ = ["Given", "Sources", "Tally", "check_sources", "open_sources", "rereadable"]
+__all__ = ["Given", "Sources", "Tally", "check_sources", "is_read_once", "open_sources", "rereadable"]
 
 Given = Sequence[Tuple[Path, Optional[int]]]  # path, and how many of its rows; None: all
 
@@ -34,7 +35,7 @@ class Sources(NamedTuple):
     files: Tuple[PreferenceFile, ...]
     reading: Reading
 
-    def preferences(self) -> Iterator[Union[Preference, Skipped, InvalidRow]]:
+    def preferences(self) -> Iterator[Union[Preference, Skipped, InvalidRow, FewerRows]]:
         """The pairs of all files."""
         return read_files(self.files, self.reading)
 
@@ -139,11 +140,17 @@ def rereadable(path: Path) -> Optional[Path]:
     return place if place.is_file() else None
 
 
+def is_read_once(path: Path) -> bool:
+    """Whether `path` is a pipe, a device or a file without a name."""
+    return not rereadable(path) and os.path.exists(path) and not os.path.isdir(path)
+
+
 def _file_of(source: Path, copy: Path) -> Path:
-    """A file with the content of `source`: where it leads to, or for a pipe `copy`, which is written."""
-    place = rereadable(source)
-    if place or os.path.isdir(source) or not os.path.exists(source):
-        return place or source
+    """Where `source` leads to; of what is read once a copy, for the format is found first, and each process that
+    encodes reads all rows.
+    """
+    if not is_read_once(source):
+        return rereadable(source) or source
     try:
         pipe = open(source, "rb")  # noqa: SIM115 (its errors are not those of the copy)
     except OSError as error:

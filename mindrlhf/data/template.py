@@ -211,7 +211,7 @@ def open_template(value: str) -> Template:
     if value.endswith(".jinja"):
         from mindrlhf.data.jinja_template import JinjaTemplate
         try:
-            content = Path(value).read_text(encoding="utf-8")
+            content = Path(value).read_text(encoding="utf-8-sig")  # a mark in front would be in every text
         except UnicodeDecodeError as error:
             raise UserError(f"{value}: not UTF-8: byte 0x{error.object[error.start]:02x} at position "
                             f"{error.start + 1}, expected a Jinja template") from None

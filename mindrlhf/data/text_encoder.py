@@ -1,7 +1,7 @@
 """Dialogues to ids: template, tokenizer, the end-of-text token, and what becomes of texts that are too long."""
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mindrlhf.data.control_tokens import END_OF_TEXT, Control
 from mindrlhf.data.dialogue import Dialogue, Message
@@ -9,8 +9,9 @@ from mindrlhf.data.template import Template, read_template
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, Tokenizer
 from mindrlhf.errors import UserError
 
-__all__ = ["TOO_LONG", "Fitted", "TextEncoder"]
+__all__ = ["EMPTY_TEXT", "TOO_LONG", "Fitted", "TextEncoder"]
 
+EMPTY_TEXT = "the prompt template makes an empty text of it, which has no score"
 TOO_LONG = ("cut", "cut_prompt", "drop")
 
 
@@ -38,7 +39,7 @@ class TextEncoder:
 
     Attributes:
         tokenizer: text to ids
-        noted:     the template, as it is noted
+        template:  opened, or as it is noted, and opened then
         add_eos:   whether a text ends with `<|endoftext|>`, where its score is read then
         too_long:  what becomes of texts that are too long, one of `TOO_LONG`
 
@@ -47,14 +48,14 @@ class TextEncoder:
     """
 
     tokenizer: Tokenizer
-    noted: str
+    template: Union[Template, str]
     add_eos: bool = False
     too_long: str = "cut"
-    template: Template = field(init=False, repr=False, compare=False)
     _names: Tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "template", read_template(self.noted))
+        if isinstance(self.template, str):
+            object.__setattr__(self, "template", read_template(self.template))
         object.__setattr__(self, "_names", tuple({**dict.fromkeys(GLM4_SPECIAL_TOKENS), **self.tokenizer.control_ids}))
         for name in self.template.controls:
             self._id_of(name, "the prompt template")
@@ -69,9 +70,14 @@ class TextEncoder:
         return found
 
     @property
-    def settings(self) -> Tuple[str, bool, str]:
+    def noted(self) -> str:
+        """The template, as it is noted."""
+        return self.template.noted
+
+    @property
+    def settings(self) -> Tuple[Template, bool, str]:
         """What is handed in beside the tokenizer."""
-        return self.noted, self.add_eos, self.too_long
+        return self.template, self.add_eos, self.too_long
 
     def text(self, dialogue: Dialogue) -> str:
         """What is encoded, for people, who cannot see in it whether a control token is one."""
@@ -131,17 +137,27 @@ class TextEncoder:
 
     def _with_shorter_prompt(self, prompt: Dialogue, answers: Sequence[Dialogue], length: int) -> List[List[int]]:
         """The ids with the longest prompt that fits, or with an empty one."""
-        last: Dialogue = ()
-        for last in _without_turns(prompt):
-            ids = self.encode([last + answer for answer in answers])
-            if max(map(len, ids)) <= length:
-                return ids
-
-        def encoded(characters: int) -> List[List[int]]:
-            return self.encode([_end_of(last, characters) + answer for answer in answers])
+        def of(shorter: Dialogue) -> List[List[int]]:
+            return self.encode([shorter + answer for answer in answers])
 
         def fit(found: List[List[int]]) -> bool:
             return max(map(len, found)) <= length
+
+        shorter = list(_without_turns(prompt))
+        low, high, fitting = 0, len(shorter), None  # from `high` on they fit, below `low` they do not
+        while low < high:
+            middle = (low + high) // 2
+            found = of(shorter[middle])
+            if fit(found):
+                high, fitting = middle, found
+            else:
+                low = middle + 1
+        if fitting is not None:
+            return fitting
+        last = shorter[-1]
+
+        def encoded(characters: int) -> List[List[int]]:
+            return of(_end_of(last, characters))
 
         # `kept` characters fit, `above` do not. From few characters on, so that a very long text is not encoded as a
         # whole many times.

@@ -30,8 +30,11 @@ BYTE_CHARACTERS = _byte_characters()
 
 
 class TransformersTokenizer(Tokenizer):
-    """A tokenizer.json. Where it is GLM-4's rank file in this form, as `convert_weight.py ms_to_hf` writes it, `sha256`
-    is that of the rank file, with which a model may have been trained.
+    """A tokenizer.json.
+
+    Attributes:
+        rank_file: where it is GLM-4's rank file in this form, as `convert_weight.py ms_to_hf` writes it, the content
+                   of that, of which `sha256` is then: a model may have been trained with it. None otherwise
 
     Raises:
         UserError: it is no tokenizer.json, has no pad token, or the installed tokenizers package gives other ids.
@@ -49,7 +52,9 @@ class TransformersTokenizer(Tokenizer):
         self._tokenizer = _load(path, settings)
         _check_whole_words(path, settings["model"], self._tokenizer)
         self.vocab_size = 1 + max([*self._tokenizer.get_vocab().values(), *self.control_ids.values()])
-        self.sha256 = _sha256_as_rank_file(settings, self.control_ids) or self.sha256
+        self.rank_file = _as_rank_file(settings, self.control_ids)
+        if self.rank_file is not None:
+            self.sha256 = hashlib.sha256(self.rank_file).hexdigest()
         self.pad_token_id = self._pad_token_id()
 
     def _pad_token_id(self) -> int:
@@ -132,8 +137,8 @@ def _takes_whole_words() -> bool:
     return tokenizers.Tokenizer.from_str(json.dumps(probe, allow_nan=False)).encode("ab").ids == [2]
 
 
-def _sha256_as_rank_file(settings: Dict[str, Any], control_ids: Dict[str, int]) -> Optional[str]:
-    """The checksum of the rank file that a tokenizer.json says the same as; None where there is none."""
+def _as_rank_file(settings: Dict[str, Any], control_ids: Dict[str, int]) -> Optional[bytes]:
+    """The content of the rank file that a tokenizer.json says the same as; None where there is none."""
     model, split = settings["model"], settings.get("pre_tokenizer")
     steps = split.get("pretokenizers") if isinstance(split, dict) else None
     vocabulary = model["vocab"]
@@ -149,4 +154,4 @@ def _sha256_as_rank_file(settings: Dict[str, Any], control_ids: Dict[str, int]) 
                   for token in sorted(vocabulary, key=vocabulary.get)]
     except KeyError:
         return None
-    return hashlib.sha256(rank_file(tokens)).hexdigest()
+    return rank_file(tokens)

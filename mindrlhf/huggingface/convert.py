@@ -22,6 +22,7 @@ from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model
 from mindrlhf.config.run_config import Model
 from mindrlhf.data.template import PROMPT_TEMPLATE, read_template
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, RankTokenizer, check_same_tokenizer, open_tokenizer
+from mindrlhf.data.transformers_tokenizer import TransformersTokenizer
 from mindrlhf.errors import UserError, raise_each, raise_problems, some
 from mindrlhf.huggingface.model_files import model_card, model_config, notes_of_config
 from mindrlhf.huggingface.tokenizer_files import tokenizer_config, tokenizer_json
@@ -203,7 +204,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         model:           that of the run's YAML
         output:          a new or empty folder
         dtype:           a key of `FLOAT_BYTES`; None: as each tensor is
-        tokenizer_path:  GLM-4's rank file; None: no tokenizer files
+        tokenizer_path:  GLM-4's rank file or tokenizer.json; None: no tokenizer files
         template:        the prompt template, as it is noted; None: that of the training data, or the default where it
                          is not known
         src_strategy:    strategy file or folder, where the checkpoint is sliced over ranks
@@ -281,14 +282,20 @@ def _doubts(trained: TrainingNotes, template: Optional[str], add_eos: bool) -> I
 
 def _open_rank_file(path: Optional[str], pad_token_id: int, size: Dimensions, settings: Mapping[str, Any],
                     settings_file: Optional[Path]) -> Optional[RankTokenizer]:
-    """The tokenizer to export: a rank file, that of training, whose ids the model has and one of which is the pad."""
+    """The tokenizer to export, of a rank file or of one that became a tokenizer.json: that of training, whose ids the
+    model has and one of which is the pad. From another tokenizer.json nothing would keep a user's text free of control
+    tokens as a template's marks do.
+    """
     if path is None:
         return None
     tokenizer = open_tokenizer(path)
+    if isinstance(tokenizer, TransformersTokenizer) and tokenizer.rank_file is not None:
+        tokenizer = RankTokenizer(tokenizer.path, tokenizer.rank_file)
     if not isinstance(tokenizer, RankTokenizer):
-        kind = "a tokenizer.json" if tokenizer.path.suffix == ".json" else "a SentencePiece model"
+        kind = "a tokenizer.json that is not GLM-4's" if isinstance(tokenizer, TransformersTokenizer) else \
+            "a SentencePiece model"
         raise UserError(f"--tokenizer: {tokenizer.path}: found {kind}, expected GLM-4's rank file (lines of "
-                        "`base64-token rank`)")
+                        "`base64-token rank`) or tokenizer.json")
     check_same_tokenizer("--tokenizer", tokenizer.identity, settings.get("tokenizer"), settings_file)
     if tokenizer.vocab_size > size.padded_vocab_size:
         raise UserError(f"--tokenizer: {tokenizer.path}: {tokenizer.vocab_size} ids, model.model_config."

@@ -129,6 +129,8 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
         results.append(_evaluate_one(scorer, plan, str(checkpoint.path)))
         rows.append([*results[-1].as_row(), ""])
         logger.info(results[-1].as_line())
+        if isinstance(records, TextPairs) and len(results) == 1:
+            logger.info(records.account())
     if len(rows) > 1:
         logger.info("all checkpoints:\n%s", _table(rows))
     if scorer.rank == 0 and results:

@@ -100,7 +100,7 @@ class _Rows:
 
     def _read(self, plan: InferencePlan, invalid: InvalidRows) -> Iterator[Question]:
         try:
-            for row in read_questions(plan.data_file, plan.score_key, plan.format_name, plan.reading):
+            for row in read_questions(plan.data_file, plan.score_key, plan.format_name, plan.reading, plan.encoder):
                 if isinstance(row, Question):
                     yield row
                 elif plan.skip_invalid:

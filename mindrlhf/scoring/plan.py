@@ -12,7 +12,7 @@ from mindrlhf.config.run_config import RunConfig
 from mindrlhf.config.settings import raise_located
 from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Reading
 from mindrlhf.data.record_set import RecordSet
-from mindrlhf.data.sources import open_sources, rereadable
+from mindrlhf.data.sources import is_read_once, open_sources
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
@@ -108,7 +108,7 @@ def plan_evaluation(args) -> EvaluationPlan:
 def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextPairs]:
     encoder, sources = _encoder(args, plan, notes, problems), None
     with problems:
-        if not rereadable(args.data_file) and args.data_file.exists() and not args.data_file.is_dir():
+        if is_read_once(args.data_file):
             raise UserError(f"--data_file: {args.data_file}: a pipe or a device, expected a file, which is read for "
                             "each checkpoint and by each process")
         sources = open_sources([(args.data_file, None)], Path(), args.format, Reading(args.columns, args.preference))
@@ -165,7 +165,7 @@ def plan_inference(args) -> InferencePlan:
     plan, _, notes = _plan(args, problems)
     encoder = _encoder(args, plan, notes, problems)
     with problems:
-        _check_data_file(args.data_file, args, plan.config)
+        _check_data_file(args.data_file, args, plan.config, encoder)
     problems.raise_all()
     output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
     invalid_file = invalid_rows_path(output_file, plan.config.output) if args.skip_invalid else None
@@ -200,7 +200,7 @@ def _encoder(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) 
     return encoder
 
 
-def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:
+def _check_data_file(path: Path, args, config: Optional[RunConfig], encoder: Optional[TextEncoder]) -> None:
     """Raise `UserError` if there is no first row, or it cannot be scored. The others are checked when they are reached:
     what is before an invalid one is then kept. What comes from a pipe can be read once, and so is not looked at.
     """
@@ -211,7 +211,7 @@ def _check_data_file(path: Path, args, config: Optional[RunConfig]) -> None:
             raise UserError(f"--data_file: {path}: a pipe or a device, expected a file, for each of the "
                             f"{config.layout.processes} processes reads all rows")
         return
-    first = next(read_questions(path, args.score_key, args.format, Reading(args.columns)), None)
+    first = next(read_questions(path, args.score_key, args.format, Reading(args.columns), encoder), None)
     if first is None:
         raise UserError(f"--data_file: {path}: no rows in it, expected at least one")
     if isinstance(first, InvalidRow) and not args.skip_invalid:

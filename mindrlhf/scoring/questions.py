@@ -20,6 +20,7 @@ from mindrlhf.data.formats.fields import (
     texts_of,
 )
 from mindrlhf.data.preference import AS_THEY_ARE, InvalidRow, Reading, Row, read_rows
+from mindrlhf.data.text_encoder import EMPTY_TEXT, TextEncoder
 from mindrlhf.errors import UserError
 
 __all__ = ["CUT", "Question", "read_questions"]
@@ -55,7 +56,8 @@ class Question:
 
 
 def read_questions(path: Path, score_key: str = "score", format_name: Optional[str] = None,
-                   reading: Reading = AS_THEY_ARE) -> Iterator[Union[Question, InvalidRow]]:
+                   reading: Reading = AS_THEY_ARE,
+                   encoder: Optional[TextEncoder] = None) -> Iterator[Union[Question, InvalidRow]]:
     """Rows to score, or why a row is none.
 
     A row of any format of preference data has its answers' scores: pos_NAME and neg_NAME in cvalues, chosen_NAME and
@@ -68,6 +70,7 @@ def read_questions(path: Path, score_key: str = "score", format_name: Optional[s
         score_key:   NAME
         format_name: of the rows; None: that of the first row of a known format
         reading:     what the user says of the rows
+        encoder:     a row of which its template makes no text is invalid
 
     Raises:
         UserError: the file cannot be read; or a row has a key of its own that its score would replace.
@@ -83,7 +86,9 @@ def read_questions(path: Path, score_key: str = "score", format_name: Optional[s
         kind = unlabelled or FORMATS[found or _DEFAULT]
         try:
             prompt, answers, *_ = kind.answers(row, reading)
-        except NoAnswers as reason:
+            if encoder and not all(encoder.text(prompt + answer) for answer in answers):
+                raise NoAnswers(EMPTY_TEXT)
+        except (NoAnswers, UserError) as reason:
             yield row.invalid(str(reason))
             continue
         names = tuple(f"{side}_{score_key}" if side else score_key for side in kind.sides or ("",))
@@ -129,10 +134,10 @@ def _prompt(row: Row) -> Dialogue:
 
 _ALONE = ("",)  # its score has the name that was asked for
 _UNLABELLED = (
-    Format("response", ("prompt", "response"), lambda row: "response" in row.values and "pos_resp" not in row.values,
-           _response, _ALONE),
-    Format("responses", ("prompt", "responses"),
-           lambda row: given(row, "responses") and not (given(row, "scores") or given(row, "ranks")), _responses),
+    Format("response", ("prompt", "response"), lambda row: "response" in row.values and "pos_resp" not in row.values
+           and format_of(row) in (None, _DEFAULT), _response, _ALONE),
+    Format("responses", ("prompt", "responses"), lambda row: given(row, "responses") and format_of(row) is None,
+           _responses),
     Format("messages", ("messages",), lambda row: shape(row, "messages") == "messages" and format_of(row) is None,
            _messages, _ALONE),
 )

@@ -1,17 +1,19 @@
 """Pairs to evaluate on that are read as text, each time that they are scored."""
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
 from mindrlhf.data.encoding_processes import EncodedPair, encode_rows
-from mindrlhf.data.preference import InvalidRow
+from mindrlhf.data.preference import InvalidRow, Skipped
 from mindrlhf.data.sources import Sources
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.errors import UserError
 
 __all__ = ["TextPairs"]
 
+_READ, _CUT, _SAME, _LOST = "read", "cut", "two equal answers", "a difference that the cut took"
 
 @dataclass(frozen=True)
 class TextPairs:
@@ -27,6 +29,7 @@ class TextPairs:
     encoder: TextEncoder
     length: int
     doubts: Tuple[str, ...] = ()
+    _counts: Counter = field(default_factory=Counter, repr=False, compare=False)  # of the last reading
 
     @property
     def files(self) -> Tuple[str, ...]:
@@ -50,12 +53,25 @@ class TextPairs:
         Raises:
             UserError: a row is invalid, or there is no pair.
         """
-        found = 0
+        self._counts.clear()
         for row in encode_rows(self.sources.preferences(), self.encoder, self.length):
             if isinstance(row, InvalidRow):
                 raise row.as_error()
-            if isinstance(row, EncodedPair) and not np.array_equal(*row.ids()):
-                found += 1
+            if isinstance(row, Skipped):
+                self._counts[row.reason] += row.pairs
+            elif isinstance(row, EncodedPair) and np.array_equal(*row.ids()):
+                self._counts[_LOST if row.different else _SAME] += 1
+            elif isinstance(row, EncodedPair):
+                self._counts[_READ] += 1
+                self._counts[_CUT] += row.cut_answer or row.cut_prompt
                 yield row.ids()
-        if not found:
+        if not self._counts[_READ]:
             raise UserError(f"--data_file: {self.sources}: no pair in it, expected at least one")
+
+    def account(self) -> str:
+        """What became of the pairs when they were read last, for the log."""
+        left_out = "; ".join(f"{count} for {reason}" for reason, count in self._counts.items()
+                             if reason not in (_READ, _CUT))
+        formats = ", ".join(file.format for file in self.sources.files)
+        return (f"{self.sources}: format {formats}, {self._counts[_READ]} pairs, of which {self._counts[_CUT]} are cut "
+                f"at {self.length} tokens; pairs left out: {left_out or 'none'}")

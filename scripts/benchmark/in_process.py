@@ -53,13 +53,16 @@ def work_conversion(source: str, tokenizer: str, seq_length: int, slow_pairs: in
     """Pairs/s of the converter, of MindRecord's writer with rows that are ready, and of the slow path."""
     from mindformers.models.glm2.glm4_tokenizer import ChatGLM4Tokenizer
 
+    from mindrlhf.data.conversion_plan import ConversionPlan
     from mindrlhf.data.convert import convert_preferences
+    from mindrlhf.data.text_encoder import TextEncoder
     output = Path(folder) / "conversion.mindrecord"
     opened, theirs = open_tokenizer(tokenizer), ChatGLM4Tokenizer(tokenizer)
     rates = {}
 
     begin = time.perf_counter()
-    pairs = convert_preferences(Path(source), output, opened, seq_length, PROMPT_TEMPLATE).lengths.count
+    plan = ConversionPlan([(Path(source), None)], output, TextEncoder(opened, PROMPT_TEMPLATE), seq_length)
+    pairs = convert_preferences(plan).lengths.count
     rates["converter"] = pairs / (time.perf_counter() - begin)
     remove(output)
 

@@ -15,11 +15,13 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_what_is_too_long_is_counted_...   | cut, cut prompt, dropped, lost; what is left        | ids by hand       |
 | test_add_eos_...                       | fields and sidecar                                  | literal arrays    |
 | test_a_dialogue_that_a_template_...    | file and line of the row and of the template        | the message       |
+| test_a_text_that_a_template_leaves_... | is an invalid row                                   | the message       |
 | test_memory_does_not_grow_...          | rows are not collected                              | VmHWM, 32 MB      |
 | test_invalid_lines_go_to_a_file_of_... | --skip_invalid keeps line, reason and text          | literal rows      |
 | test_more_invalid_lines_than_...       | nothing is written; what counts as invalid          | folder, messages  |
 | test_pairs_of_which_one_answer_...     | counted and said, where padding is compared         | literal numbers   |
 | test_a_pipe_is_read_once_and_whole     | every file is the same, byte by byte                | the same as file  |
+| test_auto_refuses_a_pipe_...           | it would have to be read twice                      | folder, message   |
 | test_an_output_that_is_the_source_...  | directly, through links, in the place of a sidecar  | folder, messages  |
 | test_a_full_disk_...                   | the file is named, earlier output kept              | RLIMIT_FSIZE      |
 | test_script_...                        | exit codes, one line on stderr, nothing half done   | a process         |
@@ -41,11 +43,11 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+from helpers import convert_file
 
 from mindrlhf import __version__
 from mindrlhf.data import encoding_processes
-from mindrlhf.data.convert import convert_preferences
-from mindrlhf.data.template import PROMPT_TEMPLATE
+from mindrlhf.data.template import PROMPT_TEMPLATE, open_template
 from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
 
@@ -76,8 +78,8 @@ def write_rows(folder, rows, name="pairs.jsonl"):
 
 def convert(folder, rows, tokenizer, seq_length=8, template=TEMPLATE, **options):
     """Any share of the lines may be invalid unless told otherwise."""
-    return convert_preferences(write_rows(folder, rows), folder / "out.mindrecord", tokenizer, seq_length, template,
-                               **{"max_invalid": 1, **options})
+    return convert_file(write_rows(folder, rows), folder / "out.mindrecord", tokenizer, seq_length, template,
+                        **{"max_invalid": 1, **options})
 
 
 def read_record(path):
@@ -204,14 +206,24 @@ def test_add_eos_is_the_last_token_of_both_texts_and_noted(tmp_path, tokenizer):
 
 
 def test_a_dialogue_that_a_template_refuses_is_an_invalid_row(tmp_path, tokenizer):
-    template = "{#jinja#}{% for m in messages %}\n{% if 'x' in m.content %}{{ raise_exception('an x') }}{% endif %}" \
-        "{{ m.content }}{% endfor %}"
-    rows = [pair("a", "b", "c"), pair("a", "x", "c")]
+    """In the process that encodes, which has the name of the template's file too."""
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% for m in messages %}\n{% if 'x' in m.content %}{{ raise_exception('an x') }}{% endif %}"
+                    "{{ m.content }}{% endfor %}", encoding="utf-8")
+    template, rows = open_template(str(path)), [pair("a", "b", "c"), pair("a", "x", "c")]
     with pytest.raises(UserError) as caught:
         convert(tmp_path, rows, tokenizer, template=template)
-    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}:2: the .jinja template:2: an x"
+    assert str(caught.value) == f"{tmp_path / 'pairs.jsonl'}:2: {path}:2: an x"
     report = convert(tmp_path, rows, tokenizer, template=template, skip_invalid=True)
     assert (report.lengths.count, report.invalid) == (1, 1)
+
+
+def test_a_text_that_a_template_leaves_empty_is_an_invalid_row(tmp_path, tokenizer):
+    """It has no token whose score could be compared."""
+    template, rows = "{#jinja#}{{ messages[-1].content }}", [pair("a", "b", "c"), pair("a", "b", "")]
+    assert message_of(convert, tmp_path, rows, tokenizer, template=template) == (
+        f"{tmp_path / 'pairs.jsonl'}:2: the prompt template makes an empty text of it, which has no score")
+    assert convert(tmp_path, rows, tokenizer, template=template, add_eos=True).lengths.count == 2
 
 
 def test_auto_names_a_row_that_makes_the_file_much_larger(tmp_path, tokenizer, capsys):
@@ -362,7 +374,7 @@ def test_pad_id_is_the_tokenizers_unless_given(tmp_path, tokenizer, given, used)
 def test_json_array_is_converted_too(tmp_path, tokenizer):
     source = tmp_path / "pairs.json"
     source.write_text(json.dumps([pair("a", "b", "c"), pair("d", "b", "c")]))
-    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 4, TEMPLATE)
+    report = convert_file(source, tmp_path / "out.mindrecord", tokenizer, 4, TEMPLATE)
     assert report.lengths.count == 2
 
 
@@ -385,8 +397,8 @@ def test_invalid_lines_go_to_a_file_of_their_own(tmp_path, tokenizer):
 def test_half_of_a_surrogate_pair_is_written_to_the_file_of_invalid_lines(tmp_path, tokenizer, name, content):
     source = tmp_path / name
     source.write_text(json.dumps(content) + ("" if name.endswith(".json") else "\n" + json.dumps(pair("a", "b", "c"))))
-    report = convert_preferences(source, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, skip_invalid=True,
-                                 max_invalid=1)
+    report = convert_file(source, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, skip_invalid=True,
+                          max_invalid=1)
     assert (report.invalid, report.lengths.count) == (1, 1)
     assert len(report.rejected_file.read_text(encoding="utf-8").splitlines()) == 1
 
@@ -411,7 +423,7 @@ def test_more_invalid_lines_than_max_invalid_are_an_error_and_nothing_is_written
         f"{source}:80: found an array, expected an object")
     assert contents(tmp_path) == {}
     assert convert(tmp_path, rows, tokenizer, skip_invalid=True, max_invalid=0.0125).invalid == 1
-    assert message_of(convert_preferences, source, tmp_path / "two.mindrecord", tokenizer, 8, TEMPLATE,
+    assert message_of(convert_file, source, tmp_path / "two.mindrecord", tokenizer, 8, TEMPLATE,
                       skip_invalid=True).endswith("expected an object")
     rows[1] = pair("a", "b", "b")
     assert convert(tmp_path, [*[pair("a", "b", "b")] * 99, pair("a", "b", "c")], tokenizer, skip_invalid=True,
@@ -430,7 +442,7 @@ def test_pairs_of_which_one_answer_begins_the_other_are_counted_and_said(tmp_pat
 
 @pytest.mark.process
 @pytest.mark.parametrize(("kind", "flags"), [
-    ("pipe", ["--num_workers", "2"]), pytest.param("FIFO", ["--seq_length", "auto"], marks=pytest.mark.long),
+    ("pipe", ["--num_workers", "2"]), pytest.param("FIFO", [], marks=pytest.mark.long),
     pytest.param("file as standard input", ["--num_workers", "2"], marks=pytest.mark.long)])
 def test_a_pipe_is_read_once_and_whole(tmp_path, kind, flags):
     """1,500 pairs: more than a pipe holds, and than one process is sent at once."""
@@ -455,12 +467,24 @@ def test_a_pipe_is_read_once_and_whole(tmp_path, kind, flags):
     assert sidecar(folder) == {**sidecar(tmp_path), "source": Path(name).name}
 
 
+def test_auto_refuses_a_pipe_and_takes_a_file(tmp_path, tokenizer):
+    """Nothing is read from it: no writer is there, for whom opening it would wait."""
+    fifo, file = tmp_path / "fifo.jsonl", write_rows(tmp_path, [pair("a", "b", "c")])
+    os.mkfifo(fifo)
+    assert message_of(convert_file, [(file, None), (fifo, 5)], tmp_path / "out.mindrecord", tokenizer, None,
+                      TEMPLATE) == (f"--seq_length auto: {fifo} is a pipe or a device, which is read once, and auto "
+                                    "reads the rows twice; expected a number of tokens, or a file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo.jsonl", "pairs.jsonl"]
+    (tmp_path / "link").symlink_to(file)
+    assert convert_file(tmp_path / "link", tmp_path / "out.mindrecord", tokenizer, None, TEMPLATE).lengths.count == 1
+
+
 def test_an_invalid_line_of_a_pipe_has_the_pipes_name(tmp_path, tokenizer):
     fifo = tmp_path / "fifo.jsonl"
     os.mkfifo(fifo)
     writer = threading.Thread(target=fifo.write_text, args=['{"prompt": 1, "pos_resp": "a"}\n'])
     writer.start()
-    assert message_of(convert_preferences, fifo, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE).startswith(
+    assert message_of(convert_file, fifo, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE).startswith(
         f"{fifo}:1: key 'neg_resp' missing; ")
     writer.join()
     assert [path.name for path in tmp_path.iterdir()] == ["fifo.jsonl"]
@@ -485,7 +509,7 @@ def test_an_output_that_is_the_source_is_refused_and_the_source_kept(tmp_path, t
     os.link(tmp_path / source, tmp_path / "real.mindrecord")
     before = contents(tmp_path)
     assert re.fullmatch(rf"--dst_file: {tmp_path}/.* is {tmp_path / source}, which this run reads \(--src_file\), "
-                        "expected another name", message_of(convert_preferences, tmp_path / source, tmp_path / output,
+                        "expected another name", message_of(convert_file, tmp_path / source, tmp_path / output,
                                                             tokenizer, 8, TEMPLATE))
     assert contents(tmp_path) == before
 
@@ -572,8 +596,8 @@ def test_file_without_a_usable_pair_is_an_error(tmp_path, tokenizer, rows, found
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_missing_source_is_an_error_and_nothing_is_left(tmp_path, tokenizer, name, num_workers):
     with pytest.raises(UserError) as caught:
-        convert_preferences(tmp_path / name, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE,
-                            num_workers=num_workers)
+        convert_file(tmp_path / name, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE,
+                     num_workers=num_workers)
     assert str(caught.value) == f"{tmp_path / name}: cannot be read: No such file or directory"
     assert contents(tmp_path) == {}
     assert multiprocessing.active_children() == []
@@ -598,10 +622,13 @@ def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, token
 UNGUARDED = """
 import sys
 from pathlib import Path
+from mindrlhf.data.conversion_plan import ConversionPlan
 from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 folder = Path(sys.argv[1])
-convert_preferences(folder / "pairs.jsonl", folder / "out.mindrecord", open_tokenizer(sys.argv[2]), 64, sys.argv[3])
+encoder = TextEncoder(open_tokenizer(sys.argv[2]), sys.argv[3])
+convert_preferences(ConversionPlan([(folder / "pairs.jsonl", None)], folder / "out.mindrecord", encoder, 64))
 """
 
 
@@ -621,10 +648,13 @@ def test_process_that_ends_while_it_starts_is_an_error(tmp_path):
 MEASURED = """
 import sys
 from pathlib import Path
+from mindrlhf.data.conversion_plan import ConversionPlan
 from mindrlhf.data.convert import convert_preferences
+from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 folder = Path(sys.argv[1])
-convert_preferences(folder / "pairs.jsonl", folder / "out.mindrecord", open_tokenizer(sys.argv[2]), 1024, sys.argv[3])
+encoder = TextEncoder(open_tokenizer(sys.argv[2]), sys.argv[3])
+convert_preferences(ConversionPlan([(folder / "pairs.jsonl", None)], folder / "out.mindrecord", encoder, 1024))
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 

@@ -109,6 +109,11 @@ def test_a_file_is_read_and_noted_with_its_content(tmp_path):
     assert opened.pieces((Message("user", "a"),)) == read_template(opened.noted).pieces((Message("user", "a"),))
 
 
+def test_a_mark_of_utf_8_in_front_of_a_file_is_none_of_the_text(tmp_path):
+    (tmp_path / "chat.jinja").write_bytes("\ufeff{{ messages[0].content }}".encode())
+    assert open_template(str(tmp_path / "chat.jinja")).noted == "{#jinja#}{{ messages[0].content }}"
+
+
 @pytest.mark.parametrize(("content", "message"), [
     (None, "cannot be read: No such file or directory"),
     (b"{{ x }}\xff", "not UTF-8: byte 0xff at position 8, expected a Jinja template"),

@@ -6,13 +6,18 @@
 | test_a_step_of_several_...         | each pair on one process                               | one process         |
 | test_a_resumed_run_goes_on_...     | `set_init_step` at each kind of step                   | the whole run       |
 | test_rows_of_a_step_...            | pairs are named where losses are NaN                   | ids in the batch    |
-| test_padded_rows_are_those_of_...  | rows whose pairs are read first, both sides of padding | rows read as needed |
+| test_rows_are_those_of_one_set_... | rows of sets with and without further fields           | sets without them   |
+| test_a_stream_that_knows_of_...    | epochs of sink mode                                    | epoch by epoch      |
+| test_a_job_of_two_processes_...    | each pair of the plan once, in its order               | one process's plan  |
 | test_margins_are_passed_over       | files with and without further fields, each batching   | files without them  |
 | test_without_probabilities_all_... | concatenation                                          | the pairs' numbers  |
 """
+import json
+
 import numpy as np
 import pytest
-from conftest import write_numbered_pairs
+from conftest import EXAMPLE, ROOT, write_numbered_pairs
+from helpers import launch, write_tiny_yaml
 from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf.data.dataset import RewardModelDataset
@@ -132,14 +137,18 @@ def some_pairs(count):
             for number in range(count)]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padded_rows_are_those_of_one_set_and_of_another_that_has_margins(tmp_path, side):
+@pytest.mark.parametrize(("batching", "side", "keys"), [
+    ("padded", "right", {}), ("padded", "left", {}), ("padded", "right", HALVES), ("buckets", "right", {}),
+    ("packing", "left", {}), ("packing", "right", HALVES)])
+def test_rows_are_those_of_one_set_and_of_another_that_has_margins(tmp_path, batching, side, keys):
+    """Margins, and the numbers of prompts and answers, change nothing in training that does not ask for them."""
     pairs = some_pairs(8)
     plain = [write(tmp_path / f"{name}.mindrecord", part, side, lambda number: {}) for name, part in (
         ("a", pairs[:5]), ("b", pairs[5:]))]
-    margins = write(tmp_path / "c.mindrecord", pairs[5:], side, lambda number: {"margin": 0.5})
+    margins = write(tmp_path / "c.mindrecord", pairs[5:], side, lambda number: {
+        "margin": 0.5, "prompt_id": number, "chosen_answer": 2, "rejected_answer": 0})
     assert not RecordSet.open([plain[0], margins]).alike
-    keys = {"batching": "padded", "shuffle": False, "batch_size": 2, "micro_batches": 2}
+    keys = {"batching": batching, "shuffle": False, "batch_size": 2, "micro_batches": 2, **keys}
     for columns, expected in zip(batches(build([plain[0], margins], **keys), 1), batches(build(plain, **keys), 1)):
         for column, other in zip(columns, expected):
             assert column.dtype == other.dtype
@@ -159,9 +168,61 @@ def test_margins_are_passed_over(tmp_path, batching):
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
+def test_a_stream_that_knows_of_no_epoch_has_their_pairs(sets, batching):
+    """As a device's queue in sink mode reads, in which calls of `sink_size` steps end anywhere in an epoch."""
+    expected = sum(epochs_of(build(sets, batching, **HALVES), 3), [])
+    stream = build(sets, batching, **HALVES).repeat(3).create_tuple_iterator(num_epochs=1, output_numpy=True)
+    assert list(map(numbers, stream)) == expected
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
 def test_without_probabilities_all_pairs_of_all_sets_are_there(sets, batching):
     first, = epochs_of(build(sets, batching), 1)
     assert sorted(sum(first, [])) == list(range(FIRST + SECOND))
+
+
+# Training that notes the tokens of each step, as each process has them.
+NOTING = """
+import json, sys
+sys.path[1:1] = sys.argv.pop(1).split(":")
+from mindrlhf.entry import begin
+begin()
+import reward_train
+from mindrlhf.errors import run_main
+
+def note(_, run_context):
+    from mindspore.communication import get_rank
+    columns = [column.asnumpy() for column in run_context.original_args().train_dataset_element]
+    with open(f"{get_rank()}.jsonl", "a") as file:
+        file.write(json.dumps([column.tolist() for column in columns]) + "\\n")
+
+def main():
+    from mindrlhf.training.stopping import SkippedStepMonitor
+    SkippedStepMonitor.on_train_step_end = note
+    return reward_train.main()
+
+run_main(main)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.long
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_a_job_of_two_processes_trains_on_the_pairs_of_the_plan_once(sets, tmp_path, batching):
+    """Two epochs, step by step; what the processes have of a step are two parts of it."""
+    (tmp_path / "noting.py").write_text(NOTING, encoding="utf-8")
+    write_tiny_yaml(tmp_path / "run.yaml", 2)
+    settings = {"train_dataset.probabilities": str(HALVES["probabilities"]), "train_dataset.batching": batching,
+                "train_dataset.row_length": 2 * SEQ, "model.model_config.seq_length": SEQ, "runner_config.epochs": 2,
+                "model.model_config.padded_vocab_size": 2048}
+    flags = " ".join(f"--set '{key}={value}'" for key, value in settings.items())
+    launch(tmp_path, tmp_path / "noting.py", f"{EXAMPLE}:{ROOT} --config run.yaml --train_dataset {' '.join(sets)} "
+                                             f"{flags}", 2)
+    parts = [[numbers([np.array(column) for column in json.loads(line)])
+              for line in (tmp_path / f"{rank}.jsonl").read_text(encoding="utf-8").splitlines()] for rank in range(2)]
+    planned = sum(epochs_of(build(sets, batching, batch_size=8, seed=0, **HALVES), 2), [])
+    assert [sorted(one + other) for one, other in zip(*parts)] == planned
+    assert all(len(part) == len(planned) for part in parts)
 
 
 def test_a_file_that_is_named_twice_is_no_mixture(sets):

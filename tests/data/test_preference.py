@@ -177,7 +177,7 @@ def test_array_items_are_rows(tmp_path):
     ({"prompt": "q"}, f"key 'pos_resp', 'neg_resp' missing; found prompt; {EXPECTED}"),
     ({**GOOD, "prompt": " "}, "key 'prompt' is empty, expected text"),
     ({**GOOD, "note": float("nan")},
-     "not JSON: found NaN, Infinity or a number that is too large, expected finite numbers"),
+     "key 'note': found NaN, Infinity or a number that is too large, expected finite numbers"),
 ])
 def test_array_item_that_is_no_row_says_why(tmp_path, item, reason):
     path = write(tmp_path, json.dumps([GOOD, item, GOOD]).encode(), "pairs.json")

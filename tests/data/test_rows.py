@@ -234,7 +234,7 @@ def test_values_that_json_has_not_become_those_that_it_has_or_make_the_row_inval
     WRITERS[name](tmp_path / name, rows)
     first, second, third = read_rows(tmp_path / name)
     assert first.values == {"prompt": "q", "at": "2026-01-02T03:04:05", "price": 1.5, "x": 0.5, "raw": None}
-    assert second.reason == "not JSON: found NaN, Infinity or a number that is too large, expected finite numbers"
+    assert second.reason == "key 'x': found NaN, Infinity or a number that is too large, expected finite numbers"
     assert third.reason == "found a value of type bytes, expected one that JSON has: leave the column out"
     assert third.place == f"{tmp_path / name}:row 3"
     json.dumps([row.as_record() for row in (second, third)])

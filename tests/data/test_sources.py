@@ -4,6 +4,7 @@ The tokenizer and the template are those of `test_convert.py`: an id is the valu
 
 | test                                    | proves                                        | judged against        |
 | test_several_files_are_one_...          | their order, FILE#ROWS, each with its format  | literal ids, messages |
+| test_a_file_with_fewer_rows_than_...    | FILE#ROWS beyond its end is said              | literal line          |
 | test_numbers_of_prompts_do_not_...      | on processes; they go on over files           | literal numbers       |
 | test_a_file_that_is_given_twice_...     | directly, through links, with #ROWS           | messages              |
 | test_skipped_pairs_and_prompts_...      | counts in report and sidecar, rows of the bar | literal numbers       |
@@ -21,10 +22,10 @@ from pathlib import Path
 
 import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE
+from helpers import convert_file
 from test_rows import WRITERS
 
 from mindrlhf.data import encoding_processes
-from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.formats.fields import Reading
 from mindrlhf.data.preference import PreferenceFile
 from mindrlhf.data.sources import Sources
@@ -68,7 +69,7 @@ def explicit(prompt):
 
 
 def convert(tmp_path, given, tokenizer, **options):
-    return convert_preferences(given, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, **options)
+    return convert_file(given, tmp_path / "out.mindrecord", tokenizer, 8, TEMPLATE, **options)
 
 
 def prompts_of(path):
@@ -90,6 +91,16 @@ def test_several_files_are_one_in_their_order_each_with_its_format(tmp_path, tok
     assert capsys.readouterr().out == f"format: cvalues ({first})\nformat: explicit ({second})\n"
     assert [sidecar(tmp_path)[key] for key in ("source", "format")] == [["first.jsonl#2", "second.jsonl"],
                                                                        ["cvalues", "explicit"]]
+
+
+def test_a_file_with_fewer_rows_than_were_asked_for_says_so_once(tmp_path, tokenizer, in_this_process, capsys):
+    """Rows count, not the pairs that they have; the lengths are found in a pass of their own."""
+    several = {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 3]}
+    first, second = (write(tmp_path / name, [several, several]) for name in ("first.jsonl", "second.jsonl"))
+    report = convert_file([(first, 3), (second, 2)], tmp_path / "out.mindrecord", tokenizer, None, TEMPLATE)
+    assert report.lengths.count == 12
+    assert [line for line in capsys.readouterr().out.splitlines() if "#" in line] == [
+        f"{first}#3: the file has 2 rows, fewer than 3; all are taken"]
 
 
 @pytest.mark.process
@@ -159,8 +170,8 @@ def test_the_share_of_invalid_lines_is_one_of_rows(tmp_path, tokenizer, in_this_
 def test_auto_passes_skipped_pairs_by(tmp_path, tokenizer, in_this_process):
     rows = [{"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]},
             {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}]
-    report = convert_preferences(write(tmp_path / "rows.jsonl", rows), tmp_path / "out.mindrecord", tokenizer, None,
-                                 TEMPLATE)
+    report = convert_file(write(tmp_path / "rows.jsonl", rows), tmp_path / "out.mindrecord", tokenizer, None,
+                          TEMPLATE)
     assert report.lengths.count == 1
 
 
@@ -210,7 +221,7 @@ def test_five_formats_give_the_same_bytes(tmp_path, tokenizer, in_this_process, 
     pairs, found = pairs_of(path), []
     for kind, as_row in AS.items():
         source = write(tmp_path / f"{kind}.jsonl", [as_row(*texts) for texts in pairs])
-        convert_preferences(source, tmp_path / kind / "out.mindrecord", tokenizer, 512, TEMPLATE)
+        convert_file(source, tmp_path / kind / "out.mindrecord", tokenizer, 512, TEMPLATE)
         assert sidecar(tmp_path / kind).get("format", "cvalues") == kind
         found.append((tmp_path / kind / "out.mindrecord").read_bytes())
     assert all(content == found[0] for content in found)
@@ -220,14 +231,14 @@ def test_five_formats_give_the_same_bytes(tmp_path, tokenizer, in_this_process, 
 def test_kinds_of_files_give_the_same_bytes(tmp_path, tokenizer, in_this_process, name):
     rows = [AS["cvalues"](*texts) for texts in pairs_of(SAMPLE / "test.jsonl")]
     source = write(tmp_path / "rows.first", rows)
-    convert_preferences(source, tmp_path / "first" / "out.mindrecord", tokenizer, 128, TEMPLATE)
+    convert_file(source, tmp_path / "first" / "out.mindrecord", tokenizer, 128, TEMPLATE)
     if name == "pipe":
         os.mkfifo(tmp_path / name)
         writer = threading.Thread(target=lambda: (tmp_path / name).write_bytes(source.read_bytes()))
         writer.start()
     else:
         WRITERS[name](tmp_path / name, rows)
-    convert_preferences(tmp_path / name, tmp_path / "second" / "out.mindrecord", tokenizer, 128, TEMPLATE)
+    convert_file(tmp_path / name, tmp_path / "second" / "out.mindrecord", tokenizer, 128, TEMPLATE)
     assert (tmp_path / "first" / "out.mindrecord").read_bytes() == (
         tmp_path / "second" / "out.mindrecord").read_bytes()
 
@@ -253,6 +264,7 @@ def test_flags_of_files_and_columns(tmp_path, parse_args, monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
+    (["--src_file", ""], "found '', expected the name of a file"),
     (["--src_file", "a#0"], "found 'a#0', expected FILE#ROWS with a number of rows above 0"),
     (["--src_file", "a", "--format", "hh"], "invalid choice: 'hh'"),
     (["--src_file", "a", "--columns", "chosen"], "found 'chosen', expected OURS=THEIRS, with commas between several"),

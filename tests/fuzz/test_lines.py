@@ -26,13 +26,13 @@ import mindspore.dataset as ds
 import pytest
 from conftest import SAMPLE
 from formats_by_hand import FIXTURES
+from helpers import convert_file
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
 
 from mindrlhf.data import convert as convert_module
 from mindrlhf.data import encoding_processes
-from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.preference import InvalidRow, Preference, Skipped, read_preferences, read_rows
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import GLM4_SPECIAL_TOKENS, open_tokenizer
@@ -256,11 +256,11 @@ def check_conversion(folder, content):
     bad = [number for number, row in lines if not is_usable(row, PAIR)]
     if bad:
         with pytest.raises(UserError) as caught:
-            convert_preferences(source, target, TOKENIZER, SEQ, TEMPLATE)
+            convert_file(source, target, TOKENIZER, SEQ, TEMPLATE)
         assert one_line(caught.value).startswith(f"{source}:{bad[0]}: ")
         assert len(caught.value.messages) == 1
         assert names_in(folder) == []
-    report = convert_preferences(source, target, TOKENIZER, SEQ, TEMPLATE, skip_invalid=True, max_invalid=1)
+    report = convert_file(source, target, TOKENIZER, SEQ, TEMPLATE, skip_invalid=True, max_invalid=1)
     expected = [expected_row(row) for number, row in lines if number not in bad]
     assert read_record(target) == [row for row in expected if row]
     assert (report.invalid, report.identical + report.lost_by_cut) == (len(bad), expected.count(None))
@@ -584,8 +584,8 @@ def test_mutated_lines_through_the_processes_that_encode(folder, outcomes, raws)
     source = emptied(folder, content)
     lines = list(parsed_lines(content))
     with outcomes.no_hang():
-        report = convert_preferences(source, folder / "out.mindrecord", TOKENIZER, SEQ, TEMPLATE, skip_invalid=True,
-                                     num_workers=2, max_invalid=1)
+        report = convert_file(source, folder / "out.mindrecord", TOKENIZER, SEQ, TEMPLATE, skip_invalid=True,
+                              num_workers=2, max_invalid=1)
     rows = [expected_row(row) for _, row in lines if is_usable(row, PAIR)]
     assert read_record(folder / "out.mindrecord") == [row for row in rows if row]
     assert report.invalid == len(lines) - len(rows)

@@ -3,11 +3,13 @@ import json
 import os
 import random
 import subprocess
+from itertools import product
 
 import mindspore as ms
 import numpy as np
 import pytest
 from conftest import REFERENCE, SAMPLE, TINY_YAML, reference_python
+from helpers import convert_file
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 
 from mindrlhf.config.check import load_config
@@ -48,18 +50,30 @@ def ask(script, content, *args):
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}).stdout)
 
 
-def random_dialogue(rng):
-    """Of one to three turns, with texts that look like control tokens, or parts of them."""
-    def text():
-        return "".join(rng.choice([*GLM4_SPECIAL_TOKENS, "<|", "|>", "user", "sop>", "[", "]", "<", " ", "\n", "\t",
-                                   "中文", "hello world", "\N{GRINNING FACE}", "1234", "'s"])
-                       for _ in range(rng.randrange(8)))
+def random_text(rng):
+    """Of what looks like control tokens, or parts of them."""
+    return "".join(rng.choice([*GLM4_SPECIAL_TOKENS, "<|", "|>", "user", "sop>", "[", "]", "<", " ", "\n", "\t",
+                               "中文", "hello world", "\N{GRINNING FACE}", "1234", "'s"])
+                   for _ in range(rng.randrange(8)))
 
-    dialogue = [Message("system", text())] if rng.random() < 0.3 else []
+
+def random_dialogue(rng):
+    """Of one to three turns."""
+    dialogue = [Message("system", random_text(rng))] if rng.random() < 0.3 else []
     for _ in range(rng.randrange(1, 4)):
-        dialogue.append(Message(rng.choice(["user", "user", "observation"]), text()))
-        dialogue += [Message("assistant", text()) for _ in range(rng.choice([0, 1, 1, 1, 1, 2]))]
+        dialogue.append(Message(rng.choice(["user", "user", "observation"]), random_text(rng)))
+        dialogue += [Message("assistant", random_text(rng)) for _ in range(rng.choice([0, 1, 1, 1, 1, 2]))]
     return tuple(dialogue)
+
+
+def export_tokenizer(folder, encoder):
+    """The tokenizer's files of an exported model, the prompt template in them."""
+    folder.mkdir()
+    marked = encoder.add_eos or not encoder.template.splits_tokens
+    files = {"tokenizer": tokenizer_json(encoder.tokenizer, marked),
+             "tokenizer_config": tokenizer_config(encoder.tokenizer, 997, 8192, encoder.template, encoder.add_eos)}
+    for file, content in files.items():
+        (folder / f"{file}.json").write_text(json.dumps(content))
 
 
 def test_transformers_gives_our_ids_of_any_dialogue(tmp_path):
@@ -74,11 +88,7 @@ def test_transformers_gives_our_ids_of_any_dialogue(tmp_path):
         for add_eos in (False, True):
             encoder = TextEncoder(tokenizer, noted, add_eos)
             folder = tmp_path / f"{name} {add_eos}"
-            folder.mkdir()
-            files = {"tokenizer": tokenizer_json(tokenizer, add_eos or not encoder.template.splits_tokens),
-                     "tokenizer_config": tokenizer_config(tokenizer, 997, 8192, encoder.template, add_eos)}
-            for file, content in files.items():
-                (folder / f"{file}.json").write_text(json.dumps(content))
+            export_tokenizer(folder, encoder)
             expected[str(folder)] = encoder.encode(dialogues)
     messages = [[message._asdict() for message in dialogue] for dialogue in dialogues]
     found = ask("encode_with_transformers.py", dict.fromkeys(expected, messages))
@@ -86,6 +96,48 @@ def test_transformers_gives_our_ids_of_any_dialogue(tmp_path):
         for way in ("direct", "by_text"):
             wrong = [case for case in zip(dialogues, ids, found[folder][way]) if case[1] != case[2]]
             assert wrong[:1] == [], (folder, way, len(wrong))
+
+
+def random_pair(rng, number):
+    """A row with an explicit prompt of one to three turns, and the same with an implicit one."""
+    def said(role, text=""):
+        return {"role": role, "content": f"{random_text(rng)}{text}"}
+
+    prompt = [said("system")] if rng.random() < 0.3 else []
+    for _ in range(rng.randrange(3)):
+        prompt += [said("user"), said("assistant")]
+    prompt.append(said("user", "?"))
+    chosen, rejected = [said("assistant", f"x{number}")], [said("assistant", f"y{number}")]
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}, {"chosen": prompt + chosen,
+                                                                        "rejected": prompt + rejected}
+
+
+def test_trl_makes_the_texts_of_our_samples(tmp_path):
+    """200 dialogues a template, as rows with an explicit prompt; with an implicit one and `<|endoftext|>` behind."""
+    rng = random.Random(20)
+    tokenizer, cases, expected = open_tokenizer(SAMPLE / "tokenizer.model"), {}, {}
+    explicit, implicit = map(list, zip(*(random_pair(rng, number) for number in range(200))))
+    for (name, template), (rows, add_eos) in product(TEMPLATES.items(), ((explicit, False), (implicit, True))):
+        folder = tmp_path / f"{name} {add_eos}"
+        export_tokenizer(folder, TextEncoder(tokenizer, template, add_eos))
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        convert_file(folder / "rows.jsonl", folder / "rows.mindrecord", tokenizer, 512, template, add_eos)
+        cases[str(folder)], expected[str(folder)] = rows, samples(folder / "rows.mindrecord")
+    found = ask("pairs_with_trl.py", cases)
+    if found is None:
+        pytest.skip("no TRL beside torch and transformers")
+    for folder, ways in found.items():
+        assert len(expected[folder]) == 200
+        for way, ids in ways.items():
+            wrong = [case for case in zip(cases[folder], ids, expected[folder]) if case[1] != case[2]]
+            assert wrong[:1] == [], (folder, way, len(wrong))
+
+
+def samples(path):
+    """The ids of both texts of each sample."""
+    rows = ms.dataset.MindDataset(str(path), shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)
+    return [[row[f"{side}_input_ids"][row[f"{side}_attention_mask"] > 0].tolist() for side in ("chosen", "rejected")]
+            for row in rows]
 
 
 @pytest.mark.parametrize(("rope_ratio", "add_eos"), [(1, False), (500, False), (1, True)])

@@ -13,6 +13,7 @@ folders are written by the safetensors package, checkpoints by MindSpore, and wh
 | test_dtype_rounds_as_ ...                     | --dtype, both directions                  | MindSpore and NumPy     |
 | test_..._refused_..., test_full_disk_...      | one line with file and fact; nothing is   | messages, the folder    |
 |                                               | left, and what was there stays            |                         |
+| test_the_tokenizer_of_an_export_is_ ...       | a tokenizer.json is the rank file again   | the first export        |
 | test_the_notes_of_training_go_to_ ...         | template, tokenizer, dimensions, types    | what was noted          |
 | test_an_output_that_is_...                    | inputs are kept, links and FIFOs stay     | messages, the folder    |
 | test_a_file_size_limit ...                    | the same for a real failure of the system | a process under ulimit  |
@@ -1075,6 +1076,19 @@ def test_tokenizer_files_are_those_of_the_rank_file(tmp_path, trained, tiny):
     assert "no tokenizer files" not in result.as_text()
 
 
+def test_the_tokenizer_of_an_export_is_exported_as_the_rank_file_is(tmp_path, tiny):
+    """Of a folder; one that says something else than a rank file is refused."""
+    for name, tokenizer in (("first", TOKENIZER), ("again", tmp_path / "first")):
+        ms_to_hf(str(tiny.checkpoint), tiny.model, tmp_path / name, tokenizer_path=str(tokenizer), template="glm4-chat")
+    first, again = (contents(tmp_path / name) for name in ("first", "again"))
+    assert {name for name in first if first[name] != again[name]} == {"README.md"}
+    path = tmp_path / "again" / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("{1,3}", "{1,2}"), encoding="utf-8")
+    assert export_refused(tmp_path, tiny.checkpoint, tiny.model, tokenizer_path=str(path)) == (
+        f"--tokenizer: {path}: found a tokenizer.json that is not GLM-4's, expected GLM-4's rank file (lines of "
+        "`base64-token rank`) or tokenizer.json")
+
+
 @pytest.mark.parametrize(("given", "in_settings", "used"), [
     (None, None, PROMPT_TEMPLATE), (None, "Q {prompt} A {response}", "Q {prompt} A {response}"),
     ("给 {prompt}\n{response}!", "Q {prompt} A {response}", "给 {prompt}\n{response}!"),
@@ -1213,7 +1227,8 @@ def test_sentencepiece_tokenizer_is_refused(tmp_path, tiny):
     path = tmp_path / "sp.model"
     path.write_bytes(sentencepiece_model())
     assert export_refused(tmp_path, tiny.checkpoint, tiny.model, tokenizer_path=str(path)) == (
-        f"--tokenizer: {path}: found a SentencePiece model, expected GLM-4's rank file (lines of `base64-token rank`)")
+        f"--tokenizer: {path}: found a SentencePiece model, expected GLM-4's rank file (lines of `base64-token rank`) "
+        "or tokenizer.json")
 
 
 def test_tokenizer_that_is_absent_or_none_is_refused(tmp_path, tiny):

@@ -5,6 +5,7 @@ The score of a text is its number of tokens here, but for the tests that start p
 | test                                           | proves                                            | judged against  |
 | test_an_invalid_row_ends_a_run_and_what_...    | rows before it are kept; corrected, it goes on    | a run at once   |
 | test_invalid_rows_are_written_with_...         | --skip_invalid: reason and text, and the others   | rows by hand    |
+| test_a_row_that_a_template_makes_no_text_...   | file and line of row and template, --skip_invalid | messages        |
 | test_a_run_that_was_cut_short_goes_on ...      | the same bytes, and no window is scored twice     | a run at once   |
 | test_a_killed_process_goes_on ...              | the same after SIGTERM and SIGKILL                | a run at once   |
 | test_a_run_goes_on_with_what_it_was_begun ...  | other settings, weights or rows are refused       | messages        |
@@ -25,6 +26,7 @@ The score of a text is its number of tokens here, but for the tests that start p
 import gzip
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -40,6 +42,7 @@ from conftest import EXAMPLE, SAMPLE, TINY_YAML
 from helpers import ENVIRONMENT, run_script, started_by_msrun, wait_for
 
 from mindrlhf.config.check import load_config
+from mindrlhf.data.template import open_template
 from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import backbone_weights, head_weights
 from mindrlhf.scoring import scorer as scoring
@@ -173,6 +176,26 @@ def test_invalid_rows_are_written_with_their_reason_and_the_others_scored():
     assert [row["text"] for row in invalid] == ['{"prompt": "问"}', "no JSON", "\\xff"]
     assert "问" in Path("out.jsonl.invalid.jsonl").read_text(encoding="utf-8")
     assert invalid[1]["reason"] == "not JSON: Expecting value at column 1"
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    ("\n{{ raise_exception('an x') if 'x' in messages[-1].content else messages[-1].content }}", "chat.jinja:2: an x"),
+    ("{{ messages[-1].content.replace('x', '') }}",
+     "the prompt template makes an empty text of it, which has no score")], ids=["refused", "empty"])
+def test_a_row_that_a_template_makes_no_text_of_is_invalid(content, reason):
+    Path("chat.jinja").write_text(content, encoding="utf-8")
+    template = open_template("chat.jinja")
+    rows = [{"prompt": "q", "response": letter} for letter in "axbc"]
+    write_rows("in.jsonl", rows)
+    with pytest.raises(UserError) as caught:
+        score(prompt_template=template)
+    assert str(caught.value).startswith(f"in.jsonl:2: {reason}; --skip_invalid leaves such rows out; the rows before")
+    score(prompt_template=template, skip_invalid=True, output_file=Path("rest.jsonl"))
+    assert [row["response"] for row in read_rows_of("rest.jsonl")] == ["a", "b", "c"]
+    assert [(row["line"], row["reason"]) for row in read_rows_of("rest.jsonl.invalid.jsonl")] == [(2, reason)]
+    write_rows("in.jsonl", rows[1:])
+    with pytest.raises(UserError, match=f"^in.jsonl:1: {re.escape(reason)}$"):
+        plan_inference(arguments(prompt_template=template))
 
 
 def test_nothing_but_invalid_rows_is_an_error():
@@ -341,6 +364,8 @@ ROWS_OF_OTHER_KINDS = {
     "messages": ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}]},
                  {"score": 3.0}),
     "prompt of messages": ({"prompt": [{"role": "user", "content": "q"}], "response": "ab"}, {"score": 3.0}),
+    "a response too": ({"prompt": "q", "chosen": "abc", "rejected": "d", "response": "x", "responses": ["y"]},
+                       {"chosen_score": 4.0, "rejected_score": 2.0}),
     "too long": ({"prompt": "q", "response": "a" * 200}, {"score": 128.0, "cut": True}),
 }
 

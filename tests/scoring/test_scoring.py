@@ -13,6 +13,7 @@
 | test_a_checkpoint_that_cannot_be_ ...    | the others are evaluated; one branch   | names, reasons by hand   |
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
+| test_what_becomes_of_pairs_that_are_ ... | pairs cut and left out, for the log    | rows by hand             |
 | test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
 | test_a_copied_checkpoint_is_scored_ ...  | template, dimensions, number of a run  | what was noted           |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
@@ -34,7 +35,9 @@ from mindrlhf.config.check import typed_config
 from mindrlhf.config.read import read_config
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.mindrecord_writer import RecordWriter
+from mindrlhf.data.preference import AS_THEY_ARE
 from mindrlhf.data.record_set import RecordSet
+from mindrlhf.data.sources import open_sources
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.errors import UserError
 from mindrlhf.scoring import evaluate as evaluation
@@ -45,6 +48,7 @@ from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
 from mindrlhf.scoring.report import NotFiniteScores
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
+from mindrlhf.scoring.text_pairs import TextPairs
 from mindrlhf.scoring.text_scorer import TextScorer
 from mindrlhf.weights.ckpt_file import notes_as_bytes
 
@@ -460,7 +464,7 @@ def test_a_copied_checkpoint_is_scored_as_it_was_trained_or_not_at_all(in_tmp_pa
                        str(SAMPLE / "tokenizer.model"), "--distributed_ckpt_path", "rm.ckpt"])
     if rope_ratio == 1:
         plan = plan_inference(args)
-        assert plan.encoder.settings == ("Q {prompt} A {response}", True, "cut_prompt")
+        assert (plan.encoder.noted, *plan.encoder.settings[1:]) == ("Q {prompt} A {response}", True, "cut_prompt")
         assert plan.output_file.name == "scores_1.jsonl"
     else:
         with pytest.raises(UserError, match=r"rope_ratio is 1, expected 500, with which the model was trained \(rm"):
@@ -510,6 +514,21 @@ def test_text_without_pairs_is_refused_before_anything_is_loaded(content, messag
         plan_evaluation(parse_args(["--config", str(TINY_YAML), "--distributed_ckpt_path", "a.ckpt", "--data_file",
                                     "a.jsonl", "--tokenizer", str(SAMPLE / "tokenizer.model")]))
     assert message in str(error.value)
+
+
+def test_what_becomes_of_pairs_that_are_read_as_text_is_said(in_tmp_path):
+    """Of seven tokens: one pair as it is, one cut, one the same after the cut, one the same before, and a tie."""
+    pairs = [["a", "b"], ["a", "b" * 9], ["b" * 9, "b" * 8], ["a", "a"]]
+    rows = [{"prompt": "q", "responses": answers, "scores": [1, 0]} for answers in pairs]
+    rows.append({"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]})
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = open_sources([(Path("rows.jsonl"), None)], Path(), None, AS_THEY_ARE)
+    texts = TextPairs(sources, TextEncoder(CharacterTokenizer(), "{prompt}:{response}"), 7)
+    for _ in range(2):
+        assert [list(map(len, ids)) for ids in texts.read()] == [[3, 3], [3, 7]]
+        assert texts.account() == (
+            "rows.jsonl: format answers, 2 pairs, of which 1 are cut at 7 tokens; pairs left out: 1 for a difference "
+            "that the cut took; 1 for two equal answers; 1 for equally good answers")
 
 
 def test_a_pipeline_is_not_scored_in_and_all_problems_are_told_at_once(tmp_path):

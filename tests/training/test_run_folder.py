@@ -18,12 +18,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import SAMPLE
-from helpers import run_of_one_process, run_script, wait_for, write_tiny_yaml
+from helpers import convert_file, run_of_one_process, run_script, wait_for, write_tiny_yaml
 
 from mindrlhf import locks
 from mindrlhf.checkpoints.find import Place
 from mindrlhf.checkpoints.training_notes import read_training_notes, write_data_settings
-from mindrlhf.data.convert import convert_preferences
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
@@ -156,8 +155,8 @@ def test_a_second_run_replaces_nothing_that_the_first_has_written(tmp_path, tmp_
     shutil.copytree(run_of_one_process(tmp_path_factory), tmp_path, dirs_exist_ok=True)
     template, output = "问 {prompt} 答 {response}", tmp_path / "output"
     config = write_tiny_yaml(tmp_path / "second.yaml", edits={"epochs: 5": "epochs: 1"})
-    convert_preferences(tmp_path / "train.jsonl", tmp_path / "second.mindrecord",
-                        open_tokenizer(SAMPLE / "tokenizer.model"), 128, template)
+    convert_file(tmp_path / "train.jsonl", tmp_path / "second.mindrecord",
+                 open_tokenizer(SAMPLE / "tokenizer.model"), 128, template)
 
     def start(name, *args):
         result = run_script(tmp_path, name, "--config", config, *args)

@@ -3,7 +3,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mindrlhf.errors import UserError
 
@@ -105,12 +105,19 @@ def each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
 def row_or_reason(place: str, number: int, value: Any):
     """The `Row` of a value that JSON may have, or with NaN or an infinity in it; otherwise an `InvalidRow`."""
     reason = None if isinstance(value, dict) else f"found {kind_of_value(value)}, expected an object"
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
+    text = _as_json(value)
+    if text is None:
         text = repr(value)
-        reason = reason or "not JSON: found NaN, Infinity or a number that is too large, expected finite numbers"
+        reason = reason or (f"key {next(key for key in value if _as_json(value[key]) is None)!r}: found NaN, Infinity "
+                            "or a number that is too large, expected finite numbers")
     return Row(place, number, value) if reason is None else InvalidRow(place, number, reason, text)
+
+
+def _as_json(value: Any) -> Optional[str]:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return None
 
 
 def kind_of_value(value: Any) -> str:
