@@ -9,7 +9,7 @@ from typing import Dict, NamedTuple, Sequence, Tuple
 import numpy as np
 
 # The model's, under the YAML's names; small, for the gradient of every parameter is kept for each objective.
-DIMENSIONS = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "multi_query_group_num": 2,
+DIMENSIONS = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 4, "multi_query_group_num": 2,
               "kv_channels": 4, "ffn_hidden_size": 12, "padded_vocab_size": 28, "layernorm_epsilon": 1e-5,
               "rope_ratio": 1}
 SEQ, PROMPT = 12, 3
