@@ -64,8 +64,9 @@ class ConversionReport:
             reasons = "; ".join(f"{count} for {reason}" for reason, count in self.skipped.items())
             lines.append(f"pairs left out that say nothing of which is better: {reasons}")
         if self.not_above_zero is not None:
-            scale = "; objective.margin: scale refuses them" if self.not_above_zero else ""
-            lines.append(f"margins of 0 or below: {self.not_above_zero} of {self.lengths.count}{scale}")
+            line = f"margins of 0 or below: {self.not_above_zero} of {self.lengths.count}"
+            lines.append(f"{line}; training with objective.margin subtract takes them, scale refuses them"
+                         if self.not_above_zero else line)
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""

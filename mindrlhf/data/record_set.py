@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from mindrlhf.data.further_fields import ANSWER_FIELDS, MARGIN, NOT_ABOVE_ZERO
+from mindrlhf.data.further_fields import ANSWER_FIELDS, MARGIN
 from mindrlhf.data.mindrecord_files import (
     CHECKSUM,
     check_files,
@@ -29,13 +29,11 @@ class Part:
         files:  paths
         pairs:  in all of them
         fields: what each sample has beside its seven fields
-        not_above_zero: margins of the conversion, as its sidecar counts them; None where it does not
     """
 
     files: Tuple[str, ...]
     pairs: int
     fields: Tuple[str, ...]
-    not_above_zero: Optional[int] = None
 
     def __str__(self) -> str:
         return self.files[0] if len(self.files) == 1 else f"{self.files[0]} ... ({len(self.files)} shards)"
@@ -152,9 +150,8 @@ def _parts(files: Sequence[str], sidecars: Mapping[Path, Mapping[str, Any]]) -> 
     together: Dict[Path, List[str]] = {}
     for file in files:
         together.setdefault(sidecar_path(file), []).append(file)
-    found = ((shards, sidecars.get(path, {})) for path, shards in together.items())
-    return tuple(Part(tuple(shards), sum(map(_count_pairs, shards)), tuple(sidecar.get("fields") or ()),
-                      sidecar.get(NOT_ABOVE_ZERO)) for shards, sidecar in found)
+    return tuple(Part(tuple(shards), sum(map(_count_pairs, shards)), tuple(sidecars.get(path, {}).get("fields") or ()))
+                 for path, shards in together.items())
 
 
 def _common_settings(sidecars: Mapping[Path, Mapping[str, Any]]) -> Tuple[Dict[str, Any], Optional[Path]]:

@@ -228,7 +228,8 @@ def test_grades_are_margins_in_the_data_and_those_of_0_or_below_are_counted(tmp_
     assert {key: noted[key] for key in ("schema", "fields", "grades", "margin_scale", "margins_not_above_zero")} == {
         "schema": 2, "fields": ["margin"], "grades": {"good": 2.0, "fair": 1.0, "bad": 0.0}, "margin_scale": 0.1,
         "margins_not_above_zero": 2}
-    assert "margins of 0 or below: 2 of 3; objective.margin: scale refuses them\n" in report.as_text()
+    assert ("margins of 0 or below: 2 of 3; training with objective.margin subtract takes them, scale refuses them\n"
+            in report.as_text())
     rejected, = map(json.loads, report.rejected_file.read_text(encoding="utf-8").splitlines())
     assert rejected["line"] == 5
 

@@ -6,7 +6,7 @@
 | test_further_fields_are_read_back    | values and types; the sidecar says schema and fields  | what was written |
 | test_numbers_of_answers_that_...     | rows before them stay, with the numbers of two        | what was written |
 | test_without_further_fields_...      | seven fields, nothing in the sidecar                  | fields           |
-| test_margins_of_0_or_below_...       | the sidecar's number, that of a record set            | literal numbers  |
+| test_margins_of_0_or_below_...       | the sidecar's number                                  | literal numbers  |
 | test_a_sidecar_of_another_schema_... | what a later release writes                           | message          |
 | test_data_says_whether_it_has_...    | facts of a record set; margins in part only           | what was written |
 """
@@ -131,18 +131,6 @@ def test_margins_of_0_or_below_are_counted(tmp_path, margins, count):
     """As float32, in which 1e-50 is 0; once each, also where the file begins again with more fields."""
     path = write(tmp_path / "a.mindrecord", [*({"margin": margin} for margin in margins), {"margin": 1.0, **ANSWERS}])
     assert read_sidecar(path)["margins_not_above_zero"] == count
-    part, = RecordSet.open([str(path)]).parts
-    assert part.not_above_zero == count
-
-
-def test_margins_of_0_or_below_are_unknown_where_the_sidecar_does_not_count_them(tmp_path):
-    path = write(tmp_path / "a.mindrecord", [{"margin": 0.0}])
-    sidecar = json.loads((tmp_path / "a.mindrecord.json").read_text(encoding="utf-8"))
-    for key in ("margins_not_above_zero", "checksum"):
-        del sidecar[key]
-    (tmp_path / "a.mindrecord.json").write_text(json.dumps(sidecar), encoding="utf-8")
-    part, = RecordSet.open([str(path)]).parts
-    assert part.not_above_zero is None
 
 
 @pytest.mark.parametrize(("content", "message"), [
