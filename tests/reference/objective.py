@@ -28,7 +28,7 @@ OBJECTIVES: Dict[str, dict] = {
     "subtract_all": {"margin": "subtract", "centering": 0.1, "label_smoothing": 0.1},
     "scale_all": {"margin": "scale", "centering": 0.1, "label_smoothing": 0.1},
     "listwise": {"answers": "listwise"},
-    "listwise_all": {"answers": "listwise", "centering": 0.1, "label_smoothing": 0.1},
+    "listwise_all": {"answers": "listwise", "margin": "subtract", "centering": 0.1, "label_smoothing": 0.1},
 }
 
 
