@@ -23,7 +23,6 @@ from mindrlhf.objective import Objective
 pytestmark = pytest.mark.stack
 
 
-
 def graphs(needed, further):
     """Names of objectives; each compiles a graph of its own, of which one or two have all that is asked for."""
     return [name if name == needed else pytest.param(name, marks=getattr(pytest.mark, "further" if name == further else

@@ -37,7 +37,7 @@ def _answers(row: Row, reading: Reading) -> Answers:
 def _graded(row: Row, reading: Reading) -> float:
     """The margin that the grades of both answers make."""
     if given(row, "margin"):
-        raise UserError(f"{row.place}: key 'margin' is {str(row.values['margin'])[:40]}, and --grades makes margins "
+        raise UserError(f"{row.place}: key 'margin' is {repr(row.values['margin'])[:40]}, and --grades makes margins "
                         "too, expected one of them: leave --grades out")
     check_keys(row, *_TYPES)
     grades = dict(reading.grades)
