@@ -5,6 +5,7 @@
 | test_figures_of_parts ...                    | every pair weighs the same         | by hand                   |
 | test_one_process_saves ...                   | what each process does with a step | names                     |
 | test_two_processes_have_the_loss_curve ...   | training, by the tutorial's edits  | one process, 1e-4         |
+| test_two_processes_train_all_answers ...     | a listwise objective, with margins | one process, 1e-4         |
 | test_what_all_processes_say_and_save ...     | one log, one checkpoint            | counts                    |
 | test_two_processes_give_the_scores ...       | inference                          | one process, 1e-5         |
 | test_...are_refused, ...is_refused           | errors name found and expected     | messages                  |
@@ -27,7 +28,8 @@ from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf.config.check import load_config
 from mindrlhf.data.dataset import RewardModelDataset
-from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.encode import FIELDS, encode_pair
+from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
@@ -135,6 +137,29 @@ def test_two_processes_have_the_loss_curve_of_one(trained):
     assert_the_same_training(two, one)
     assert sum(int(row["pairs"]) for row in two) == 500  # 100 pairs, five epochs
     assert np.mean([float(row["loss"]) for row in two[-5:]]) < 0.9 * float(two[0]["loss"])
+
+
+@pytest.mark.long
+def test_two_processes_train_all_answers_of_a_prompt_as_one_does(tmp_path):
+    random, path = np.random.default_rng(5), tmp_path / "three.mindrecord"
+    with RecordWriter(path) as writer:
+        for prompt in range(40):
+            texts = [[*range(20), prompt, *random.integers(0, 900, random.integers(5, 40))] for _ in range(3)]
+            for better, worse in ((0, 1), (0, 2), (1, 2)):
+                writer.write(encode_pair(texts[better], texts[worse], 128, 996), {
+                    "margin": 0.5, "prompt_id": prompt, "chosen_answer": better, "rejected_answer": worse})
+        writer.finish({"seq_length": 128, "pad_token_id": 996})
+    keys = {"loss": "end_token", "answers": "listwise", "margin": "subtract", "centering": 0.01}
+    flags = " ".join(f"--set model.model_config.objective.{key}={value}" for key, value in keys.items())
+    tables = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        write_tiny_yaml(folder / "run.yaml", processes)
+        launch(folder, "reward_train.py", f"--config run.yaml --train_dataset {path} {flags}", processes)
+        tables.append(table_of(folder))
+    assert_the_same_training(*tables)
+    assert sum(int(row["pairs"]) for row in tables[0]) == 5 * 120
 
 
 def test_what_all_processes_say_and_save_is_there_once(trained):
