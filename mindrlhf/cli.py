@@ -1,5 +1,6 @@
 """Types of command-line values that several entry scripts share. Knows nothing of MindSpore."""
 import argparse
+import math
 import os
 import re
 from pathlib import Path
@@ -9,8 +10,8 @@ from mindrlhf.data.template import Template, open_template
 from mindrlhf.errors import UserError
 
 __all__ = ["add_format_flags", "add_preference_flag", "add_set_flag", "add_text_flags", "boolean", "columns",
-           "inner_share", "new_parser", "not_used", "positive_int", "score_key", "share", "source_file",
-           "template"]
+           "grades", "inner_share", "new_parser", "not_used", "positive_int", "positive_number", "score_key", "share",
+           "source_file", "template"]
 
 _INT32 = 2 ** 31 - 1
 
@@ -109,6 +110,37 @@ def inner_share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and below 1")
     return value
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    value = _finite(text)
+    if value is None or value <= 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
+    return value
+
+
+def _finite(text: str) -> Optional[float]:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def grades(text: str) -> Tuple[Tuple[str, float], ...]:
+    """KIND=GRADE, ...: what the data calls a kind of answer, and how good it is."""
+    found = {}
+    for part in text.split(","):
+        kind, _, number = part.rpartition("=")
+        grade = _finite(number)
+        if not kind.strip() or grade is None:
+            raise argparse.ArgumentTypeError(f"found {part!r}, expected KIND=GRADE with a number as the grade, and "
+                                             "commas between several")
+        if kind.strip() in found:
+            raise argparse.ArgumentTypeError(f"found {kind.strip()!r} twice, expected each kind once")
+        found[kind.strip()] = grade
+    return tuple(found.items())
 
 
 def score_key(text: str) -> str:

@@ -8,5 +8,5 @@ case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BAS
 install_peers
 cd "$root"
 export REFERENCE_PYTHON=$root/.venv-torch/bin/python
-[ $# -gt 0 ] || set -- tests/models tests/huggingface tests/training/test_training_curve.py tests/data/test_formats.py
+[ $# -gt 0 ] || set -- --long tests/models tests/huggingface tests/training/test_training_curve.py tests/data/test_formats.py
 endable python -m pytest "$@"

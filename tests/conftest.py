@@ -20,7 +20,7 @@ SAMPLE = EXAMPLE / "sample_data"
 CONFIGS = ROOT / "model_configs" / "glm_config"
 TINY_YAML, PRODUCTION_YAML = CONFIGS / "run_glm4_tiny_rm_cpu.yaml", CONFIGS / "run_glm4_9b_rm.yaml"
 REFERENCE = Path(__file__).parent / "reference"
-REFERENCE_CASES = tuple(sorted(path.stem for path in REFERENCE.glob("*.npz")))
+REFERENCE_CASES = tuple(sorted(path.stem for path in REFERENCE.glob("*.npz") if path.stem != "objectives"))
 # The same for where each case compiles a graph of its own: one has several groups and rope_ratio 1, one neither.
 REFERENCE_GRAPHS = tuple(case if case in ("grouped", "ungrouped_rope500") else
                          pytest.param(case, marks=pytest.mark.further) for case in REFERENCE_CASES)
@@ -30,10 +30,10 @@ LFS_TEXT = "a Git LFS pointer in the file's place: git lfs pull fetches the file
 
 
 def reference_python():
-    """An interpreter with torch and transformers: $REFERENCE_PYTHON, or this one; None where there is neither."""
+    """An interpreter with torch, transformers and TRL: $REFERENCE_PYTHON, or this one; None where there is neither."""
     if os.environ.get("REFERENCE_PYTHON"):
         return os.environ["REFERENCE_PYTHON"]
-    return sys.executable if all(importlib.util.find_spec(name) for name in ("torch", "transformers")) else None
+    return sys.executable if all(importlib.util.find_spec(name) for name in ("torch", "transformers", "trl")) else None
 
 
 def pytest_addoption(parser):
@@ -63,20 +63,38 @@ def pytest_collection():
 
 def pytest_report_header():
     python = reference_python()
-    return "reference values: " + (f"made now with PyTorch and transformers by {python}" if python else
-                                   "the committed ones (no torch and transformers here, no $REFERENCE_PYTHON)")
+    return "reference values: " + (f"made now with PyTorch, transformers and TRL by {python}" if python else
+                                   "the committed ones (no torch, transformers and TRL here, no $REFERENCE_PYTHON)")
 
 
-@pytest.fixture(scope="session")
-def reference_folder(tmp_path_factory):
-    """Where the reference values are: the committed files, or new ones made now where PyTorch can be had."""
+def reference_values(tmp_path_factory, script):
+    """Where a script's values are: the committed files, or new ones made now where PyTorch can be had."""
     python = reference_python()
     if python is None:
         return REFERENCE
     folder = tmp_path_factory.mktemp("reference")
-    subprocess.run([python, str(REFERENCE / "make_glm_reference.py"), "--output", str(folder)], check=True,
+    subprocess.run([python, str(REFERENCE / script), "--output", str(folder)], check=True,
                    env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference_folder(tmp_path_factory):
+    """Where the values of the model and of the loss of the original are."""
+    return reference_values(tmp_path_factory, "make_glm_reference.py")
+
+
+@pytest.fixture(scope="session")
+def objective_folder(tmp_path_factory):
+    """Where the values of the objectives of end scores are."""
+    return reference_values(tmp_path_factory, "make_objective_reference.py")
+
+
+@pytest.fixture(scope="session")
+def objective_reference(objective_folder):
+    """Name -> array of objectives.npz, see reference/make_objective_reference.py."""
+    with np.load(objective_folder / "objectives.npz") as arrays:
+        return dict(arrays)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 | test                                        | proves                                       | judged against |
 | test_boolean_is_what_it_says                | the text False is False                      | literal values |
 | test_positive_int_is_a_whole_number_above_0 | numbers that are taken                       | literal values |
+| test_grades_are_of_kinds_of_answers         | names with = in them, numbers of any sign    | literal values |
 | test_other_values_are_refused               | the message says what was found and expected | messages       |
 | test_flags_are_taken_in_full_only           | an abbreviation is an unknown flag           | exit code 2    |
 """
@@ -10,7 +11,7 @@ import argparse
 
 import pytest
 
-from mindrlhf.cli import boolean, new_parser, not_used, positive_int, template
+from mindrlhf.cli import boolean, grades, new_parser, not_used, positive_int, positive_number, template
 
 
 @pytest.mark.parametrize(("text", "value"), [
@@ -26,7 +27,22 @@ def test_positive_int_is_a_whole_number_above_0(text, value):
     assert positive_int(text) == value
 
 
+def test_grades_are_of_kinds_of_answers():
+    assert grades("拒绝&正向建议=2, 拒绝为主 =1,a=b=-0.5") == (("拒绝&正向建议", 2.0), ("拒绝为主", 1.0), ("a=b", -0.5))
+
+
+GRADE = "expected KIND=GRADE with a number as the grade, and commas between several"
+
+
 @pytest.mark.parametrize(("kind", "text", "message"), [
+    (grades, "", f"found '', {GRADE}"),
+    (grades, "拒绝", f"found '拒绝', {GRADE}"),
+    (grades, "拒绝=2,=1", f"found '=1', {GRADE}"),
+    (grades, "拒绝=nan", f"found '拒绝=nan', {GRADE}"),
+    (grades, "拒绝=2,拒绝 =1", "found '拒绝' twice, expected each kind once"),
+    (positive_number, "0", "found '0', expected a number above 0"),
+    (positive_number, "inf", "found 'inf', expected a number above 0"),
+    (positive_number, "", "found '', expected a number above 0"),
     (boolean, "maybe", "found 'maybe', expected True or False"),
     (boolean, "", "found '', expected True or False"),
     (boolean, "2", "found '2', expected True or False"),

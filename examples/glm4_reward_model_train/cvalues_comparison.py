@@ -26,9 +26,11 @@ from typing import Optional, Sequence
 from mindrlhf.cli import (
     add_format_flags,
     add_preference_flag,
+    grades,
     inner_share,
     new_parser,
     positive_int,
+    positive_number,
     share,
     source_file,
     template,
@@ -50,6 +52,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                              "rows")
     add_format_flags(parser)
     add_preference_flag(parser)
+    parser.add_argument("--grades", type=grades, default=(), metavar="KIND=GRADE,...",
+                        help="of CValues' pos_type and neg_type; a pair's margin is the difference of its grades")
+    parser.add_argument("--margin_scale", type=positive_number, metavar="NUMBER",
+                        help="of --grades: times the difference; default: 1")
     parser.add_argument("--dst_file", required=True, type=Path, help="the MindRecord file, NAME.mindrecord")
     parser.add_argument("--seq_length", required=True, type=_seq_length,
                         help="tokens a sample, the model's seq_length; longer texts are cut. auto: the smallest "
@@ -76,6 +82,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="so large a share of the prompts, such as 0.02, goes to NAME.val.mindrecord beside, with "
                              "all of their pairs; which ones depends on the prompts alone")
     args = parser.parse_args(argv)
+    if args.margin_scale is not None and not args.grades:
+        parser.error("argument --margin_scale: has an effect with --grades only")
     if args.max_invalid is not None and not args.skip_invalid:
         parser.error("argument --max_invalid: has an effect with --skip_invalid only")
     return args

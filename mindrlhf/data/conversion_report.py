@@ -24,6 +24,7 @@ class ConversionReport:
         prefixes:      pairs of which one text begins the other
         invalid:       rows that cannot be used, which are in `rejected_file`
         skipped:       pairs that say nothing of which answer is better, by the reason
+        not_above_zero: margins of the pairs in `output`; None where they have none
         prompts:       of which there are pairs in `output`
         held_out:      lengths of the pairs in `held_out_file`
         gone:          files of an earlier conversion's held-out pairs, which are in `output` now
@@ -42,6 +43,7 @@ class ConversionReport:
     dropped: int = 0
     lost_by_cut: int = 0
     skipped: Dict[str, int] = field(default_factory=dict)
+    not_above_zero: Optional[int] = None
     prompts: Optional[int] = None
     held_out: Optional[LengthStatistics] = None
     held_out_file: Optional[Path] = None
@@ -61,6 +63,10 @@ class ConversionReport:
         if self.skipped:
             reasons = "; ".join(f"{count} for {reason}" for reason, count in self.skipped.items())
             lines.append(f"pairs left out that say nothing of which is better: {reasons}")
+        if self.not_above_zero is not None:
+            line = f"margins of 0 or below: {self.not_above_zero} of {self.lengths.count}"
+            lines.append(f"{line}; training with objective.margin subtract takes them, scale refuses them"
+                         if self.not_above_zero else line)
         if self.invalid:
             lines.append(f"invalid lines left out: {self.invalid}, see {self.rejected_file}")
         shards = f"{self.shard_num} shards of " if self.shard_num > 1 else ""

@@ -97,7 +97,7 @@ def convert_preferences(plan: ConversionPlan) -> ConversionReport:
         gone = writer.finish(sidecar, beside)
         rejected_file = rejected.finish(earlier_rejected)
     return ConversionReport(lengths, output=writer.path, rejected_file=rejected_file, shard_num=plan.shard_num,
-                            prompts=tally.prompts, skipped=dict(tally.skipped),
+                            prompts=tally.prompts, skipped=dict(tally.skipped), not_above_zero=writer.not_above_zero,
                             held_out=held_out if validation else None,
                             held_out_file=validation.path if validation else None, gone=gone, **counts)
 
@@ -159,6 +159,8 @@ def _noted(sources: Sources) -> Dict[str, Any]:
         noted["columns"] = dict(sources.reading.columns)
     if "pku-saferlhf" in formats:
         noted["preference"] = sources.reading.preference or "better"
+    if sources.reading.grades:
+        noted.update(grades=dict(sources.reading.grades), margin_scale=sources.reading.scale)
     return noted
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from mindrlhf.data.preference import InvalidRow, Preference
 
-__all__ = ["ANSWER_FIELDS", "FURTHER_FIELDS", "MARGIN", "all_or_no_margins", "completed", "further_fields",
-           "schema_of"]
+__all__ = ["ANSWER_FIELDS", "FURTHER_FIELDS", "MARGIN", "NOT_ABOVE_ZERO", "all_or_no_margins", "completed",
+           "further_fields", "schema_of"]
 
 MARGIN = "margin"
+NOT_ABOVE_ZERO = "margins_not_above_zero"  # a sidecar's key: how many margins are 0 or below
 # Of a pair whose prompt has two answers, in a data set where others have more.
 _OF_TWO_ANSWERS = {"prompt_id": -1, "chosen_answer": 0, "rejected_answer": 1}
 ANSWER_FIELDS = tuple(_OF_TWO_ANSWERS)

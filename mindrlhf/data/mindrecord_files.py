@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
-from mindrlhf.data.further_fields import FURTHER_FIELDS
+from mindrlhf.data.further_fields import FURTHER_FIELDS, NOT_ABOVE_ZERO
 from mindrlhf.errors import UserError, some
 from mindrlhf.file_kinds import HEAD_BYTES, known_kind
 from mindrlhf.json_file import read_json_object
@@ -226,6 +226,7 @@ _SETTINGS = {
     "schema": ("1 or 2; a later release wrote it", lambda value: type(value) is int and value in (1, 2)),
     "fields": (f"a list of {', '.join(FURTHER_FIELDS)}", lambda value: isinstance(value, list) and all(
         isinstance(name, str) and name in FURTHER_FIELDS for name in value)),
+    NOT_ABOVE_ZERO: ("a number of pairs", lambda value: type(value) is int and value >= 0),
     "seq_length": ("a whole number above 0", lambda value: type(value) is int and value > 0),
     "pad_token_id": ("an id", lambda value: type(value) is int and value >= 0),
     "padding_side": ("right or left", lambda value: value in ("right", "left")),

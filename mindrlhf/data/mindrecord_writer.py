@@ -14,7 +14,7 @@ import numpy as np
 from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import FIELDS
-from mindrlhf.data.further_fields import FURTHER_FIELDS, completed, schema_of
+from mindrlhf.data.further_fields import FURTHER_FIELDS, MARGIN, NOT_ABOVE_ZERO, completed, schema_of
 from mindrlhf.data.mindrecord_files import (
     CHECKSUM,
     HEADER_BYTES,
@@ -122,6 +122,7 @@ class RecordWriter:
         self._batch = max(_BATCH, shard_num)  # a batch with fewer rows leaves shards out
         self._count = self._flushed = 0
         self._further: List[str] = []  # fields beside the seven, in the order of the schema
+        self.not_above_zero: Optional[int] = None  # margins, of how many samples; None where there are no margins
         self._rows: List[Dict[str, Any]] = []
         self._folder: Optional[Path] = None
         self._writer: Any = None
@@ -199,13 +200,15 @@ class RecordWriter:
         """
         if self._writer is None:
             self.open()
-        if self._count and ("margin" in further) != ("margin" in self._further):
+        if self._count and (MARGIN in further) != (MARGIN in self._further):
             raise ValueError("a margin is in all samples of a file, or in none")
         if not self._count or not further.keys() <= set(self._further):
             size = sum(value.nbytes for value in sample.values())
             (self._widen if self._count else self._begin)(size, further)
         self._add(sample, further)
         self._count += 1
+        if MARGIN in further:
+            self.not_above_zero = (self.not_above_zero or 0) + bool(np.float32(further[MARGIN]) <= 0)
 
     def _add(self, sample: Mapping[str, np.ndarray], further: Mapping[str, Union[int, float]]) -> None:
         self._rows.append({**sample, "end_ind": int(sample["end_ind"]), **completed(further, self._further)})
@@ -269,6 +272,8 @@ class RecordWriter:
         files = [file.name for file in self.files[:-1]]
         if self._further:
             sidecar = {**sidecar, "schema": 2, "fields": self._further}
+        if self.not_above_zero is not None:
+            sidecar[NOT_ABOVE_ZERO] = self.not_above_zero
         sidecar = {**sidecar, "files": {file: fingerprint(self._folder / file, whole=True) for file in sorted(files)}}
         sidecar[CHECKSUM] = sidecar_checksum(sidecar)
         # A name that is not UTF-8, in which Python has halves of surrogate pairs, becomes JSON's escapes.

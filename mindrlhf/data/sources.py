@@ -129,6 +129,10 @@ def open_sources(given: Given, folder: Path, format_name: Optional[str], reading
     if reading.preference and "pku-saferlhf" not in (file.format for file in files):
         raise UserError(f"--preference: {reading.preference} has an effect in the format pku-saferlhf only, found "
                         f"{', '.join(file.format for file in files)}")
+    other = next((file for file in files if file.format != "cvalues"), None)
+    if reading.grades and other:
+        raise UserError(f"--grades: {other.name} is of the format {other.format}, expected cvalues, whose keys "
+                        "pos_type and neg_type are graded")
     return Sources(tuple(files), reading)
 
 

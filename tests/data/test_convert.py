@@ -14,6 +14,7 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_auto_...                          | the length that cuts nothing, printed and noted     | literal numbers   |
 | test_what_is_too_long_is_counted_...   | cut, cut prompt, dropped, lost; what is left        | ids by hand       |
 | test_add_eos_...                       | fields and sidecar                                  | literal arrays    |
+| test_grades_...                        | float32, in one file each; sidecar, report, refusals | literal numbers  |
 | test_a_dialogue_that_a_template_...    | file and line of the row and of the template        | the message       |
 | test_a_text_that_a_template_leaves_... | is an invalid row                                   | the message       |
 | test_memory_does_not_grow_...          | rows are not collected                              | VmHWM, 32 MB      |
@@ -41,12 +42,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
 from helpers import convert_file
 
 from mindrlhf import __version__
 from mindrlhf.data import encoding_processes
+from mindrlhf.data.preference import Reading
 from mindrlhf.data.template import PROMPT_TEMPLATE, open_template
 from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
 from mindrlhf.errors import UserError
@@ -203,6 +206,57 @@ def test_add_eos_is_the_last_token_of_both_texts_and_noted(tmp_path, tokenizer):
     assert (row["chosen_attention_mask"], row["rejected_attention_mask"]) == ([1] * 4 + [0] * 2, [1] * 5 + [0])
     assert (row["loss_mask"], row["end_ind"]) == ([0, 0, 0, 1, 1, 0], 5)
     assert sidecar(tmp_path)["add_eos"] is True
+
+
+GRADES = Reading(grades=(("good", 2.0), ("fair", 1.0), ("bad", 0.0)), scale=0.1)
+
+
+def graded(prompt, better, worse):
+    return {**pair(prompt, "b", "c"), "pos_type": better, "neg_type": worse}
+
+
+def test_grades_are_margins_in_the_data_and_those_of_0_or_below_are_counted(tmp_path, tokenizer):
+    import mindspore.dataset as ds
+    rows = [graded("a", "good", "bad"), graded("b", "fair", "fair"), graded("c", "bad", "good"),
+            {**graded("d", "bad", "bad"), "pos_resp": "c"}, graded("e", "fair", "worst")]  # two are left out
+    report = convert(tmp_path, rows, tokenizer, reading=GRADES, skip_invalid=True)
+    data = ds.MindDataset(str(tmp_path / "out.mindrecord"), columns_list=["margin"], shuffle=False)
+    margins = [row["margin"] for row in data.create_dict_iterator(num_epochs=1, output_numpy=True)]
+    assert [margin.item() for margin in margins] == [np.float32(0.2), 0, np.float32(-0.2)]
+    assert {margin.dtype.name for margin in margins} == {"float32"}
+    noted = sidecar(tmp_path)
+    assert {key: noted[key] for key in ("schema", "fields", "grades", "margin_scale", "margins_not_above_zero")} == {
+        "schema": 2, "fields": ["margin"], "grades": {"good": 2.0, "fair": 1.0, "bad": 0.0}, "margin_scale": 0.1,
+        "margins_not_above_zero": 2}
+    assert ("margins of 0 or below: 2 of 3; training with objective.margin subtract takes them, scale refuses them\n"
+            in report.as_text())
+    rejected, = map(json.loads, report.rejected_file.read_text(encoding="utf-8").splitlines())
+    assert rejected["line"] == 5
+
+
+def test_grades_of_pairs_that_are_held_out_are_counted_beside_these(tmp_path, tokenizer):
+    rows = [graded("abcdefghijklmnopqrst"[number], "fair", "fair") for number in range(20)]
+    report = convert(tmp_path, rows, tokenizer, reading=GRADES, val_split=0.5)
+    held_out = json.loads((tmp_path / "out.val.mindrecord.json").read_text(encoding="utf-8"))["margins_not_above_zero"]
+    assert held_out == report.held_out.count
+    assert sidecar(tmp_path)["margins_not_above_zero"] == report.not_above_zero == 20 - held_out
+
+
+def test_grades_of_another_format_are_refused(tmp_path, tokenizer):
+    message = message_of(convert, tmp_path, [{"prompt": "a", "chosen": "b", "rejected": "c"}], tokenizer,
+                         reading=GRADES)
+    assert message == (f"--grades: {tmp_path / 'pairs.jsonl'} is of the format explicit, expected cvalues, whose keys "
+                       "pos_type and neg_type are graded")
+
+
+@pytest.mark.parametrize("margins", [(0.5, 2), (0.5, 0, -3)])
+def test_a_column_of_margins_is_counted_like_grades(tmp_path, tokenizer, margins):
+    rows = [{**pair("a", "b", "c"), "prompt": "abc"[number], "margin": margin} for number, margin in enumerate(margins)]
+    report = convert(tmp_path, rows, tokenizer)
+    count = sum(margin <= 0 for margin in margins)
+    assert sidecar(tmp_path)["margins_not_above_zero"] == count
+    assert "grades" not in sidecar(tmp_path)
+    assert f"margins of 0 or below: {count} of {len(margins)}" in report.as_text()
 
 
 def test_a_dialogue_that_a_template_refuses_is_an_invalid_row(tmp_path, tokenizer):
@@ -759,6 +813,7 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     (["--seq_length", "Auto"], "argument --seq_length: found 'Auto', expected a whole number above 0, or auto"),
     (["--num_workers", "2147483648"],
      "argument --num_workers: found '2147483648', expected a whole number up to 2147483647"),
+    (["--margin_scale", "2"], "argument --margin_scale: has an effect with --grades only"),
     (["--max_invalid", "0.1"], "argument --max_invalid: has an effect with --skip_invalid only"),
     (["--skip_invalid", "--max_invalid", "nan"], "argument --max_invalid: found 'nan', expected a number from 0 to 1"),
     (["--val_split", "0"], "argument --val_split: found '0', expected a number above 0 and below 1"),
@@ -770,8 +825,8 @@ def test_script_ends_with_1_and_one_line_at_the_first_invalid_line(tmp_path):
     (["--prompt_template", "{prompt}"],
      "argument --prompt_template: {response} occurs 0 times, expected once: '{prompt}'"),
 ], ids=["unknown", "abbreviated switch", "abbreviated flag", "no length", "half a token", "negative length",
-        "auto with a capital", "beyond int32", "share without effect", "no share", "nothing held out",
-        "all held out", "no process", "number in words", "side", "pad id is no number", "template"])
+        "auto with a capital", "beyond int32", "scale without effect", "share without effect", "no share",
+        "nothing held out", "all held out", "no process", "number in words", "side", "pad id is no number", "template"])
 def test_script_refuses_a_bad_command_line_with_2(tmp_path, flags, message):
     done = run_script(tmp_path, *flags)
     assert done.returncode == 2

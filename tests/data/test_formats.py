@@ -7,6 +7,7 @@
 | test_prompts_are_numbered_...           | numbers go on over rows of two answers             | literal numbers |
 | test_a_row_that_cannot_be_used_says_why | the checks of each format, in one line             | messages        |
 | test_a_later_row_of_another_format_...  | it is invalid, never read as what it is not        | every other one |
+| test_grades_...                         | margins of kinds of answers, what is refused       | literal numbers |
 | test_columns_...                        | other names of keys                                | literal pairs   |
 | test_implicit_prompts_are_those_of_trl  | the prompt of two dialogues                        | TRL             |
 """
@@ -119,6 +120,49 @@ def test_pku_saferlhf_has_two_preferences(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [FIXTURES["pku-saferlhf"][0][0]])
     assert found(path, reading=Reading(preference="better")) == filled([ONE])
     assert found(path, reading=Reading(preference="safer")) == filled([(Q, B, A)])
+
+
+GRADES = Reading(grades=(("拒绝&正向建议", 2), ("拒绝为主", 1), ("风险回复", 0)), scale=0.5)
+
+
+def graded(better, worse, **more):
+    return {"prompt": "q", "pos_resp": "a", "neg_resp": "b", "pos_type": better, "neg_type": worse, **more}
+
+
+def test_grades_make_the_margins_of_cvalues(tmp_path):
+    """Half of the difference of both grades, whichever is the higher one; without grades there is no margin."""
+    rows = [graded("拒绝&正向建议", "风险回复", margin=None), graded("拒绝为主", "风险回复", margin=""),
+            graded("拒绝为主", "拒绝为主"), graded("风险回复", "拒绝&正向建议")]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert [pair.margin for pair in read_preferences(path, reading=GRADES)] == [1.0, 0.5, 0.0, -1.0]
+    assert {pair.margin for pair in read_preferences(write_jsonl(path, rows[2:]))} == {None}
+    path = write_jsonl(path, [{**graded("拒绝为主", "风险回复"), "kind": "拒绝&正向建议"}])
+    pair, = read_preferences(path, reading=GRADES._replace(columns=(("pos_type", "kind"),)))
+    assert pair.margin == 1.0
+
+
+NO_GRADE = "which has no grade, expected one of --grades: 拒绝&正向建议, 拒绝为主, 风险回复"
+
+
+@pytest.mark.parametrize(("row", "reason"), [
+    (graded("拒绝", "风险回复"), f"key 'pos_type' is '拒绝', {NO_GRADE}"),
+    (graded("拒绝为主", ""), f"key 'neg_type' is '', {NO_GRADE}"),
+    (graded("拒绝为主", 0), "key 'neg_type' is a number, expected a string"),
+    ({"prompt": "q", "pos_resp": "a", "neg_resp": "b", "pos_type": "拒绝为主"},
+     "key 'neg_type' missing; found prompt, pos_resp, neg_resp, pos_type; expected pos_type, neg_type"),
+])
+def test_grades_leave_a_row_without_a_grade_invalid(tmp_path, row, reason):
+    path = write_jsonl(tmp_path / "rows.jsonl", [graded("拒绝为主", "风险回复"), row])
+    _, invalid = read_preferences(path, reading=GRADES)
+    assert invalid.as_error().messages == [f"{path}:2: {reason}"]
+
+
+def test_grades_beside_a_margin_are_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [graded("拒绝为主", "风险回复", margin=0.5)])
+    with pytest.raises(UserError) as caught:
+        list(read_preferences(path, reading=GRADES))
+    assert str(caught.value) == (f"{path}:1: key 'margin' is 0.5, and --grades makes margins too, expected one of "
+                                 "them: leave --grades out")
 
 
 IMPLICIT, CHAT = "keys 'chosen' and 'rejected'", [said("user", "q"), said("assistant", "a")]

@@ -6,6 +6,7 @@
 | test_further_fields_are_read_back    | values and types; the sidecar says schema and fields  | what was written |
 | test_numbers_of_answers_that_...     | rows before them stay, with the numbers of two        | what was written |
 | test_without_further_fields_...      | seven fields, nothing in the sidecar                  | fields           |
+| test_margins_of_0_or_below_...       | the sidecar's number                                  | literal numbers  |
 | test_a_sidecar_of_another_schema_... | what a later release writes                           | message          |
 | test_data_says_whether_it_has_...    | facts of a record set; margins in part only           | what was written |
 """
@@ -116,7 +117,7 @@ def test_without_further_fields_there_are_seven_and_the_sidecar_says_nothing(tmp
     path = write(tmp_path / "a.mindrecord", [{}])
     row, = read([path]).values()
     assert {"chosen_input_ids", *row} == set(FIELDS)
-    assert not {"schema", "fields"}.intersection(read_sidecar(path))
+    assert not {"schema", "fields", "margins_not_above_zero"}.intersection(read_sidecar(path))
 
 
 def test_a_margin_in_some_samples_only_is_the_callers_fault(tmp_path):
@@ -125,7 +126,15 @@ def test_a_margin_in_some_samples_only_is_the_callers_fault(tmp_path):
             write(tmp_path / "a.mindrecord", fields)
 
 
+@pytest.mark.parametrize(("margins", "count"), [((2, 0.5), 0), ((0, -1, 3, 1e-50, 1e-40), 3)])
+def test_margins_of_0_or_below_are_counted(tmp_path, margins, count):
+    """As float32, in which 1e-50 is 0; once each, also where the file begins again with more fields."""
+    path = write(tmp_path / "a.mindrecord", [*({"margin": margin} for margin in margins), {"margin": 1.0, **ANSWERS}])
+    assert read_sidecar(path)["margins_not_above_zero"] == count
+
+
 @pytest.mark.parametrize(("content", "message"), [
+    ({"margins_not_above_zero": -1}, "margins_not_above_zero is -1, expected a number of pairs"),
     ({"schema": 3}, "schema is 3, expected 1 or 2; a later release wrote it"),
     ({"schema": 2, "fields": ["margin", "grade"]}, "fields is ['margin', 'grade'], expected a list of margin, "
      "prompt_id, chosen_answer, rejected_answer"),

@@ -52,10 +52,14 @@ class Reading(NamedTuple):
     Attributes:
         columns:    (our name of a key, theirs)
         preference: of PKU-SafeRLHF's two, the one that counts: "better" or "safer"; None: not said, so the better one
+        grades:     (what CValues calls a kind of answer, how good it is); (): not said, so they make no margins
+        scale:      the margin is this times the difference of two grades
     """
 
     columns: Tuple[Tuple[str, str], ...] = ()
     preference: Optional[str] = None
+    grades: Tuple[Tuple[str, float], ...] = ()
+    scale: float = 1.0
 
     def renamed(self, row: Row) -> Union[Row, InvalidRow]:
         """The row with our names of its keys; what had our name before is left out."""
