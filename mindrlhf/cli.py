@@ -9,7 +9,7 @@ from mindrlhf.data.template import Template, open_template
 from mindrlhf.errors import UserError
 
 __all__ = ["add_format_flags", "add_preference_flag", "add_set_flag", "add_text_flags", "boolean", "columns",
-           "inner_share", "new_parser", "not_used", "positive_int", "score_key", "share", "source_file",
+           "inner_share", "key_list", "new_parser", "not_used", "positive_int", "score_key", "share", "source_file",
            "template"]
 
 _INT32 = 2 ** 31 - 1
@@ -109,6 +109,19 @@ def inner_share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and below 1")
     return value
+
+
+def key_list(text: str) -> Tuple[str, ...]:
+    """KEY, ...: keys of a row, each once.
+
+    >>> key_list("pos_type,neg_type")
+    ('pos_type', 'neg_type')
+    """
+    keys = tuple(text.split(","))
+    if not all(keys) or len(set(keys)) < len(keys):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected names of keys, each once, with commas between "
+                                         "several")
+    return keys
 
 
 def score_key(text: str) -> str:

@@ -18,6 +18,7 @@ from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError
 from mindrlhf.output_paths import check_outputs
+from mindrlhf.scoring.pair_lines import check_names_are_free
 from mindrlhf.scoring.questions import read_questions
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
 from mindrlhf.scoring.text_pairs import TextPairs
@@ -70,10 +71,12 @@ class EvaluationPlan(ScoringPlan):
     Attributes:
         records:         the pairs to score, encoded already, or as text
         all_checkpoints: all of the last run's current branch, in the order of their steps, or the last alone
+        score_key:       NAME of the scores in eval_scores.jsonl, chosen_NAME and rejected_NAME
     """
 
     records: Union[RecordSet, TextPairs]
     all_checkpoints: bool
+    score_key: str = "score"
 
 
 def plan_evaluation(args) -> EvaluationPlan:
@@ -100,9 +103,10 @@ def plan_evaluation(args) -> EvaluationPlan:
                 check_records(records, plan.config.model, exact=False)
     problems.raise_all()
     if args.data_file:
-        outputs = [file_of_run(plan.config.output / name, notes.number) for name in ("eval.json", "eval_scores.png")]
+        outputs = [file_of_run(plan.config.output / name, notes.number)
+                   for name in ("eval.json", "eval_scores.jsonl", "eval_scores.png")]
         check_outputs({"output_dir": outputs}, {"--data_file": args.data_file, "--tokenizer": args.tokenizer})
-    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt)
+    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt, score_key=args.score_key)
 
 
 def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextPairs]:
@@ -111,12 +115,13 @@ def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problem
         if is_read_once(args.data_file):
             raise UserError(f"--data_file: {args.data_file}: a pipe or a device, expected a file, which is read for "
                             "each checkpoint and by each process")
-        sources = open_sources([(args.data_file, None)], Path(), args.format, Reading(args.columns, args.preference))
+        sources = open_sources([(args.data_file, None)], Path(), args.format, Reading(args.columns, args.preference,
+                                                                                     args.group_by))
     if not (encoder and sources and plan.config):
         return None
     pairs = TextPairs(sources, encoder, plan.config.model.seq_length)
     with problems:
-        next(pairs.read())
+        check_names_are_free(next(pairs.read()), args.score_key)
     return pairs
 
 

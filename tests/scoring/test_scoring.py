@@ -13,6 +13,7 @@
 | test_a_checkpoint_that_cannot_be_ ...    | the others are evaluated; one branch   | names, reasons by hand   |
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
+| test_pairs_of_text_have_groups_ ...      | eval.json, eval_scores.jsonl, the log  | lengths of the texts     |
 | test_what_becomes_of_pairs_that_are_ ... | pairs cut and left out, for the log    | rows by hand             |
 | test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
 | test_a_copied_checkpoint_is_scored_ ...  | template, dimensions, number of a run  | what was noted           |
@@ -44,7 +45,9 @@ from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
 from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.evaluate import EvalResult, evaluate
+from mindrlhf.scoring.figures import PairScores
 from mindrlhf.scoring.infer import infer
+from mindrlhf.scoring.pair_lines import WrongPairs
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
 from mindrlhf.scoring.report import NotFiniteScores
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
@@ -81,6 +84,10 @@ def scorer(configure, checkpoint):
     scorer = Scorer(configure(), MindFormerConfig(**configure().mapping))
     scorer.load(Checkpoint(checkpoint))
     return scorer
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def make_texts(*lengths, seed=0):
@@ -267,21 +274,26 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
         results += evaluate(EvaluationPlan(configure(64, size), str(checkpoint), {}, RecordSet.open(str(path)), False))
         lines = [line for line in log if line.startswith("acc: [")]
         assert len(lines) == -(-20 // size)
-        assert lines[-1].endswith(f"avg acc: [{results[-1].accuracy}]")
+        assert lines[-1].endswith(f"avg acc: [{results[-1].figures['accuracy']}]")
     one, other = results
     expected = np.array(list(scorer.score(texts)))
     for result in results:
-        np.testing.assert_allclose(result.chosen, expected[:, 0], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(result.rejected, expected[:, 1], rtol=1e-5, atol=1e-5)
-    assert one.accuracy == other.accuracy == np.mean(expected[:, 0] > expected[:, 1])
-    assert one.margin == pytest.approx(np.mean(expected[:, 0] - expected[:, 1]), abs=1e-5)
-    assert 0 < one.accuracy < 1
+        np.testing.assert_allclose(result.scores.chosen, expected[:, 0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result.scores.rejected, expected[:, 1], rtol=1e-5, atol=1e-5)
+        assert result.scores.chosen_tokens.tolist() == [len(chosen) for chosen, _ in texts]
+        assert result.scores.rejected_tokens.tolist() == [len(rejected) for _, rejected in texts]
+    assert one.figures["accuracy"] == other.figures["accuracy"] == np.mean(expected[:, 0] > expected[:, 1])
+    assert one.figures["margin"] == pytest.approx(np.mean(expected[:, 0] - expected[:, 1]), abs=1e-5)
+    assert 0 < one.figures["accuracy"] < 1
     assert (in_tmp_path / "output" / "eval_scores.png").is_file()
-    figures = json.loads((in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8"))
-    assert figures == {"data": [str(path)], "results": [{
-        "checkpoint": str(checkpoint), "pairs": 20, "not_finite": 0, "accuracy": other.accuracy, "margin": other.margin,
-        "chosen_mean": float(other.chosen.mean()), "rejected_mean": float(other.rejected.mean())}],
-        "not_evaluated": []}
+    entry, = json.loads((in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8"))
+    assert entry == {"checkpoint": str(checkpoint), "data": [str(path)], **other.figures}
+    assert set(entry) == {
+        "checkpoint", "data", "pairs", "not_finite", "ties", "loss", "accuracy", "accuracy_interval", "margin", "mean",
+        "std", "calibration_error", "chosen_longer", "chosen_shorter", "length_correlation", "groups"}
+    assert read_lines("output/eval_scores.jsonl") == [
+        {"pair": number, "chosen_score": chosen, "rejected_score": rejected} for number, (chosen, rejected)
+        in enumerate(zip(other.scores.chosen.tolist(), other.scores.rejected.tolist()))]
 
 
 @pytest.mark.usefixtures("start")
@@ -297,19 +309,47 @@ def test_pairs_that_are_nan_are_counted_apart(configure, checkpoint, pairs, in_t
     assert str(caught.value) == ("3 rows have a score that is NaN or infinite, not counted in accuracy and margin: " +
                                  ", ".join(f"{path}: pair {number} ({checkpoint})" for number in (3, 7, 11)))
     content = (in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8")
-    result, = json.loads(content, parse_constant=pytest.fail)["results"]
+    result, = json.loads(content, parse_constant=pytest.fail)
     finite = np.delete(scores, [3, 7, 11], axis=0)
     assert (result["pairs"], result["not_finite"]) == (20, 3)
     assert result["accuracy"] == pytest.approx(np.mean(finite[:, 0] > finite[:, 1]))
     assert result["margin"] == pytest.approx(np.mean(finite[:, 0] - finite[:, 1]), abs=1e-6)
-    assert result["chosen_mean"] == pytest.approx(np.mean(finite[:, 0]), abs=1e-6)
+    assert result["mean"] == pytest.approx(np.mean(finite), abs=1e-6)
+    written = read_lines("output/eval_scores.jsonl")
+    assert [row["pair"] for row in written if None in row.values()] == [3, 7, 11]
+    assert (written[3]["chosen_score"], written[3]["rejected_score"]) == (None, scores[3, 1])
     assert (in_tmp_path / "output" / "eval_scores.png").is_file()
 
 
+@pytest.mark.usefixtures("start")
+def test_pairs_of_text_have_groups_and_their_own_keys(configure, checkpoint, in_tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "Scorer", CountingScorer)  # the longer answer is the better one
+    lengths = [(2, 1, "拒绝"), (1, 9, "拒绝"), (4, 1, "风险"), (2, 3, 7)]
+    rows = [{"prompt": "问" * 200, "pos_resp": "b" * chosen, "neg_resp": "c" * rejected, "pos_type": kind, "n": [1]}
+            for chosen, rejected, kind in lengths]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = open_sources([(Path("rows.jsonl"), None)], Path(), None, AS_THEY_ARE._replace(keep=("pos_type",)))
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
+    texts = TextPairs(sources, TextEncoder(CharacterTokenizer(), "{prompt}:{response}"), 512)
+    evaluate(EvaluationPlan(configure(), str(checkpoint), {}, texts, False))
+    entry, = json.loads(Path("output/eval.json").read_text(encoding="utf-8"))
+    assert {group: (figures["pairs"], figures["accuracy"]) for group, figures in entry["groups"].items()} == {
+        "拒绝": (2, 0.5), "风险": (1, 1), "7": (1, 0)}
+    assert (entry["chosen_longer"], entry["length_correlation"]) == ({"pairs": 2, "accuracy": 1}, pytest.approx(1))
+    assert read_lines("output/eval_scores.jsonl") == [
+        {**row, "chosen_score": 201 + len(row["pos_resp"]), "rejected_score": 201 + len(row["neg_resp"])}
+        for row in rows]
+    table, wrong = ("\n".join(line for line in log if line.startswith(begin)) for begin in ("accuracy by", "most"))
+    assert "\n 拒绝      2    0.5000  0.0945 to 0.9055  -3.5000" in table
+    assert wrong.splitlines()[1:3] == ["1. rows.jsonl:2 (拒绝): chosen 202.0000, rejected 210.0000",
+                                       f"   prompt: {'问' * 200}"]
+    assert len(wrong.splitlines()) == 9
+
+
 def test_an_evaluation_without_a_finite_pair_has_no_figures():
-    result = EvalResult("a.ckpt", np.array([np.nan, 1], np.float32), np.array([0, np.inf], np.float32))
-    assert result.figures() == {"checkpoint": "a.ckpt", "pairs": 2, "not_finite": 2, "accuracy": None, "margin": None,
-                                "chosen_mean": None, "rejected_mean": None}
+    result = EvalResult("a.ckpt", PairScores(np.array([np.nan, 1], np.float32), np.array([0, np.inf], np.float32),
+                                             np.array([3, 4]), np.array([5, 4])), [None, None], WrongPairs())
     assert result.as_line() == ("a.ckpt: 2 pairs, accuracy -, mean margin - (of the 0 pairs whose scores are finite; "
                                 "of 2 they are NaN or infinite)")
 
@@ -366,8 +406,10 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
         assert reason is None or reason in row
     assert (tmp_path / "output" / "eval_scores_1.png").is_file()
     figures = json.loads((tmp_path / "output" / "eval_1.json").read_text(encoding="utf-8"))
-    assert [result["checkpoint"] for result in figures["results"]] == [str(whole), str(last)]
-    assert len(figures["not_evaluated"]) == 3
+    assert [entry["checkpoint"] for entry in figures] == list(map(str, (whole, damaged, other, removed, last)))
+    assert ["not_evaluated" in entry for entry in figures] == [False, True, True, True, False]
+    assert "no such file or folder" in figures[3]["not_evaluated"]
+    assert len(read_lines("output/eval_scores_1.jsonl")) == 20
 
 
 # --- inference ------------------------------------------------------------------------------------------------------
@@ -525,7 +567,7 @@ def test_what_becomes_of_pairs_that_are_read_as_text_is_said(in_tmp_path):
     sources = open_sources([(Path("rows.jsonl"), None)], Path(), None, AS_THEY_ARE)
     texts = TextPairs(sources, TextEncoder(CharacterTokenizer(), "{prompt}:{response}"), 7)
     for _ in range(2):
-        assert [list(map(len, ids)) for ids in texts.read()] == [[3, 3], [3, 7]]
+        assert [list(map(len, row.ids)) for row in texts.read()] == [[3, 3], [3, 7]]
         assert texts.account() == (
             "rows.jsonl: format answers, 2 pairs, of which 1 are cut at 7 tokens; pairs left out: 1 for a difference "
             "that the cut took; 1 for two equal answers; 1 for equally good answers")

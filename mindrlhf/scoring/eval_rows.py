@@ -1,0 +1,53 @@
+"""The pairs of an evaluation with what is known of them, out of text and out of MindRecord. Knows nothing of MindSpore
+until MindRecord is read.
+"""
+import json
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.preference import Preference
+from mindrlhf.data.record_set import RecordSet
+
+__all__ = ["EvalRow", "group_name", "rows_of_records"]
+
+
+class EvalRow(NamedTuple):
+    """A pair to evaluate.
+
+    Attributes:
+        place:  its file and line, or its number in MindRecord, for messages
+        ids:    of the chosen and the rejected text, (length,) int32 each
+        values: the row's own keys; of MindRecord what its conversion kept, or the pair's number
+        group:  that it belongs to; None: to none
+        pair:   as text; None of MindRecord
+    """
+
+    place: str
+    ids: Tuple[np.ndarray, np.ndarray]
+    values: Dict[str, Any]
+    group: Optional[str] = None
+    pair: Optional[Preference] = None
+
+
+def group_name(values: Dict[str, Any], keys: Sequence[str]) -> Optional[str]:
+    """The values of a row's keys as the name of a group; None without keys.
+
+    >>> group_name({"pos_type": "good", "neg_type": 3}, ["pos_type", "neg_type"])
+    'good > 3'
+    """
+    if not keys:
+        return None
+    texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+             for value in (values[key] for key in keys))
+    name = " > ".join(texts)
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair is no text
+
+
+def rows_of_records(records: RecordSet) -> Iterator[EvalRow]:
+    """The pairs of MindRecord files, in their order."""
+    from mindrlhf.data.mindrecord_reader import read_pairs
+    place = records.files[0] if len(records.files) == 1 else str(records)
+    for number, pair in enumerate(read_pairs(records.files, list(FIELDS))):
+        yield EvalRow(f"{place}: pair {number}", (pair.chosen, pair.rejected), {"pair": number})
