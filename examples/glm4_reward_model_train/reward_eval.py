@@ -49,12 +49,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     data.add_argument("--eval_dataset", nargs="+", metavar="PATH", help="MindRecord files, or folders of them")
     data.add_argument("--data_file", type=Path, metavar="FILE",
                       help="preference data as text, in any format and kind of file that cvalues_comparison.py reads")
-    parser.add_argument("--tokenizer", help="with --data_file: the tokenizer file that the training data was made with")
+    parser.add_argument("--tokenizer", help="the tokenizer file that the data was made with; with MindRecord it shows "
+                                            "the pairs that are scored wrongly, in the log")
     add_format_flags(parser)
     add_preference_flag(parser)
     add_text_flags(parser)
     parser.add_argument("--group_by", type=key_list, default=(), metavar="KEY,...",
-                        help="figures by the values of these keys of the rows, such as pos_type,neg_type")
+                        help="figures by the values of these keys of the rows, such as pos_type,neg_type; with "
+                             "MindRecord, keys that cvalues_comparison.py --keep has kept")
     parser.add_argument("--score_key", type=score_key, default="score", metavar="NAME",
                         help="the keys of a pair's scores in eval_scores.jsonl are chosen_NAME and rejected_NAME "
                              "(default: score)")
@@ -72,7 +74,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.data_file and not args.tokenizer:
         parser.error("argument --data_file: needs --tokenizer, expected both")
-    for flag in ("tokenizer", "format", "columns", "preference", "prompt_template", "add_eos", "group_by"):
+    for flag in ("format", "columns", "preference", "prompt_template", "add_eos"):
         if not args.data_file and getattr(args, flag) not in (None, ()):
             parser.error(f"argument --{flag}: has an effect with --data_file only")
     return args

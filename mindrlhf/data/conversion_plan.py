@@ -93,6 +93,6 @@ def plan_conversion(args) -> ConversionPlan:
     encoder = TextEncoder(open_tokenizer(args.tokenizer), args.prompt_template, args.add_eos, args.too_long)
     return ConversionPlan(
         tuple(args.src_file), args.dst_file, encoder, args.seq_length, args.padding_side, args.pad_token_id,
-        args.format, Reading(args.columns, args.preference), args.skip_invalid,
+        args.format, Reading(args.columns, args.preference, args.keep), args.skip_invalid,
         MAX_INVALID if args.max_invalid is None else args.max_invalid, args.num_workers, args.shard_num,
         args.val_split)

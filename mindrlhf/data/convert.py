@@ -159,6 +159,8 @@ def _noted(sources: Sources) -> Dict[str, Any]:
         noted["columns"] = dict(sources.reading.columns)
     if "pku-saferlhf" in formats:
         noted["preference"] = sources.reading.preference or "better"
+    if sources.reading.keep:
+        noted["keep"] = list(sources.reading.keep)
     return noted
 
 

@@ -14,11 +14,12 @@ from mindrlhf.data.rows.read import read_rows
 from mindrlhf.data.rows.row import InvalidRow, Row
 from mindrlhf.errors import UserError
 
-__all__ = ["AS_THEY_ARE", "FewerRows", "InvalidRow", "Preference", "PreferenceFile", "Reading", "Row", "Skipped",
-           "detect_format", "read_files", "read_preferences", "read_rows"]
+__all__ = ["AS_THEY_ARE", "FewerRows", "InvalidRow", "MOST_KEPT", "Preference", "PreferenceFile", "Reading", "Row",
+           "Skipped", "detect_format", "read_files", "read_preferences", "read_rows"]
 
 AS_THEY_ARE = Reading()
 _LOOKED_AT = 1000  # rows, until one is of a known format
+MOST_KEPT = 1 << 16  # bytes of what is kept of a row; a page of MindRecord holds several
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,17 @@ def read_files(files: Sequence[PreferenceFile],
             if isinstance(row, InvalidRow):
                 yield row
                 continue
+            kept = json.dumps({key: given.values[key] for key in reading.keep}, allow_nan=False)
+            if len(kept) > MOST_KEPT:
+                yield row.invalid(f"the keys that --keep or --group_by names have {len(kept)} bytes as JSON, expected "
+                                  f"at most {MOST_KEPT}")
+                continue
             try:
                 answers = answers_of(row, reading)
             except NoAnswers as reason:
                 yield row.invalid(str(reason))
                 continue
-            yield from _pairs(row, answers, prompts, given.values, reading.keep)
+            yield from _pairs(row, answers, prompts, given.values, kept if reading.keep else None)
             prompts += bool(answers.pairs)
         if most is not None and found < most:
             yield FewerRows(name, most, found)
@@ -167,10 +173,9 @@ def _renamed(rows: Iterator[Union[Row, InvalidRow]], reading: Reading) -> Iterat
 
 
 def _pairs(row: Row, answers: Answers, prompt_id: int, values: Dict[str, Any],
-           keep: Sequence[str]) -> Iterator[Union[Preference, Skipped]]:
+           kept: Optional[str]) -> Iterator[Union[Preference, Skipped]]:
     prompt, texts, pairs, margin, left_out, reason = answers
     several = len(texts) > 2
-    kept = json.dumps({key: values[key] for key in keep}, allow_nan=False) if keep else None
     for better, worse in pairs:
         yield Preference(row.place, row.number, prompt, texts[better], texts[worse], margin,
                          *((prompt_id, better, worse) if several else (None, None, None)), kept, values)

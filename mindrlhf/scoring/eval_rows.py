@@ -2,11 +2,13 @@
 until MindRecord is read.
 """
 import json
+from itertools import repeat
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.further_fields import KEPT
 from mindrlhf.data.preference import Preference
 from mindrlhf.data.record_set import RecordSet
 
@@ -45,9 +47,24 @@ def group_name(values: Dict[str, Any], keys: Sequence[str]) -> Optional[str]:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair is no text
 
 
-def rows_of_records(records: RecordSet) -> Iterator[EvalRow]:
-    """The pairs of MindRecord files, in their order."""
+def rows_of_records(records: RecordSet, group_by: Sequence[str] = ()) -> Iterator[EvalRow]:
+    """The pairs of MindRecord files, in their order.
+
+    Args:
+        group_by: keys that give a pair its group; all files have kept them
+    """
     from mindrlhf.data.mindrecord_reader import read_pairs
-    place = records.files[0] if len(records.files) == 1 else str(records)
-    for number, pair in enumerate(read_pairs(records.files, list(FIELDS))):
-        yield EvalRow(f"{place}: pair {number}", (pair.chosen, pair.rejected), {"pair": number})
+    place = ", ".join(records.files)
+    for number, (pair, kept) in enumerate(zip(read_pairs(records.files, list(FIELDS)), _kept(records))):
+        yield EvalRow(f"{place}: pair {number}", (pair.chosen, pair.rejected),
+                      {"pair": number} if kept is None else kept, group_name(kept or {}, group_by))
+
+
+def _kept(records: RecordSet) -> Iterator[Optional[Dict[str, Any]]]:
+    """What is kept of the row of each pair."""
+    from mindrlhf.data.mindrecord_reader import read_kept
+    for part in records.parts:
+        if KEPT in part.fields:
+            yield from (json.loads(text) for file in part.files for text in read_kept(file))
+        else:
+            yield from repeat(None, part.pairs)

@@ -13,6 +13,7 @@ from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.record_set import RecordSet
+from mindrlhf.data.tokenizer import Tokenizer
 from mindrlhf.errors import UserError, some
 from mindrlhf.plots import plot_score_histogram
 from mindrlhf.processes import meet
@@ -134,7 +135,7 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
         if len(rows) > 1:
             logger.info("all checkpoints:\n%s", _table(rows))
         if results:
-            _log_last(results[-1])
+            _log_last(results[-1], plan.tokenizer)
         if scorer.rank == 0 and results:
             _write_figures(outputs.figures, entries)
             lines.finish()
@@ -166,24 +167,31 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in table.splitlines())
 
 
-def _log_last(result: EvalResult) -> None:
+def _log_last(result: EvalResult, tokenizer: Optional[Tokenizer]) -> None:
     """The groups, and the pairs that are most confidently wrong."""
     from mindformers.tools.logger import logger
     if result.figures["groups"]:
         logger.info("accuracy by group, %s:\n%s", result.checkpoint, result.groups_as_table())
-    wrong = "\n".join(_described(number, *entry) for number, entry in enumerate(result.wrong.worst_first(), start=1))
+    wrong = "\n".join(_described(number, *entry, tokenizer)
+                      for number, entry in enumerate(result.wrong.worst_first(), start=1))
     if wrong:
         logger.info("most confidently wrong pairs, %s:\n%s", result.checkpoint, wrong)
 
 
-def _described(number: int, row: EvalRow, scores: Tuple[float, float]) -> str:
-    """A pair for the log."""
+def _described(number: int, row: EvalRow, scores: Tuple[float, float], tokenizer: Optional[Tokenizer]) -> str:
+    """A pair for the log, with its texts where they are known."""
     group = f" ({row.group})" if row.group else ""
     lines = [f"{number}. {row.place}{group}: chosen {scores[0]:.4f}, rejected {scores[1]:.4f}"]
+    texts: Sequence[str] = ()
     if row.pair:
-        texts = (" ".join(message.content for message in dialogue)
-                 for dialogue in (row.pair.prompt, row.pair.chosen, row.pair.rejected))
-        lines += [f"   {name}: {shortened(text)}" for name, text in zip(("prompt", "chosen", "rejected"), texts)]
+        texts = [" ".join(message.content for message in dialogue)
+                 for dialogue in (row.pair.prompt, row.pair.chosen, row.pair.rejected)]
+    elif tokenizer:
+        chosen, rejected = row.ids
+        shortest = min(len(chosen), len(rejected))
+        same = int(np.cumprod(chosen[:shortest] == rejected[:shortest]).sum())
+        texts = [tokenizer.decode(ids) for ids in (chosen[:same], chosen[same:], rejected[same:])]
+    lines += [f"   {name}: {shortened(text)}" for name, text in zip(("prompt", "chosen", "rejected"), texts)]
     return "\n".join(lines)
 
 
@@ -226,7 +234,7 @@ def _pair_scores(found: Sequence[Tuple[float, float, int, int]]) -> PairScores:
 
 def _read(plan: EvaluationPlan) -> Iterator[EvalRow]:
     """Each pair, with the ids of both texts."""
-    return plan.records.read() if isinstance(plan.records, TextPairs) else rows_of_records(plan.records)
+    return plan.records.read() if isinstance(plan.records, TextPairs) else rows_of_records(plan.records, plan.group_by)
 
 
 def _write_figures(path: Path, entries: Sequence[Dict[str, Any]]) -> None:

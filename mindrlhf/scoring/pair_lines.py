@@ -7,7 +7,7 @@ import math
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, List, Optional, Sequence, Tuple
+from typing import BinaryIO, Collection, List, Optional, Sequence, Tuple
 
 from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.errors import UserError
@@ -20,11 +20,11 @@ _MOST_WRONG = 10
 _SHOWN = 240  # characters of a text
 
 
-def check_names_are_free(row: EvalRow, score_key: str) -> None:
+def check_names_are_free(place: str, keys: Collection[str], score_key: str) -> None:
     """Raise `UserError` if a row has a key of its own that a score would replace."""
     for name in _names(score_key):
-        if name in row.values:
-            raise UserError(f"{row.place}: the row has a key {name!r}, which its score would replace, expected none: "
+        if name in keys:
+            raise UserError(f"{place}: the row has a key {name!r}, which its score would replace, expected none: "
                             "--score_key NAME gives the scores another name")
 
 
@@ -70,7 +70,7 @@ class PairLines:
         Raises:
             UserError: see `check_names_are_free`.
         """
-        check_names_are_free(row, self._score_key)
+        check_names_are_free(row.place, row.values, self._score_key)
         if self._file:
             scores = [score if math.isfinite(score) else None for score in (chosen, rejected)]
             line = json.dumps({**row.values, **dict(zip(self._names, scores))}, ensure_ascii=False, allow_nan=False)

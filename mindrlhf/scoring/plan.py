@@ -1,7 +1,7 @@
 """What a run that scores is given: everything about it that can be checked before a device is touched."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any, Mapping, Optional, Sequence, Tuple, Union
 
 from mindrlhf.checkpoints.find import check_checkpoint_path, file_of_run
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
@@ -72,11 +72,15 @@ class EvaluationPlan(ScoringPlan):
         records:         the pairs to score, encoded already, or as text
         all_checkpoints: all of the last run's current branch, in the order of their steps, or the last alone
         score_key:       NAME of the scores in eval_scores.jsonl, chosen_NAME and rejected_NAME
+        group_by:        keys of the rows whose values give a pair its group
+        tokenizer:       that the pairs of MindRecord are shown with; None: by their numbers
     """
 
     records: Union[RecordSet, TextPairs]
     all_checkpoints: bool
     score_key: str = "score"
+    group_by: Tuple[str, ...] = ()
+    tokenizer: Optional[Tokenizer] = None
 
 
 def plan_evaluation(args) -> EvaluationPlan:
@@ -89,6 +93,7 @@ def plan_evaluation(args) -> EvaluationPlan:
     plan, mapping, notes = _plan(args, problems, **{"eval_dataset.data_loader.dataset_dir": args.eval_dataset,
                                                     "runner_config.batch_size": args.batch_size})
     records: Union[RecordSet, TextPairs, None] = None
+    tokenizer: Optional[Tokenizer] = None
     if args.data_file:
         records = _text_pairs(args, plan, notes, problems)
     else:
@@ -98,15 +103,34 @@ def plan_evaluation(args) -> EvaluationPlan:
         with problems:
             check_same_tokenizer(str(records.sidecar), records.settings.get("tokenizer"),
                                  plan.trained.get("tokenizer"), notes.place)
+        with problems:
+            _check_kept(records, args.group_by, args.score_key)
+        with problems:
+            tokenizer = open_tokenizer(args.tokenizer) if args.tokenizer else None
+            if tokenizer:
+                check_same_tokenizer("--tokenizer", tokenizer.identity, records.settings.get("tokenizer"),
+                                     records.sidecar, "the data was made")
         if plan.config:
             with problems:
                 check_records(records, plan.config.model, exact=False)
     problems.raise_all()
-    if args.data_file:
-        outputs = [file_of_run(plan.config.output / name, notes.number)
-                   for name in ("eval.json", "eval_scores.jsonl", "eval_scores.png")]
-        check_outputs({"output_dir": outputs}, {"--data_file": args.data_file, "--tokenizer": args.tokenizer})
-    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt, score_key=args.score_key)
+    outputs = [file_of_run(plan.config.output / name, notes.number)
+               for name in ("eval.json", "eval_scores.jsonl", "eval_scores.png")]
+    check_outputs({"output_dir": outputs}, {"--config": args.config, "--data_file": args.data_file,
+                                            "--tokenizer": args.tokenizer})
+    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt, score_key=args.score_key,
+                          group_by=args.group_by, tokenizer=tokenizer)
+
+
+def _check_kept(records: RecordSet, group_by: Sequence[str], score_key: str) -> None:
+    """Raise `UserError` if files have not kept what pairs are grouped by, or have kept a key with a score's name."""
+    for part in records.parts:
+        missing = [key for key in group_by if key not in part.keep]
+        if missing:
+            raise UserError(f"--group_by: {part} has no key {', '.join(map(repr, missing))}, expected it among those "
+                            f"that were kept ({', '.join(part.keep) or 'none'}): convert with --keep "
+                            f"{','.join(group_by)}, or evaluate on the text with --data_file")
+        check_names_are_free(str(part), part.keep, score_key)
 
 
 def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextPairs]:
@@ -121,7 +145,8 @@ def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problem
         return None
     pairs = TextPairs(sources, encoder, plan.config.model.seq_length)
     with problems:
-        check_names_are_free(next(pairs.read()), args.score_key)
+        row = next(pairs.read())
+        check_names_are_free(row.place, row.values, args.score_key)
     return pairs
 
 

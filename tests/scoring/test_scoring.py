@@ -14,6 +14,8 @@
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
 | test_pairs_of_text_have_groups_ ...      | eval.json, eval_scores.jsonl, the log  | lengths of the texts     |
+| test_pairs_of_mindrecord_have_ ...       | groups, own keys, texts, of MindRecord | rows by hand             |
+| test_what_was_not_kept_ ...              | refused before anything is loaded      | messages                 |
 | test_what_becomes_of_pairs_that_are_ ... | pairs cut and left out, for the log    | rows by hand             |
 | test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
 | test_a_copied_checkpoint_is_scored_ ...  | template, dimensions, number of a run  | what was noted           |
@@ -28,6 +30,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML, dimensions_of
+from helpers import convert_file
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
@@ -40,6 +43,7 @@ from mindrlhf.data.preference import AS_THEY_ARE
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.sources import open_sources
 from mindrlhf.data.text_encoder import TextEncoder
+from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
@@ -347,6 +351,64 @@ def test_pairs_of_text_have_groups_and_their_own_keys(configure, checkpoint, in_
     assert len(wrong.splitlines()) == 9
 
 
+@pytest.fixture
+def kept(tmp_path):
+    """MindRecord files of two pairs whose rows' key "kind" is kept, and of one without."""
+    tokenizer = open_tokenizer(SAMPLE / "tokenizer.model")
+    paths = []
+    for name, kinds, keep in (("a", ["好 > 坏", 7], ("kind",)), ("b", ["x"], ())):
+        rows = [{"prompt": f"p{kind}", "pos_resp": "xy", "neg_resp": "xyz", "kind": kind} for kind in kinds]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        convert_file(tmp_path / "rows.jsonl", tmp_path / f"{name}.mindrecord", tokenizer, 64, "{prompt}:{response}",
+                     reading=AS_THEY_ARE._replace(keep=keep))
+        paths.append(str(tmp_path / f"{name}.mindrecord"))
+    return tokenizer, paths
+
+
+@pytest.mark.usefixtures("start", "in_tmp_path")
+def test_pairs_of_mindrecord_have_the_groups_that_were_kept(configure, checkpoint, kept, monkeypatch):
+    monkeypatch.setattr(evaluation, "Scorer", CountingScorer)
+    tokenizer, (with_kind, without) = kept
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
+    records = RecordSet.open([with_kind])
+    evaluate(EvaluationPlan(configure(), str(checkpoint), {}, records, False, "score", ("kind",), tokenizer))
+    entry, = json.loads(Path("output/eval.json").read_text(encoding="utf-8"))
+    assert {group: figures["pairs"] for group, figures in entry["groups"].items()} == {"好 > 坏": 1, "7": 1}
+    assert [row["kind"] for row in read_lines("output/eval_scores.jsonl")] == ["好 > 坏", 7]
+    wrong = next(line for line in log if line.startswith("most confidently wrong"))
+    assert f"1. {with_kind}: pair 0 (好 > 坏): chosen" in wrong
+    assert "   prompt: p7:xy\n   chosen: \n   rejected: z" in wrong
+    evaluate(EvaluationPlan(configure(), str(checkpoint), {}, RecordSet.open([with_kind, without]), False))
+    assert [list(row)[0] for row in read_lines("output/eval_scores.jsonl")] == ["kind", "kind", "pair"]
+
+
+def test_what_was_not_kept_is_no_group(kept, in_tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from reward_eval import parse_args
+    _, (with_kind, without) = kept
+    ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])}], "a.ckpt")
+
+    def plan(*flags):
+        return plan_evaluation(parse_args(["--config", str(TINY_YAML), "--distributed_ckpt_path", "a.ckpt",
+                                           "--set", "train_dataset.pad_token_id=996", *flags]))
+
+    for flags, message in [
+        (["--eval_dataset", without, "--group_by", "kind"],
+         f"--group_by: {without} has no key 'kind', expected it among those that were kept (none): convert with --keep "
+         "kind, or evaluate on the text with --data_file"),
+        (["--eval_dataset", with_kind, "--group_by", "kind,type"],
+         "has no key 'type', expected it among those that were kept (kind): convert with --keep kind,type"),
+        (["--data_file", "rows.jsonl", "--group_by", "type", "--tokenizer", str(SAMPLE / "tokenizer.model")],
+         "rows.jsonl:1: key 'type' missing, which --keep or --group_by names; found prompt, pos_resp, neg_resp, kind"),
+        (["--eval_dataset", with_kind, "--tokenizer", __file__], "not a tokenizer file"),
+    ]:
+        with pytest.raises(UserError) as error:
+            plan(*flags)
+        assert message in str(error.value)
+    assert plan("--eval_dataset", with_kind, "--group_by", "kind").group_by == ("kind",)
+
+
 def test_an_evaluation_without_a_finite_pair_has_no_figures():
     result = EvalResult("a.ckpt", PairScores(np.array([np.nan, 1], np.float32), np.array([0, np.inf], np.float32),
                                              np.array([3, 4]), np.array([5, 4])), [None, None], WrongPairs())
@@ -532,7 +594,8 @@ def test_another_end_of_texts_than_in_training_is_warned_of(monkeypatch, found, 
     (["--data_file", "a.jsonl"], "argument --data_file: needs --tokenizer, expected both"),
     (["--data_file", "a.jsonl", "--eval_dataset", "a.mindrecord"], "not allowed with argument"),
     (["--eval_dataset", "a.mindrecord", "--format", "explicit"], "argument --format: has an effect with --data_file"),
-    (["--tokenizer", "t"], "argument --tokenizer: has an effect with --data_file only"),
+    (["--add_eos", "True"], "argument --add_eos: has an effect with --data_file only"),
+    (["--group_by", "a,,b"], "argument --group_by: found 'a,,b', expected names of keys, each once"),
 ])
 def test_flags_of_text_belong_together(flags, message, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLE)
