@@ -8,8 +8,9 @@ r"""Accuracy of a reward model on preference data: how often the better answer g
 
 --data_file with --tokenizer in place of --eval_dataset evaluates on text as it is, without a conversion.
 A flag that is not given leaves the YAML's value. In the YAML's output_dir, eval.json has the figures, eval_scores.jsonl
-each pair with its scores, and eval_scores.png their distributions. Exit code 3: some scores are NaN or infinite, and
-are not counted.
+each pair with its scores, eval_scores.png their distributions, and eval_groups.png accuracy by group and reliability;
+of several checkpoints, eval_steps.png has accuracy over steps. Exit code 3: some scores are NaN or infinite, and are
+not counted.
 """
 import signal
 

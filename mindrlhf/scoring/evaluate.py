@@ -1,7 +1,5 @@
 """Evaluation: what the scores of checkpoints on preference pairs say of them."""
 import json
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -13,68 +11,19 @@ from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.record_set import RecordSet
-from mindrlhf.data.tokenizer import Tokenizer
 from mindrlhf.errors import UserError, some
-from mindrlhf.plots import plot_score_histogram
 from mindrlhf.processes import meet
+from mindrlhf.scoring.eval_report import EvalResult, as_table, draw, log_details
 from mindrlhf.scoring.eval_rows import EvalRow, rows_of_records
-from mindrlhf.scoring.figures import PairScores, by_group, figures_of
-from mindrlhf.scoring.pair_lines import PairLines, WrongPairs, shortened
-from mindrlhf.scoring.plan import EvaluationPlan
+from mindrlhf.scoring.figures import PairScores
+from mindrlhf.scoring.pair_lines import PairLines, WrongPairs
+from mindrlhf.scoring.plan import OUTPUT_NAMES, EvaluationPlan
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress
 from mindrlhf.scoring.scorer import Scorer, warn_of_end, warn_of_template
 from mindrlhf.scoring.text_pairs import TextPairs
 from mindrlhf.set_up import set_up_mindspore
-from mindrlhf.tables import format_table
 
-__all__ = ["EvalResult", "evaluate"]
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """The scores of all pairs by one checkpoint.
-
-    Attributes:
-        checkpoint: path
-        scores:     of the pairs, in the data's order
-        groups:     of each pair; None: of none
-        wrong:      the most confidently wrong pairs
-    """
-
-    checkpoint: str
-    scores: PairScores
-    groups: Sequence[Optional[str]]
-    wrong: WrongPairs
-
-    @cached_property
-    def figures(self) -> Dict[str, Any]:
-        """Of all pairs, see `figures_of`, and of each group."""
-        return {**figures_of(self.scores), "groups": by_group(self.scores, self.groups)}
-
-    def as_row(self) -> List[str]:
-        shown = [_four_digits(self.figures[name]) for name in ("accuracy", "margin", "loss", "mean", "std")]
-        return [self.checkpoint, str(len(self.scores)), *shown, str(self.figures["not_finite"])]
-
-    def as_line(self) -> str:
-        pairs, others = len(self.scores), self.figures["not_finite"]
-        note = f" (of the {pairs - others} pairs whose scores are finite; of {others} they are NaN or infinite)" \
-            if others else ""
-        return (f"{self.checkpoint}: {pairs} pairs, accuracy {_four_digits(self.figures['accuracy'])}, "
-                f"mean margin {_four_digits(self.figures['margin'])}{note}")
-
-    def groups_as_table(self) -> str:
-        """The groups with accuracy, its interval and margin."""
-        rows = [["group", "pairs", "accuracy", "95 % interval", "margin", "NaN or infinite"]]
-        for group, figures in self.figures["groups"].items():
-            interval = figures["accuracy_interval"]
-            rows.append([group, str(figures["pairs"]), _four_digits(figures["accuracy"]),
-                         "{:.4f} to {:.4f}".format(*interval) if interval else "-", _four_digits(figures["margin"]),
-                         str(figures["not_finite"])])
-        return format_table(rows)
-
-
-def _four_digits(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.4f}"
+__all__ = ["evaluate"]
 
 
 def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
@@ -83,8 +32,9 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
     Logs `acc: [..]; avg acc: [..]` a batch: its share of pairs whose chosen end score is the larger one, and that of
     all pairs so far; then the figures by group, and the pairs that are most confidently wrong. Writes to the run's
     output folder eval.json, a list with the figures of each checkpoint, or the reason why it has none; and of the last
-    checkpoint, if several, eval_scores.jsonl, each pair with its scores, and eval_scores.png, their distributions. Each
-    name has the number of the checkpoint's run in it where that has one.
+    checkpoint, if several, eval_scores.jsonl, each pair with its scores, eval_scores.png, their distributions, and
+    eval_groups.png, accuracy by group and reliability; of several, eval_steps.png, accuracy over steps. Each name has
+    the number of the checkpoint's run in it where that has one.
 
     Args:
         plan:    what is evaluated
@@ -133,14 +83,14 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
             if isinstance(records, TextPairs) and len(results) == 1:
                 logger.info(records.account())
         if len(rows) > 1:
-            logger.info("all checkpoints:\n%s", _table(rows))
+            logger.info("all checkpoints:\n%s", as_table(rows))
         if results:
-            _log_last(results[-1], plan.tokenizer)
+            log_details(results[-1], plan.tokenizer)
         if scorer.rank == 0 and results:
             _write_figures(outputs.figures, entries)
             lines.finish()
             logger.info("the scores of each pair are in %s", outputs.scores)
-            _draw_scores(outputs.histogram, results[-1])
+            draw(results, outputs.histogram, outputs.groups, outputs.steps)
     if scorer.processes > 1:
         meet()  # a process that fails before the first one has written its figures would end that one
     if failed:
@@ -155,44 +105,8 @@ class _Outputs:
     """The names of a run's files."""
 
     def __init__(self, folder: Path, number: int):
-        self.figures, self.scores, self.histogram = (
-            file_of_run(folder / name, number) for name in ("eval.json", "eval_scores.jsonl", "eval_scores.png"))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """The checkpoints as a table; the last column, where there is anything in it, says why one has no figures."""
-    heading = ["checkpoint", "pairs", "accuracy", "margin", "loss", "mean", "std", "NaN or infinite", "not evaluated"]
-    used = len(heading) - (not any(row[-1] for row in rows))
-    table = format_table([heading[:used], *(row[:used] for row in rows)])
-    return "\n".join(line.rstrip() for line in table.splitlines())
-
-
-def _log_last(result: EvalResult, tokenizer: Optional[Tokenizer]) -> None:
-    """The groups, and the pairs that are most confidently wrong."""
-    from mindformers.tools.logger import logger
-    if result.figures["groups"]:
-        logger.info("accuracy by group, %s:\n%s", result.checkpoint, result.groups_as_table())
-    wrong = "\n".join(_described(number, *entry, tokenizer)
-                      for number, entry in enumerate(result.wrong.worst_first(), start=1))
-    if wrong:
-        logger.info("most confidently wrong pairs, %s:\n%s", result.checkpoint, wrong)
-
-
-def _described(number: int, row: EvalRow, scores: Tuple[float, float], tokenizer: Optional[Tokenizer]) -> str:
-    """A pair for the log, with its texts where they are known."""
-    group = f" ({row.group})" if row.group else ""
-    lines = [f"{number}. {row.place}{group}: chosen {scores[0]:.4f}, rejected {scores[1]:.4f}"]
-    texts: Sequence[str] = ()
-    if row.pair:
-        texts = [" ".join(message.content for message in dialogue)
-                 for dialogue in (row.pair.prompt, row.pair.chosen, row.pair.rejected)]
-    elif tokenizer:
-        chosen, rejected = row.ids
-        shortest = min(len(chosen), len(rejected))
-        same = int(np.cumprod(chosen[:shortest] == rejected[:shortest]).sum())
-        texts = [tokenizer.decode(ids) for ids in (chosen[:same], chosen[same:], rejected[same:])]
-    lines += [f"   {name}: {shortened(text)}" for name, text in zip(("prompt", "chosen", "rejected"), texts)]
-    return "\n".join(lines)
+        self.figures, self.scores, self.histogram, self.groups, self.steps = (
+            file_of_run(folder / name, number) for name in OUTPUT_NAMES)
 
 
 def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str, lines: PairLines) -> EvalResult:
@@ -243,17 +157,6 @@ def _write_figures(path: Path, entries: Sequence[Dict[str, Any]]) -> None:
         file.write_text(json.dumps(entries, ensure_ascii=False, allow_nan=False, indent=2) + "\n", encoding="utf-8",
                         errors="backslashreplace")
     logger.info("the figures are in %s", path)
-
-
-def _draw_scores(path: Path, result: EvalResult) -> None:
-    from mindformers.tools.logger import logger
-    try:
-        plot_score_histogram(result.scores.chosen.tolist(), result.scores.rejected.tolist(),
-                             Path(result.checkpoint).name, path)
-    except Exception as error:  # whatever a picture fails of, the figures are there
-        logger.warning("%s cannot be drawn: %s", path, error)
-        return
-    logger.info("the distributions of the scores are in %s", path)
 
 
 def _raise_not_finite(results: Sequence[EvalResult], files: Sequence[str]) -> None:

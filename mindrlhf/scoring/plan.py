@@ -23,7 +23,12 @@ from mindrlhf.scoring.questions import read_questions
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
 from mindrlhf.scoring.text_pairs import TextPairs
 
-__all__ = ["EvaluationPlan", "InferencePlan", "ScoringPlan", "TextScoringPlan", "plan_evaluation", "plan_inference"]
+__all__ = ["OUTPUT_NAMES", "EvaluationPlan", "InferencePlan", "ScoringPlan", "TextScoringPlan", "plan_evaluation",
+           "plan_inference"]
+
+
+# Of an evaluation, in the run's folder.
+OUTPUT_NAMES = ("eval.json", "eval_scores.jsonl", "eval_scores.png", "eval_groups.png", "eval_steps.png")
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,7 @@ def plan_evaluation(args) -> EvaluationPlan:
             with problems:
                 check_records(records, plan.config.model, exact=False)
     problems.raise_all()
-    outputs = [file_of_run(plan.config.output / name, notes.number)
-               for name in ("eval.json", "eval_scores.jsonl", "eval_scores.png")]
+    outputs = [file_of_run(plan.config.output / name, notes.number) for name in OUTPUT_NAMES]
     check_outputs({"output_dir": outputs}, {"--config": args.config, "--data_file": args.data_file,
                                             "--tokenizer": args.tokenizer})
     return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt, score_key=args.score_key,

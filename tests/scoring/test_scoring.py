@@ -45,10 +45,11 @@ from mindrlhf.data.sources import open_sources
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.scoring import eval_report, text_scorer
 from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
-from mindrlhf.scoring import text_scorer
-from mindrlhf.scoring.evaluate import EvalResult, evaluate
+from mindrlhf.scoring.eval_report import EvalResult
+from mindrlhf.scoring.evaluate import evaluate
 from mindrlhf.scoring.figures import PairScores
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.pair_lines import WrongPairs
@@ -345,7 +346,7 @@ def test_pairs_of_text_have_groups_and_their_own_keys(configure, checkpoint, in_
         {**row, "chosen_score": 201 + len(row["pos_resp"]), "rejected_score": 201 + len(row["neg_resp"])}
         for row in rows]
     table, wrong = ("\n".join(line for line in log if line.startswith(begin)) for begin in ("accuracy by", "most"))
-    assert "\n 拒绝      2    0.5000  0.0945 to 0.9055  -3.5000" in table
+    assert "\n1   拒绝      2    0.5000  0.0945 to 0.9055  -3.5000" in table
     assert wrong.splitlines()[1:3] == ["1. rows.jsonl:2 (拒绝): chosen 202.0000, rejected 210.0000",
                                        f"   prompt: {'问' * 200}"]
     assert len(wrong.splitlines()) == 9
@@ -422,11 +423,12 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(configure, checkpoint, pair
         raise RuntimeError("no display")
 
     warned = []
-    monkeypatch.setattr(evaluation, "plot_score_histogram", fails)
+    monkeypatch.setattr(eval_report, "plot_score_histogram", fails)
     monkeypatch.setattr(logger, "warning", lambda text, *values: warned.append(text % values))
     evaluate(EvaluationPlan(configure(64, 6), str(checkpoint), {}, RecordSet.open(str(pairs[0])), False))
     assert warned[-1] == "output/eval_scores.png cannot be drawn: no display"
-    assert (in_tmp_path / "output" / "eval.json").is_file()
+    assert sorted(path.name for path in (in_tmp_path / "output").glob("eval*")) == [
+        "eval.json", "eval_groups.png", "eval_scores.jsonl"]
 
 
 def save_step(folder, scoring_model, step, number=0, branch=0, left=(), **model):
@@ -455,6 +457,9 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
     monkeypatch.setattr(Scorer, "checkpoints", lambda self, path: (found(self, path), removed.unlink())[0])
     log = []
     monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
+    drawn, plot = [], eval_report.plot_accuracy_over_steps
+    monkeypatch.setattr(eval_report, "plot_accuracy_over_steps",
+                        lambda steps, *figures: (drawn.append((steps, figures[-2])), plot(steps, *figures)))
     plan = EvaluationPlan(configure(64), str(folder), {}, RecordSet.open(str(pairs[0])), True)
     with pytest.raises(UserError, match=rf"{folder}: 3 of 5 checkpoints could not be evaluated: .*; .*; "):
         evaluate(plan)
@@ -466,7 +471,9 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
                                   "model.model_config.rope_ratio is 1, expected 500, with which the model was trained",
                                   "no such file or folder", None)):
         assert reason is None or reason in row
-    assert (tmp_path / "output" / "eval_scores_1.png").is_file()
+    for name in ("scores", "groups", "steps"):
+        assert (tmp_path / "output" / f"eval_{name}_1.png").is_file()
+    assert drawn == [([3, 7], "step")]
     figures = json.loads((tmp_path / "output" / "eval_1.json").read_text(encoding="utf-8"))
     assert [entry["checkpoint"] for entry in figures] == list(map(str, (whole, damaged, other, removed, last)))
     assert ["not_evaluated" in entry for entry in figures] == [False, True, True, True, False]
