@@ -3,7 +3,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Tuple, Union
 
-from mindrlhf.checkpoints.find import check_checkpoint_path, file_of_run
+from mindrlhf.checkpoints.find import check_checkpoint_path, checkpoints_to_score, file_of_run
+from mindrlhf.checkpoints.score_statistics import ScoreStatistics, read_score_statistics
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
@@ -177,6 +178,7 @@ class InferencePlan(TextScoringPlan):
         resume:       go on from OUTPUT_FILE.partial, if there is one
         skip_invalid: leave out rows that cannot be scored, instead of ending there
         invalid_file: where these go; None without `skip_invalid`
+        statistics:   by which scores are normalised; None: they are not
     """
 
     data_file: Path
@@ -187,6 +189,7 @@ class InferencePlan(TextScoringPlan):
     resume: bool = False
     skip_invalid: bool = False
     invalid_file: Optional[Path] = None
+    statistics: Optional[ScoreStatistics] = None
 
 
 def plan_inference(args) -> InferencePlan:
@@ -200,17 +203,23 @@ def plan_inference(args) -> InferencePlan:
     encoder = _encoder(args, plan, notes, problems)
     with problems:
         _check_data_file(args.data_file, args, plan.config, encoder)
+    statistics = None
+    if args.normalize and plan.config:
+        with problems:
+            files, _ = checkpoints_to_score(args.distributed_ckpt_path, 0, plan.config.layout.semi_auto)
+            statistics = read_score_statistics("--normalize", args.normalize, files[-1])
     problems.raise_all()
     output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
     invalid_file = invalid_rows_path(output_file, plan.config.output) if args.skip_invalid else None
     check_outputs({"--output_file": output_file, **({"--skip_invalid": invalid_file} if invalid_file else {})}, {
         "--config": args.config, "--data_file": args.data_file, "--tokenizer": args.tokenizer,
+        "--normalize": args.normalize,
         "--distributed_ckpt_path": args.distributed_ckpt_path, "data_settings.json": notes.place})
     check_score_file(output_file, args.resume)
     return InferencePlan(**vars(plan), encoder=encoder, data_file=args.data_file, output_file=output_file,
                          score_key=args.score_key, format_name=args.format, reading=Reading(args.columns),
                          resume=args.resume, skip_invalid=args.skip_invalid,
-                         invalid_file=invalid_file)
+                         invalid_file=invalid_file, statistics=statistics)
 
 
 def _encoder(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextEncoder]:

@@ -550,7 +550,8 @@ def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(t
         return plan_inference(SimpleNamespace(
             config=str(tmp_path / "run.yaml"), seq_length=None, data_file=tmp_path / "rows.jsonl", prompt_template=None,
             tokenizer=str(SAMPLE / "tokenizer.model"), distributed_ckpt_path=str(tmp_path / "a.ckpt"),
-            output_file=output, score_key="score", resume=False, skip_invalid=False, format=None, columns=()))
+            output_file=output, score_key="score", resume=False, skip_invalid=False, format=None, columns=(),
+            normalize=None))
 
     for name, read, flag in [("rows.jsonl", "rows.jsonl", "--data_file"), ("link", "rows.jsonl", "--data_file"),
                              ("a.ckpt", "a.ckpt", "--distributed_ckpt_path"), ("run.yaml", "run.yaml", "--config")]:
