@@ -6,7 +6,8 @@ r"""Accuracy of a reward model on preference data: how often the better answer g
       --eval_dataset /path/to/test.mindrecord --batch_size 16 \
       --distributed_ckpt_path /path/to/checkpoint_network --load_all_ckpt False" 8 9123 output/msrun_log False 600
 
---data_file with --tokenizer in place of --eval_dataset evaluates on text as it is, without a conversion.
+--data_file with --tokenizer in place of --eval_dataset evaluates on text as it is, without a conversion. With --format
+reward-bench or reward-bench-2, the benchmark's own figures are in results/BENCHMARK/CHECKPOINT.json too.
 A flag that is not given leaves the YAML's value. In the YAML's output_dir, eval.json has the figures, eval_scores.jsonl
 each pair with its scores, eval_scores.png their distributions, and eval_groups.png accuracy by group and reliability;
 of several checkpoints, eval_steps.png has accuracy over steps. Exit code 3: some scores are NaN or infinite, and are

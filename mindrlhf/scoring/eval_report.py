@@ -9,9 +9,9 @@ import numpy as np
 from mindrlhf.checkpoints.find import place_of
 from mindrlhf.data.tokenizer import Tokenizer
 from mindrlhf.plots import plot_accuracy_over_steps, plot_groups_and_reliability, plot_score_histogram
-from mindrlhf.scoring.eval_rows import EvalRow
 from mindrlhf.scoring.figures import PairScores, by_group, figures_of, reliability, wilson_interval
-from mindrlhf.scoring.pair_lines import WrongPairs, shortened
+from mindrlhf.scoring.pair_lines import WrongPair, WrongPairs, shortened
+from mindrlhf.scoring.reward_bench import rows_of_table
 from mindrlhf.tables import format_table
 
 __all__ = ["EvalResult", "as_table", "draw", "log_details"]
@@ -26,12 +26,14 @@ class EvalResult:
         scores:     of the pairs, in the data's order
         groups:     of each pair; None: of none
         wrong:      the most confidently wrong pairs
+        results:    of a benchmark, see `results_of`; None: of none
     """
 
     checkpoint: str
     scores: PairScores
     groups: Sequence[Optional[str]]
     wrong: WrongPairs
+    results: Optional[Dict[str, Any]] = None
 
     @cached_property
     def figures(self) -> Dict[str, Any]:
@@ -75,24 +77,28 @@ def as_table(rows: Sequence[Sequence[str]]) -> str:
 def log_details(result: EvalResult, tokenizer: Optional[Tokenizer]) -> None:
     """The groups, and the pairs that are most confidently wrong."""
     from mindformers.tools.logger import logger
+    if result.results:
+        logger.info("%s:\n%s", result.checkpoint, format_table(rows_of_table(result.results)))
     if result.figures["groups"]:
         logger.info("accuracy by group, %s:\n%s", result.checkpoint, result.groups_as_table())
-    wrong = "\n".join(_described(number, *entry, tokenizer)
-                      for number, entry in enumerate(result.wrong.worst_first(), start=1))
+    wrong = "\n".join(_described(number, pair, tokenizer)
+                      for number, pair in enumerate(result.wrong.worst_first(), start=1))
     if wrong:
         logger.info("most confidently wrong pairs, %s:\n%s", result.checkpoint, wrong)
 
 
-def _described(number: int, row: EvalRow, scores: Tuple[float, float], tokenizer: Optional[Tokenizer]) -> str:
+def _described(number: int, pair: WrongPair, tokenizer: Optional[Tokenizer]) -> str:
     """A pair for the log, with its texts where they are known."""
+    row, (better, worse), scores = pair
     group = f" ({row.group})" if row.group else ""
     lines = [f"{number}. {row.place}{group}: chosen {scores[0]:.4f}, rejected {scores[1]:.4f}"]
     texts: Sequence[str] = ()
-    if row.pair:
+    if row.texts:
+        prompt, answers = row.texts
         texts = [" ".join(message.content for message in dialogue)
-                 for dialogue in (row.pair.prompt, row.pair.chosen, row.pair.rejected)]
+                 for dialogue in (prompt, answers[better], answers[worse])]
     elif tokenizer:
-        chosen, rejected = row.ids
+        chosen, rejected = row.ids[better], row.ids[worse]
         shortest = min(len(chosen), len(rejected))
         same = int(np.cumprod(chosen[:shortest] == rejected[:shortest]).sum())
         texts = [tokenizer.decode(ids) for ids in (chosen[:same], chosen[same:], rejected[same:])]

@@ -7,30 +7,32 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.further_fields import KEPT
-from mindrlhf.data.preference import Preference
 from mindrlhf.data.record_set import RecordSet
 
 __all__ = ["EvalRow", "group_name", "rows_of_records"]
 
 
 class EvalRow(NamedTuple):
-    """A pair to evaluate.
+    """A row to evaluate: a pair, or several pairs of answers to a prompt.
 
     Attributes:
         place:  its file and line, or its number in MindRecord, for messages
-        ids:    of the chosen and the rejected text, (length,) int32 each
+        ids:    of the texts, the right ones first, (length,) int32 each
         values: the row's own keys; of MindRecord what its conversion kept, or the pair's number
         group:  that it belongs to; None: to none
-        pair:   as text; None of MindRecord
+        pairs:  (better, worse), numbers of texts
+        texts:  prompt, and answers; None of MindRecord
     """
 
     place: str
-    ids: Tuple[np.ndarray, np.ndarray]
+    ids: Tuple[np.ndarray, ...]
     values: Dict[str, Any]
     group: Optional[str] = None
-    pair: Optional[Preference] = None
+    pairs: Tuple[Tuple[int, int], ...] = ((0, 1),)
+    texts: Optional[Tuple[Dialogue, Tuple[Dialogue, ...]]] = None
 
 
 def group_name(values: Dict[str, Any], keys: Sequence[str]) -> Optional[str]:

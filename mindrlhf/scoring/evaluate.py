@@ -19,6 +19,7 @@ from mindrlhf.scoring.figures import PairScores
 from mindrlhf.scoring.pair_lines import PairLines, WrongPairs
 from mindrlhf.scoring.plan import OUTPUT_NAMES, EvaluationPlan
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress
+from mindrlhf.scoring.reward_bench import BenchmarkPairs, ScoredRow, path_of_results, results_of
 from mindrlhf.scoring.scorer import Scorer, warn_of_end, warn_of_template
 from mindrlhf.scoring.text_pairs import TextPairs
 from mindrlhf.set_up import set_up_mindspore
@@ -34,7 +35,8 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
     output folder eval.json, a list with the figures of each checkpoint, or the reason why it has none; and of the last
     checkpoint, if several, eval_scores.jsonl, each pair with its scores, eval_scores.png, their distributions, and
     eval_groups.png, accuracy by group and reliability; of several, eval_steps.png, accuracy over steps. Each name has
-    the number of the checkpoint's run in it where that has one.
+    the number of the checkpoint's run in it where that has one. The figures of a benchmark go to
+    results/BENCHMARK/CHECKPOINT.json there.
 
     Args:
         plan:    what is evaluated
@@ -87,7 +89,12 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
         if results:
             log_details(results[-1], plan.tokenizer)
         if scorer.rank == 0 and results:
-            _write_figures(outputs.figures, entries)
+            _write_json(outputs.figures, entries)
+            logger.info("the figures are in %s", outputs.figures)
+            for result in results if isinstance(records, BenchmarkPairs) else ():
+                path = path_of_results(config.output, records.benchmark, result.checkpoint)
+                _write_json(path, result.results)
+                logger.info("the figures of the benchmark are in %s", path)
             lines.finish()
             logger.info("the scores of each pair are in %s", outputs.scores)
             draw(results, outputs.histogram, outputs.groups, outputs.steps)
@@ -116,24 +123,32 @@ def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str, lines: PairLi
     found: List[Tuple[float, float, int, int]] = []
     groups: List[Optional[str]] = []
     names: Dict[Optional[str], Optional[str]] = {}  # one string a group, however many pairs it has
+    benchmark: List[ScoredRow] = []
     wrong, right, others = WrongPairs(), 0, 0
     rows, asked = tee(_read(plan))
     scored = zip(scorer.score(row.ids for row in asked), rows)
     lines.begin()
     with progress("evaluate", "pairs", plan.records.pairs) as bar:
         for batch in iter(lambda: list(islice(scored, plan.config.batching.size)), []):
+            before = len(found)
             for scores, row in batch:
-                lines.add(row, *scores)
-                wrong.add(len(found), row, *scores)
-                found.append((*scores, *(min(len(ids), scorer.seq_length) for ids in row.ids)))
-                groups.append(names.setdefault(row.group, row.group))
-            result = _pair_scores(found[-len(batch):])
+                lines.add(row, scores)
+                tokens = [min(len(ids), scorer.seq_length) for ids in row.ids]
+                for pair in row.pairs:
+                    wrong.add(len(found), row, pair, *(scores[text] for text in pair))
+                    found.append((*(scores[text] for text in pair), *(tokens[text] for text in pair)))
+                    groups.append(names.setdefault(row.group, row.group))
+                if isinstance(plan.records, BenchmarkPairs):
+                    benchmark.append(plan.records.scored(row, scores))
+            result = _pair_scores(found[before:])
             finite, right_here = int(result.finite.sum()), int((result.margin > 0)[result.finite].sum())
-            right, others = right + right_here, others + len(batch) - finite
+            right, others = right + right_here, others + len(result) - finite
             logger.info("acc: [%s]; avg acc: [%s]", _share(right_here, finite), _share(right, len(found) - others),
                         extra=DETAIL)
             bar.update(len(batch))
-    return EvalResult(name, _pair_scores(found), groups, wrong)
+    results = results_of(plan.records.benchmark, benchmark, name, plan.records.encoder.tokenizer.identity["file"],
+                         plan.records.encoder.noted) if isinstance(plan.records, BenchmarkPairs) else None
+    return EvalResult(name, _pair_scores(found), groups, wrong, results)
 
 
 def _share(part: int, whole: int) -> float:
@@ -151,12 +166,10 @@ def _read(plan: EvaluationPlan) -> Iterator[EvalRow]:
     return plan.records.read() if isinstance(plan.records, TextPairs) else rows_of_records(plan.records, plan.group_by)
 
 
-def _write_figures(path: Path, entries: Sequence[Dict[str, Any]]) -> None:
-    from mindformers.tools.logger import logger
+def _write_json(path: Path, content: Any) -> None:
     with partial_file(path) as file:
-        file.write_text(json.dumps(entries, ensure_ascii=False, allow_nan=False, indent=2) + "\n", encoding="utf-8",
+        file.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n", encoding="utf-8",
                         errors="backslashreplace")
-    logger.info("the figures are in %s", path)
 
 
 def _raise_not_finite(results: Sequence[EvalResult], files: Sequence[str]) -> None:

@@ -7,14 +7,14 @@ import math
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Collection, List, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Collection, List, NamedTuple, Optional, Sequence, Tuple
 
 from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.errors import UserError
 from mindrlhf.output_paths import follow_link
 from mindrlhf.scoring.eval_rows import EvalRow
 
-__all__ = ["PairLines", "WrongPairs", "check_names_are_free", "shortened"]
+__all__ = ["PairLines", "WrongPair", "WrongPairs", "check_names_are_free", "shortened"]
 
 _MOST_WRONG = 10
 _SHOWN = 240  # characters of a text
@@ -64,16 +64,20 @@ class PairLines:
             with naming_a_full_disk(self.path):
                 self._file = open(self._folder / self.path.name, "wb")  # noqa: SIM115 (closed by `_close`)
 
-    def add(self, row: EvalRow, chosen: float, rejected: float) -> None:
-        """A pair with its scores; null where they are NaN or infinite.
+    def add(self, row: EvalRow, scores: Sequence[float]) -> None:
+        """A row with the scores of its texts, null where they are NaN or infinite: two numbers, or where there are more
+        texts than two, a list of the right ones' and one of the others'.
 
         Raises:
             UserError: see `check_names_are_free`.
         """
         check_names_are_free(row.place, row.values, self._score_key)
         if self._file:
-            scores = [score if math.isfinite(score) else None for score in (chosen, rejected)]
-            line = json.dumps({**row.values, **dict(zip(self._names, scores))}, ensure_ascii=False, allow_nan=False)
+            found: List[Any] = [score if math.isfinite(score) else None for score in scores]
+            if len(found) > 2:
+                right = 1 + max(better for better, _ in row.pairs)
+                found = [found[:right], found[right:]]
+            line = json.dumps({**row.values, **dict(zip(self._names, found))}, ensure_ascii=False, allow_nan=False)
             with naming_a_full_disk(self.path):
                 self._file.write(f"{line}\n".encode("utf-8", "backslashreplace"))
 
@@ -89,22 +93,36 @@ class PairLines:
                 self._file.close()
 
 
+class WrongPair(NamedTuple):
+    """A pair whose rejected answer has the higher score.
+
+    Attributes:
+        row:    that it is of
+        pair:   (better, worse), numbers of the row's texts
+        scores: of both
+    """
+
+    row: EvalRow
+    pair: Tuple[int, int]
+    scores: Tuple[float, float]
+
+
 class WrongPairs:
     """The pairs whose rejected answer has the higher score by the most, of those that it is given."""
 
     def __init__(self):
-        self._heap: List[Tuple[float, int, EvalRow, Tuple[float, float]]] = []
+        self._heap: List[Tuple[float, int, WrongPair]] = []
 
-    def add(self, number: int, row: EvalRow, chosen: float, rejected: float) -> None:
-        """A pair, with its number in the data."""
+    def add(self, number: int, row: EvalRow, pair: Tuple[int, int], chosen: float, rejected: float) -> None:
+        """A pair of a row's, with its number in the data."""
         excess = rejected - chosen
         if 0 < excess < math.inf:
-            entry = (excess, -number, row, (chosen, rejected))
+            entry = (excess, -number, WrongPair(row, pair, (chosen, rejected)))
             (heapq.heappushpop if len(self._heap) == _MOST_WRONG else heapq.heappush)(self._heap, entry)
 
-    def worst_first(self) -> Sequence[Tuple[EvalRow, Tuple[float, float]]]:
-        """(pair, its scores); of equally wrong ones the one that comes first in the data."""
-        return [(row, scores) for *_, row, scores in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+    def worst_first(self) -> List["WrongPair"]:
+        """Of equally wrong ones the one that comes first in the data."""
+        return [pair for *_, pair in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
 def shortened(text: str) -> str:

@@ -21,6 +21,7 @@ from mindrlhf.errors import Problems, UserError
 from mindrlhf.output_paths import check_outputs
 from mindrlhf.scoring.pair_lines import check_names_are_free
 from mindrlhf.scoring.questions import read_questions
+from mindrlhf.scoring.reward_bench import BENCHMARKS, BenchmarkPairs
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
 from mindrlhf.scoring.text_pairs import TextPairs
 
@@ -144,11 +145,14 @@ def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problem
         if is_read_once(args.data_file):
             raise UserError(f"--data_file: {args.data_file}: a pipe or a device, expected a file, which is read for "
                             "each checkpoint and by each process")
-        sources = open_sources([(args.data_file, None)], Path(), args.format, Reading(args.columns, args.preference,
-                                                                                     args.group_by))
+        keep = args.group_by or (("subset",) if args.format in BENCHMARKS else ())
+        sources = open_sources([(args.data_file, None)], Path(), args.format,
+                               Reading(args.columns, args.preference, keep))
     if not (encoder and sources and plan.config):
         return None
-    pairs = TextPairs(sources, encoder, plan.config.model.seq_length)
+    length = plan.config.model.seq_length
+    pairs = BenchmarkPairs(sources, encoder, length, benchmark=args.format) if args.format in BENCHMARKS else \
+        TextPairs(sources, encoder, length)
     with problems:
         row = next(pairs.read())
         check_names_are_free(row.place, row.values, args.score_key)

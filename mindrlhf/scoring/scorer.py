@@ -160,11 +160,14 @@ class Scorer:
         """
         questions = iter(questions)
         while True:
-            window = [text_group([np.asarray(text[:self.seq_length], np.int32) for text in texts])
+            window = [[np.asarray(text[:self.seq_length], np.int32) for text in texts]
                       for texts in islice(questions, self.window)]
             if not window:
                 return
-            yield from self._score_window(window)
+            # A row has room for two whole texts: of more answers, two at a time share their beginning.
+            groups = [[text_group(texts[first:first + 2]) for first in range(0, len(texts), 2)] for texts in window]
+            scores = iter(self._score_window([group for of_question in groups for group in of_question]))
+            yield from ([score for _ in of_question for score in next(scores)] for of_question in groups)
 
     def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
         scores, steps = self._score_rows(groups, self.most)

@@ -67,7 +67,8 @@ class TextPairs:
                 self._counts[_READ] += 1
                 self._counts[_CUT] += row.cut_answer or row.cut_prompt
                 yield EvalRow(read.place, row.ids(), read.values,
-                              group_name(read.values, self.sources.reading.keep), read)
+                              group_name(read.values, self.sources.reading.keep),
+                              texts=(read.prompt, (read.chosen, read.rejected)))
         if not self._counts[_READ]:
             raise UserError(f"--data_file: {self.sources}: no pair in it, expected at least one")
 

@@ -121,27 +121,27 @@ def test_the_most_wrong_pairs_are_the_worst_of_all():
     pairs[5], pairs[6] = (-math.inf, 0), (math.nan, 1)
     wrong = WrongPairs()
     for number, scores in enumerate(pairs.tolist()):
-        wrong.add(number, row(number), *scores)
+        wrong.add(number, row(number), (0, 1), *scores)
     excess = np.array([b - a if math.isfinite(a) else 0 for a, b in pairs.tolist()])
     expected = sorted(range(200), key=lambda number: (-excess[number], number))[:10]
-    assert [found.place for found, _ in wrong.worst_first()] == [f"a.jsonl:{number}" for number in expected]
+    assert [found.row.place for found in wrong.worst_first()] == [f"a.jsonl:{number}" for number in expected]
     few = WrongPairs()
     for number, scores in enumerate([(0, 1), (1, 1), (2, 1), (0, 3)]):
-        few.add(number, row(number), *scores)
-    assert [scores for _, scores in few.worst_first()] == [(0, 3), (0, 1)]
+        few.add(number, row(number), (0, 1), *scores)
+    assert [found.scores for found in few.worst_first()] == [(0, 3), (0, 1)]
 
 
 def test_lines_of_the_last_checkpoint_stay(tmp_path):
     path = tmp_path / "eval_scores.jsonl"
     with PairLines(path, "score") as lines:  # which ends before `finish`
         lines.begin()
-        lines.add(row(1), 1, 0)
+        lines.add(row(1), [1, 0])
     assert list(tmp_path.iterdir()) == []
     with PairLines(path, "score") as lines:
         for checkpoint in (1, 2):
             lines.begin()
             for number in range(4 - checkpoint):
-                lines.add(row(number, 问题="甲", n=[number]), checkpoint + number, math.nan)
+                lines.add(row(number, 问题="甲", n=[number]), [checkpoint + number, math.nan])
         assert not path.exists()
         lines.finish()
     assert path.read_text(encoding="utf-8") == "".join(
@@ -152,11 +152,11 @@ def test_lines_of_the_last_checkpoint_stay(tmp_path):
 
 def test_a_key_of_the_users_own_is_not_replaced(tmp_path):
     with PairLines(None, "score") as lines, pytest.raises(UserError) as error:  # also where nothing is written
-        lines.add(row(7, chosen_score=1), 1, 0)
+        lines.add(row(7, chosen_score=1), [1, 0])
     assert str(error.value) == ("a.jsonl:7: the row has a key 'chosen_score', which its score would replace, expected "
                                 "none: --score_key NAME gives the scores another name")
     with PairLines(tmp_path / "a.jsonl", "ours") as lines:
         lines.begin()
-        lines.add(row(7, chosen_score=9), 1, 0)
+        lines.add(row(7, chosen_score=9), [1, 0])
         lines.finish()
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"chosen_score": 9, "chosen_ours": 1, "rejected_ours": 0}

@@ -2,6 +2,7 @@
 
 | test                                     | proves                                 | judged against           |
 | test_scores_are_those_of_each_text_alone | texts of any length, one answer or two | the padded path, 1e-5    |
+| test_many_answers_are_scored_ ...        | more than fit into a row               | each answer alone, 1e-5  |
 | test_scores_come_in_the_order ...        | sorting by length is undone            | the scores in one window |
 | test_questions_are_read_as ...           | memory does not grow with the input    | how far it has been read |
 | test_every_very_short_text ...           | rows have room for all that fit        | the score of one of them |
@@ -125,6 +126,16 @@ def test_scores_are_those_of_each_text_alone(scorer, questions, build_model, loa
     expected = model(Tensor(rows), None, Tensor(mask), None, Tensor(ends)).asnumpy()[:, 0]
     np.testing.assert_allclose(sum(found, []), expected, rtol=1e-5, atol=1e-5)
     assert len({round(value, 3) for value in expected.tolist()}) > 10
+
+
+def test_many_answers_are_scored_however_long_or_short_they_are(scorer):
+    """More tokens, or more texts, than a row has room for."""
+    many = [*make_texts(*[500] * 3, 1, 499), *make_texts(*[500] * 4, seed=9)]
+    short = make_texts(*[3] * 9)
+    expected = [next(scorer.score([[text]]))[0] for text in (*many, *short)]
+    first, *others = scorer.score([many, *[short] * 60])
+    np.testing.assert_allclose([*first, *others[-1]], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(others, [others[0]] * 60, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_beyond_the_sequence_length_does_not_count(scorer):
@@ -501,7 +512,7 @@ class CountingScorer(Scorer):
 
 
 class CharacterTokenizer:
-    identity = {"name": "letters"}
+    identity = {"file": "letters"}
     control_ids = {}
 
     def encode_batch(self, texts):
