@@ -16,6 +16,7 @@ __all__ = ["TextPairs"]
 
 _READ, _CUT, _SAME, _LOST = "read", "cut", "two equal answers", "a difference that the cut took"
 
+
 @dataclass(frozen=True)
 class TextPairs:
     """The pairs that a conversion of the same files would write, of which none is dropped for its length.

@@ -46,8 +46,8 @@ def _train(plan: TrainingPlan, run) -> None:
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
+    from mindrlhf.training.check_parts import check_parts
     from mindrlhf.training.monitor import callbacks_of_process
-    from mindrlhf.training.parts import check_parts
     from mindrlhf.training.trainer import RewardTrainer
 
     check_parts(config)

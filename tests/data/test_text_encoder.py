@@ -112,6 +112,16 @@ def test_add_eos_ends_a_text_with_the_token_also_where_it_is_cut():
 DIALOGUE = (Message("system", "ss"), user("aa"), assistant("bb"), user("cc"), assistant("dd"), user("ee"))
 
 
+def test_cut_prompt_does_not_try_each_turn_of_a_long_dialogue(monkeypatch):
+    found, tried = encoder(too_long="cut_prompt"), []
+    encode = TOKENIZER.encode_batch
+    monkeypatch.setattr(TOKENIZER, "encode_batch", lambda texts: tried.append(texts) or encode(texts))
+    prompt = (*(message for _ in range(500) for message in (user("aa"), assistant("bb"))), user("c"))
+    fitting = found.fit(prompt, [(assistant("d"),), (assistant("e"),)], 20)
+    assert fitting.ids[0] == ids_of([*prompt[-5:], assistant("d")])
+    assert len(tried) < 15
+
+
 @pytest.mark.parametrize(("length", "text"), [
     (22, "ss\n\naa:bb\n\ncc:dd\n\nee:ffff"), (21, "ss\n\ncc:dd\n\nee:ffff"), (15, "ss\n\nee:ffff"), (9, "ee:ffff"),
     (6, "e:ffff"), (5, ":ffff"), (4, ":fff"),
