@@ -11,6 +11,8 @@ import pytest
 from mindrlhf.checkpoints.score_statistics import read_score_statistics
 from mindrlhf.errors import UserError
 
+pytestmark = pytest.mark.stack
+
 ENTRIES = [{"checkpoint": "run/a-1_1.ckpt", "mean": 9, "std": 9},
            {"checkpoint": "run/a-1_2.ckpt", "mean": -1, "std": 2.5},
            {"checkpoint": "run/a-1_3.ckpt", "not_evaluated": "damaged"}]
