@@ -190,7 +190,7 @@ def plot_groups_and_reliability(whole: Sequence[Share], groups: Sequence[Share],
     """
     drawn = groups[:MOST_GROUPS]
     names = [_cut(name) for name, *_ in drawn]
-    found, font = _font_of("".join(names))
+    found, font = _font_of("".join([*names, *(name for name, *_ in whole), "(0123456789)"]))
     names = [*(name for name, *_ in whole),
              *(name if found else f"group {number}" for number, name in enumerate(names, start=1))]
     shown = [*whole, *drawn]

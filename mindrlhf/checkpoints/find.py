@@ -15,9 +15,9 @@ from mindrlhf.json_file import read_json_object
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt, read_notes
 from mindrlhf.weights.shards import ShardName, missing_shards
 
-__all__ = ["check_checkpoint_path", "checkpoint_files", "checkpoints_to_score", "DATA_SETTINGS", "file_of_run",
-           "first_rank", "in_order", "is_sliced", "list_checkpoints", "newest_whole_checkpoint", "newest_whole_slices",
-           "of_current_branch", "Place", "place_of", "step_of", "steps_of_slices", "TO_RESUME"]
+__all__ = ["DATA_SETTINGS", "Place", "TO_RESUME", "check_checkpoint_path", "checkpoint_files", "checkpoints_to_score",
+           "file_of_run", "first_rank", "in_order", "is_sliced", "list_checkpoints", "newest_whole_checkpoint",
+           "newest_whole_slices", "of_current_branch", "place_of", "step_of", "steps_of_slices"]
 
 DATA_SETTINGS = "data_settings.json"
 

@@ -56,7 +56,7 @@ class EvalResult:
         rows = [["", "group", "pairs", "accuracy", "95 % interval", "margin", "NaN or infinite"]]
         for number, (group, figures) in enumerate(self.figures["groups"].items(), start=1):
             interval = figures["accuracy_interval"]
-            rows.append([str(number), group, str(figures["pairs"]), _four_digits(figures["accuracy"]),
+            rows.append([str(number), shortened(group), str(figures["pairs"]), _four_digits(figures["accuracy"]),
                          "{:.4f} to {:.4f}".format(*interval) if interval else "-", _four_digits(figures["margin"]),
                          str(figures["not_finite"])])
         return format_table(rows)

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Tuple, Union
 
-from mindrlhf.checkpoints.find import check_checkpoint_path, checkpoints_to_score, file_of_run
+from mindrlhf.checkpoints.find import check_checkpoint_path, checkpoints_to_score, file_of_run, first_rank
 from mindrlhf.checkpoints.score_statistics import ScoreStatistics, read_score_statistics
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
@@ -210,7 +210,8 @@ def plan_inference(args) -> InferencePlan:
     statistics = None
     if args.normalize and plan.config:
         with problems:
-            files, _ = checkpoints_to_score(args.distributed_ckpt_path, 0, plan.config.layout.semi_auto)
+            path = args.distributed_ckpt_path
+            files, _ = checkpoints_to_score(path, first_rank(path), plan.config.layout.semi_auto)
             statistics = read_score_statistics("--normalize", args.normalize, files[-1])
     problems.raise_all()
     output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
