@@ -57,6 +57,18 @@ def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool
         raise unreadable(place, error) from None
 
 
+def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, loss_mask, _end, place: str) -> Pair:
+    sides = [ids[mask != 0] for ids, mask in ((chosen_ids, chosen_mask), (rejected_ids, rejected_mask))]
+    at = np.flatnonzero(loss_mask)
+    first, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
+    if end - first != len(at) or not all(map(len, sides)):
+        raise UserError(f"{place}: found {'an empty side' if end - first == len(at) else 'a loss mask with a hole'}, "
+                        "expected tokens on both sides and one range of compared positions")
+    # A row without padding is padded on neither side; the other row says then.
+    left = not (chosen_mask[0] and rejected_mask[0])
+    return Pair(*sides, (first, end), len(loss_mask) if left else None)
+
+
 def read_kept(file: str) -> Iterator[str]:
     """What a MindRecord file has kept of the row of each of its pairs, in their order: an object of JSON.
 
@@ -69,18 +81,6 @@ def read_kept(file: str) -> Iterator[str]:
             yield str(row[KEPT])
     except (RuntimeError, ValueError, TypeError) as error:
         raise unreadable(file, error) from None
-
-
-def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, loss_mask, _end, place: str) -> Pair:
-    sides = [ids[mask != 0] for ids, mask in ((chosen_ids, chosen_mask), (rejected_ids, rejected_mask))]
-    at = np.flatnonzero(loss_mask)
-    first, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
-    if end - first != len(at) or not all(map(len, sides)):
-        raise UserError(f"{place}: found {'an empty side' if end - first == len(at) else 'a loss mask with a hole'}, "
-                        "expected tokens on both sides and one range of compared positions")
-    # A row without padding is padded on neither side; the other row says then.
-    left = not (chosen_mask[0] and rejected_mask[0])
-    return Pair(*sides, (first, end), len(loss_mask) if left else None)
 
 
 def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> int:
