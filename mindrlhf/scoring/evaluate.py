@@ -89,12 +89,7 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
         if results:
             log_details(results[-1], plan.tokenizer)
         if scorer.rank == 0 and results:
-            _write_json(outputs.figures, entries)
-            logger.info("the figures are in %s", outputs.figures)
-            for result in results if isinstance(records, BenchmarkPairs) else ():
-                path = path_of_results(config.output, records.benchmark, result.checkpoint)
-                _write_json(path, result.results)
-                logger.info("the figures of the benchmark are in %s", path)
+            _write_figures(outputs, plan, entries, results)
             lines.finish()
             logger.info("the scores of each pair are in %s", outputs.scores)
             draw(results, outputs.histogram, outputs.groups, outputs.steps)
@@ -164,6 +159,18 @@ def _pair_scores(found: Sequence[Tuple[float, float, int, int]]) -> PairScores:
 def _read(plan: EvaluationPlan) -> Iterator[EvalRow]:
     """Each pair, with the ids of both texts."""
     return plan.records.read() if isinstance(plan.records, TextPairs) else rows_of_records(plan.records, plan.group_by)
+
+
+def _write_figures(outputs: _Outputs, plan: EvaluationPlan, entries: Sequence[Dict[str, Any]],
+                   results: Sequence[EvalResult]) -> None:
+    """eval.json, and the files of a benchmark."""
+    from mindformers.tools.logger import logger
+    _write_json(outputs.figures, entries)
+    logger.info("the figures are in %s", outputs.figures)
+    for result in results if isinstance(plan.records, BenchmarkPairs) else ():
+        path = path_of_results(plan.config.output, plan.records.benchmark, result.checkpoint)
+        _write_json(path, result.results)
+        logger.info("the figures of the benchmark are in %s", path)
 
 
 def _write_json(path: Path, content: Any) -> None:
