@@ -10,8 +10,8 @@ from mindrlhf.data.template import Template, open_template
 from mindrlhf.errors import UserError
 
 __all__ = ["add_format_flags", "add_preference_flag", "add_set_flag", "add_text_flags", "boolean", "columns",
-           "grades", "inner_share", "new_parser", "not_used", "positive_int", "positive_number", "score_key", "share",
-           "source_file", "template"]
+           "grades", "inner_share", "key_list", "new_parser", "not_used", "positive_int", "positive_number",
+           "score_key", "share", "source_file", "template"]
 
 _INT32 = 2 ** 31 - 1
 
@@ -141,6 +141,19 @@ def grades(text: str) -> Tuple[Tuple[str, float], ...]:
             raise argparse.ArgumentTypeError(f"found {kind.strip()!r} twice, expected each kind once")
         found[kind.strip()] = grade
     return tuple(found.items())
+
+
+def key_list(text: str) -> Tuple[str, ...]:
+    """KEY, ...: keys of a row, each once.
+
+    >>> key_list("pos_type,neg_type")
+    ('pos_type', 'neg_type')
+    """
+    keys = tuple(text.split(","))
+    if not all(keys) or len(set(keys)) < len(keys):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected names of keys, each once, with commas between "
+                                         "several")
+    return keys
 
 
 def score_key(text: str) -> str:

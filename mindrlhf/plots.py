@@ -11,19 +11,22 @@ import numpy as np
 
 from mindrlhf.atomic import partial_file
 
-__all__ = ["plot_score_histogram", "plot_training_curves", "read_metrics"]
+__all__ = ["MOST_GROUPS", "plot_accuracy_over_steps", "plot_groups_and_reliability", "plot_score_histogram",
+           "plot_training_curves", "read_metrics"]
 
+MOST_GROUPS = 12  # that a picture shows
 _POINTS = 400  # of a line, about as many as its part of a picture has columns
+_LONGEST_NAME = 30  # characters of a group's name
 _COLORS = {"chosen": "#2a7fba", "rejected": "#d1603d", "line": "#2a7fba", "mean": "#173f5f"}
 
 
-def _axes(columns: int, titles: Sequence[str], width: float = 4.2):
+def _axes(columns: int, titles: Sequence[str], width: float = 4.2, height: float = 3.4):
     """A figure with a row of axes, drawn without a screen."""
     os.environ["MPLBACKEND"] = "Agg"  # matplotlib reads it when it is imported, and ends if it does not know the name
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, 3.4), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
     for axis, title in zip(axes[0], titles):
         axis.set_title(title)
         axis.grid(alpha=0.25)
@@ -35,7 +38,7 @@ def _save(figure, path: Path) -> Path:
     from matplotlib import pyplot
     try:
         with partial_file(path) as file:
-            figure.savefig(file, dpi=120, format="png")
+            figure.savefig(file, dpi=150, format="png")
     finally:
         pyplot.close(figure)
     return path
@@ -109,19 +112,27 @@ def _drawable(text: str) -> Tuple[str, Optional[str]]:
     """(text, font file): a text that a title draws letter by letter, and a font that has all of its letters, where the
     usual one has not; without any such font, its other letters become escapes, with a warning.
     """
-    from matplotlib import font_manager
-    wanted = {ord(letter) for letter in text}
-    usual = font_manager.findfont(font_manager.FontProperties())
+    found, font = _font_of(text)
+    missing = set() if found else {ord(letter) for letter in text} - _letters(font)
     text = text.replace("$", r"\$")  # matplotlib would read a formula
-    if wanted <= _letters(usual):
-        return text, None
-    for font in font_manager.fontManager.ttflist:
-        if not font.name.startswith("Last Resort") and wanted <= _letters(font.fname):  # which has boxes alone
-            return text, font.fname
-    missing = wanted - _letters(usual)
+    if found:
+        return text, font
     text = "".join(letter.encode("unicode_escape").decode() if ord(letter) in missing else letter for letter in text)
     warnings.warn(f"no font here has all letters of a picture's title, so that it is written {text!r}", stacklevel=2)
     return text, None
+
+
+def _font_of(text: str) -> Tuple[bool, Optional[str]]:
+    """(True, a font file that has all letters of a text; None: the usual one), or (False, the usual one)."""
+    from matplotlib import font_manager
+    wanted = {ord(letter) for letter in text}
+    usual = font_manager.findfont(font_manager.FontProperties())
+    if wanted <= _letters(usual):
+        return True, None
+    for font in font_manager.fontManager.ttflist:
+        if not font.name.startswith("Last Resort") and wanted <= _letters(font.fname):  # which has boxes alone
+            return True, font.fname
+    return False, usual
 
 
 def _letters(font: str) -> Set[int]:
@@ -158,4 +169,83 @@ def plot_score_histogram(chosen: Sequence[float], rejected: Sequence[float], tit
     axes[1].axvline(0, color="black", linewidth=1)
     axes[1].set_xlabel("margin")
     axes[1].set_ylabel("pairs")
+    return _save(figure, target)
+
+
+Share = Tuple[str, int, Optional[float], Optional[Sequence[float]]]  # name, pairs, accuracy, (low, high)
+
+
+def plot_groups_and_reliability(whole: Sequence[Share], groups: Sequence[Share],
+                                bins: Sequence[Tuple[int, float, float]], error: Optional[float],
+                                target: Path) -> Path:
+    """Draw the accuracy of groups with its interval, and how right the pairs of a confidence are, to a PNG.
+
+    Where no font has all letters of the groups' names, a group is called by its number, from 1.
+
+    Args:
+        whole:  of all pairs, and of others that are no group; they stand at the top, with names in ASCII
+        groups: of which the first `MOST_GROUPS` are drawn; those without a finite pair have no accuracy
+        bins:   (pairs, mean confidence, share right)
+        error:  the calibration error, in the title
+    """
+    drawn = groups[:MOST_GROUPS]
+    names = [_cut(name) for name, *_ in drawn]
+    found, font = _font_of("".join([*names, *(name for name, *_ in whole), "(0123456789)"]))
+    names = [*(name for name, *_ in whole),
+             *(name if found else f"group {number}" for number, name in enumerate(names, start=1))]
+    shown = [*whole, *drawn]
+    left_out = f" (first {len(drawn)} of {len(groups)})" if len(groups) > len(drawn) else ""
+    figure, (left, right) = _axes(2, [f"accuracy, 95 % interval{left_out}", "reliability" if error is None else
+                                      f"reliability (calibration error {error:.3f})"], width=5,
+                                  height=max(3.4, 1.4 + 0.3 * len(shown)))
+    for place, (_, _, accuracy, interval) in enumerate(shown):
+        if accuracy is not None and interval is not None:
+            left.plot(interval, [place, place], color=_COLORS["line"], linewidth=2.5, alpha=0.45)
+            left.plot([accuracy], [place], "o", color=_COLORS["mean"], markersize=5)
+    left.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    left.set_xlim(-0.03, 1.03)
+    left.set_ylim(len(shown) - 0.4, -0.6)
+    labels = [f"{name} ({pairs})".replace("$", r"\$") for name, (_, pairs, *_) in zip(names, shown)]
+    left.set_yticks(range(len(shown)), labels, **({"font": Path(font)} if found and font else {}), fontsize=9)
+    left.set_xlabel("share of pairs whose chosen answer has the higher score")
+    right.plot([0.5, 1], [0.5, 1], color="black", linewidth=1, linestyle=":", label="as right as it is sure")
+    if bins:
+        pairs, confidence, accuracy = (np.array(values, np.float64) for values in zip(*bins))
+        right.plot(confidence, accuracy, color=_COLORS["line"], alpha=0.45, linewidth=1.6)
+        right.scatter(confidence, accuracy, s=15 + 185 * pairs / pairs.max(), color=_COLORS["mean"], zorder=3,
+                      alpha=0.85, linewidths=0, label="pairs (area: how many)")
+    right.set_xlim(0.48, 1.02)
+    right.set_ylim(-0.05, 1.05)
+    right.set_xlabel("confidence: sigmoid of the margin's size")
+    right.set_ylabel("share right")
+    legend = right.legend(frameon=False, loc="lower right", fontsize=8)
+    for handle in legend.legend_handles[1:]:
+        handle.set_sizes([40])
+    return _save(figure, target)
+
+
+def _cut(name: str) -> str:
+    name = " ".join(name.split()) or "(empty)"
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME - 3]}..."
+
+
+def plot_accuracy_over_steps(steps: Sequence[int], accuracy: Sequence[float],
+                             intervals: Sequence[Sequence[float]], loss: Sequence[float], unit: str,
+                             target: Path) -> Path:
+    """Draw accuracy with its interval, and loss, of checkpoints over their steps to a PNG.
+
+    Args:
+        steps:     of the checkpoints, or their numbers
+        accuracy:  of each; `intervals`, `loss` likewise
+        unit:      what `steps` counts
+    """
+    figure, (left, right) = _axes(2, ["accuracy, 95 % interval", "loss"], width=4.6)
+    low, high = zip(*intervals)
+    left.fill_between(steps, low, high, color=_COLORS["line"], alpha=0.2, linewidth=0)
+    for axis, values in ((left, accuracy), (right, loss)):
+        axis.plot(steps, values, "o-", color=_COLORS["mean"], markersize=4, linewidth=1.6)
+        axis.set_xlabel(unit)
+        axis.locator_params("x", nbins=6, integer=True)
+    left.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    left.set_ylim(min(0.45, *low) - 0.02, 1.02)
     return _save(figure, target)

@@ -1,4 +1,5 @@
 """Tables, and sizes for people, as text."""
+import unicodedata
 from typing import Sequence
 
 __all__ = ["format_table", "size_text"]
@@ -12,9 +13,15 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     -----  ---
         3   12
     """
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
-    lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    widths = [max(_width(str(cell)) for cell in column) for column in zip(*rows)]
+    lines = ["  ".join(" " * (width - _width(str(cell))) + str(cell) for cell, width in zip(row, widths))
+             for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes: a Chinese character takes two."""
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
 
 
 def size_text(count: float, digits: int = 1) -> str:

@@ -60,9 +60,15 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                                             "(output/strategy of the run)")
     out.add_argument("--language_model", action="store_true",
                      help="write a GlmForCausalLM from a checkpoint with an LM head")
+    out.add_argument("--score_statistics", type=Path, metavar="EVAL_JSON",
+                     help="write mean and std of the checkpoint's entry in this eval.json of reward_eval.py into "
+                          "config.json, as OpenRLHF reads them")
     for command in (into, out):
         command.add_argument("--dtype", choices=_TYPES, help="of the weights (default: as they are)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.direction == "ms_to_hf" and args.language_model and args.score_statistics:
+        out.error("argument --score_statistics: has no effect with --language_model, which gives no scores")
+    return args
 
 
 def main() -> int:
@@ -76,7 +82,7 @@ def main() -> int:
     else:
         result = ms_to_hf(args.input, model, args.output, args.dtype, args.tokenizer,
                           args.prompt_template and args.prompt_template.noted, args.src_strategy,
-                          args.language_model, add_eos=args.add_eos)
+                          args.language_model, add_eos=args.add_eos, score_statistics=args.score_statistics)
     print(result.as_text())
     return 0
 

@@ -43,7 +43,7 @@ step() { # TITLE NAME COMMAND...: run it with its output in logs/NAME.log
 
 convert() {
   python "$example/cvalues_comparison.py" --tokenizer "$sample/tokenizer.model" --src_file "$sample/$1.jsonl" \
-    --dst_file "$1.mindrecord" --seq_length 128
+    --dst_file "$1.mindrecord" --seq_length 128 --keep pos_type,neg_type
 }
 
 train() { # all lines go to the log, every twentieth step to the terminal
@@ -56,8 +56,9 @@ step "convert the training pairs" convert_train convert train
 step "convert the held-out pairs (none of their questions is in the training set)" convert_test convert test
 step "train a tiny GLM-4 reward model" train train
 step "evaluate on the held-out pairs" eval python "$example/reward_eval.py" --config "$config" \
-  --eval_dataset test.mindrecord --batch_size 16 --distributed_ckpt_path output/checkpoint_network
-head -n 3 "$sample/test.jsonl" >ask.jsonl
+  --eval_dataset test.mindrecord --batch_size 16 --distributed_ckpt_path output/checkpoint_network \
+  --group_by pos_type,neg_type
+head -n 2 "$sample/test.jsonl" >ask.jsonl
 step "score a few answers" infer python "$example/reward_infer.py" --config "$config" --data_file ask.jsonl \
   --tokenizer "$sample/tokenizer.model" --distributed_ckpt_path output/checkpoint_network
 
@@ -72,6 +73,11 @@ for line in open("output/scores.jsonl", encoding="utf-8"):
 PY
 echo
 echo "held-out: $(sed -n 's/.*: \([0-9]* pairs, accuracy .*\)/\1/p' logs/eval.log | tail -n 1)"
+python - <<'PY'
+import json
+for group, figures in json.load(open("output/eval.json", encoding="utf-8"))[0]["groups"].items():
+    print(f"  {figures['accuracy']:.4f}  {group} ({figures['pairs']} pairs)")
+PY
 trap '' INT TERM HUP  # the names change together
 rm -rf "$old"
 [ ! -e "$run" ] || mv "$run" "$old"
@@ -85,7 +91,7 @@ all of it is in ${run#"$root/"}:
   output/curves.png          loss, accuracy, margin, learning rate and gradient norm over the steps
   output/metrics.csv         the same as figures
   output/eval.json           the figures of the evaluation
-  output/eval_scores.png     the distributions of the held-out scores
+  output/eval_*.png          the distributions of the held-out scores, and accuracy by group
   output/scores.jsonl        the scored answers
   logs                       all that was printed
 TEXT

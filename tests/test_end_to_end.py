@@ -38,14 +38,16 @@ def job(tmp_path_factory):
     logs = {"folder": folder}
     for part in ("train", "test"):
         result = run_script(folder, "cvalues_comparison.py", "--tokenizer", SAMPLE / "tokenizer.model", "--src_file",
-                        SAMPLE / f"{part}.jsonl", "--dst_file", f"{part}.mindrecord", "--seq_length", 128)
+                        SAMPLE / f"{part}.jsonl", "--dst_file", f"{part}.mindrecord", "--seq_length", 128, "--keep",
+                        "pos_type,neg_type")
         assert result.returncode == 0, result.stderr
         logs[part] = result.stdout
     logs["train_log"], = launch(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord "
                                  f"--tokenizer {SAMPLE / 'tokenizer.model'}", logs="logs/train")
     logs["eval_log"], = launch(
         folder, "reward_eval.py", f"--config {TINY_YAML} --eval_dataset test.mindrecord --batch_size 16 "
-        "--distributed_ckpt_path output/checkpoint_network --load_all_ckpt False", logs="logs/eval")
+        "--group_by pos_type,neg_type --distributed_ckpt_path output/checkpoint_network --load_all_ckpt False",
+        logs="logs/eval")
     logs["infer_log"], = launch(
         folder, "reward_infer.py", f"--config {TINY_YAML} --data_file {SAMPLE / 'test.jsonl'} "
         f"--tokenizer {SAMPLE / 'tokenizer.model'} --distributed_ckpt_path output/checkpoint_network",
@@ -109,7 +111,7 @@ def test_checkpoints_and_curves_are_where_the_tutorial_says(job):
     assert [path.name for path in (output / "checkpoint_network" / "rank_0").glob("*.ckpt")] == \
         ["glm4_tiny_rank_0-network.ckpt"]
     assert (output / "checkpoint" / "rank_0" / "glm4_tiny_rank_0-5_55.ckpt").is_file()
-    for picture in ("curves.png", "eval_scores.png"):
+    for picture in ("curves.png", "eval_scores.png", "eval_groups.png"):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -154,20 +156,25 @@ def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path, monkeypatch)
     result, = evaluate(plan_of_evaluation(job, "--eval_dataset", job["folder"] / "test.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
-    np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-5)
-    np.testing.assert_allclose(result.rejected, [row["neg_score"] for row in written], atol=1e-5)
-    assert result.accuracy == np.mean([row["pos_score"] > row["neg_score"] for row in written])
+    np.testing.assert_allclose(result.scores.chosen, [row["pos_score"] for row in written], atol=1e-5)
+    np.testing.assert_allclose(result.scores.rejected, [row["neg_score"] for row in written], atol=1e-5)
+    assert result.figures["accuracy"] == np.mean([row["pos_score"] > row["neg_score"] for row in written])
 
 
 def test_text_is_evaluated_as_what_it_is_converted_to(job, in_tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLE)
     from mindrlhf.scoring.evaluate import evaluate
-    results = [evaluate(plan_of_evaluation(job, *flags))[0].figures() for flags in (
+    results = [evaluate(plan_of_evaluation(job, *flags, "--group_by", "pos_type,neg_type"))[0].figures for flags in (
         ("--eval_dataset", job["folder"] / "test.mindrecord"),
         ("--data_file", SAMPLE / "test.jsonl", "--tokenizer", SAMPLE / "tokenizer.model"))]
     assert results[0]["pairs"] == results[1]["pairs"] == 93
-    for name in ("accuracy", "margin", "chosen_mean", "rejected_mean"):
-        assert results[1][name] == pytest.approx(results[0][name], abs=1e-6)
+    assert list(results[0]["groups"]) == list(results[1]["groups"]) != []
+    both = [(results[0], results[1]), *zip(results[0]["groups"].values(), results[1]["groups"].values())]
+    assert len(both) == 4
+    for found, expected in both:
+        assert found["chosen_longer"] == expected["chosen_longer"]
+        for name in ("accuracy", "margin", "mean", "std", "loss", "calibration_error", "length_correlation"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-5)
 
 
 def test_left_padded_data_gets_the_same_scores(job, in_tmp_path, monkeypatch):
@@ -181,8 +188,8 @@ def test_left_padded_data_gets_the_same_scores(job, in_tmp_path, monkeypatch):
     result, = evaluate(plan_of_evaluation(job, "--eval_dataset", "left.mindrecord"))
     written = [json.loads(line) for line in
                (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
-    np.testing.assert_allclose(result.chosen, [row["pos_score"] for row in written], atol=1e-4)
-    np.testing.assert_allclose(result.rejected, [row["neg_score"] for row in written], atol=1e-4)
+    np.testing.assert_allclose(result.scores.chosen, [row["pos_score"] for row in written], atol=1e-4)
+    np.testing.assert_allclose(result.scores.rejected, [row["neg_score"] for row in written], atol=1e-4)
 
 
 def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(job):
@@ -192,7 +199,7 @@ def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(
     log = result.stdout + result.stderr
     order = re.findall(r"glm4_tiny_rank_0-(\d+_\d+)\.ckpt: 93 pairs", log)
     assert order == ["2_45", "3_40", "4_35", "5_30", "5_55"]
-    assert re.search(r"checkpoint +pairs +accuracy +margin +chosen mean +rejected mean", log)
+    assert re.search(r"checkpoint +pairs +accuracy +margin +loss +mean +std", log)
 
 
 def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):

@@ -7,6 +7,9 @@
 | test_the_learning_rate_is ...   | a schedule is not smoothed                    | the lines drawn      |
 | test_histogram_is_drawn         | one pair, equal scores, NaN                   | a PNG of that size   |
 | test_the_legend_covers_no_bar   | wherever the highest bars stand               | their frames         |
+| test_groups_and_reliability_ ...| few or many groups, long names                | frames of the labels |
+| test_a_group_is_named_ ...      | its name, or its number; no formula           | labels               |
+| test_accuracy_over_steps_ ...   | accuracy and loss of each checkpoint          | the lines drawn      |
 | test_a_title_is_drawn_...       | a font that has its letters, or escapes       | fonts by hand        |
 | test_running_mean_by_hand       | the thick line of the curves                  | literal numbers      |
 | test_a_line_of_many_steps_ ...  | few points, whatever the steps; all peaks     | values by hand       |
@@ -83,7 +86,7 @@ def test_metrics_of_a_table_without_rows_are_empty(tmp_path):
 def test_curves_are_drawn(tmp_path, lines):
     target = tmp_path / "deep" / "curves.png"
     assert plot_training_curves(write_table(tmp_path, *lines), target) == target
-    assert png_size(target) == (2040, 408)  # 5 x 3.4 inches and 3.4 inches at 120 dots an inch
+    assert png_size(target) == (2550, 510)  # 5 x 3.4 inches and 3.4 inches at 150 dots an inch
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), [
@@ -100,7 +103,67 @@ def test_curves_are_drawn(tmp_path, lines):
 def test_histogram_is_drawn(tmp_path, chosen, rejected):
     target = tmp_path / "deep" / "scores.png"
     assert plot_score_histogram(chosen, rejected, "glm4-10.ckpt", target) == target
-    assert png_size(target) == (1200, 408)
+    assert png_size(target) == (1500, 510)
+
+
+INTERVAL = (0.4, 0.8)
+WHOLE = [("all pairs", 90, 0.6, INTERVAL)]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that would have been written, drawn."""
+    kept = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    yield kept
+    for figure in kept:
+        pyplot.close(figure)
+
+
+def labels_of(figure):
+    figure.canvas.draw()
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+@pytest.mark.parametrize("count", [0, 3, 40])
+def test_groups_and_reliability_are_drawn_without_an_overlap(figures, count):
+    groups = [(f"a rather long name of a group {number} " * 3, 9, 0.5, INTERVAL) for number in range(count)]
+    bins = [(5, 0.55, 0.5), (500, 0.75, 0.8), (1, 0.99, 1.0)]
+    plots.plot_groups_and_reliability(WHOLE, groups, bins, 0.1, "groups.png")
+    figure, = figures
+    assert len(labels_of(figure)) == 1 + min(count, plots.MOST_GROUPS)
+    left, right = figure.axes
+    texts = (*left.get_yticklabels(), left.title, right.title, right.yaxis.label)
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert [text in left.get_title() for text in ("first 12 of 40",)] == [count == 40]
+
+
+@pytest.mark.parametrize(("font", "expected"), [
+    ((True, None), ["all pairs (90)", r"拒绝 > \$风险\$ (7)", "(empty) (2)"]),
+    ((True, font_manager.findfont("DejaVu Serif")), ["all pairs (90)", r"拒绝 > \$风险\$ (7)", "(empty) (2)"]),
+    ((False, "usual.ttf"), ["all pairs (90)", "group 1 (7)", "group 2 (2)"]),
+], ids=["the usual font has them", "another one has", "none has"])
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_group_is_named_where_a_font_has_its_letters_and_numbered_otherwise(figures, monkeypatch, font, expected):
+    monkeypatch.setattr(plots, "_font_of", lambda text: font)
+    groups = [("拒绝 > $风险$", 7, 1, INTERVAL), ("", 2, None, None)]
+    plots.plot_groups_and_reliability(WHOLE, groups, [], None, "a.png")
+    assert labels_of(figures[0]) == expected
+    labels = figures[0].axes[0].get_yticklabels()
+    assert {label.get_fontsize() for label in labels} == {9}
+    assert {str(label.get_fontproperties().get_file()) for label in labels} == {str(font[1] if font[0] else None)}
+
+
+def test_accuracy_over_steps_is_drawn(tmp_path, figures):
+    plots.plot_accuracy_over_steps([10, 20, 40], [0.2, 0.7, 0.9], [(0.1, 0.4), (0.6, 0.8), (0.8, 1)], [1, 0.5, 0.3],
+                                   "step", tmp_path / "steps.png")
+    left, right = figures[0].axes
+    assert left.lines[0].get_xydata().tolist() == [[10, 0.2], [20, 0.7], [40, 0.9]]
+    assert right.lines[0].get_xydata().tolist() == [[10, 1], [20, 0.5], [40, 0.3]]
+    assert left.get_ylim()[0] < 0.1
+    assert (left.get_xlabel(), right.get_title()) == ("step", "loss")
 
 
 def lines_drawn(monkeypatch):
@@ -159,7 +222,7 @@ def test_picture_of_an_earlier_step_is_replaced(tmp_path):
     target = tmp_path / "curves.png"
     target.write_bytes(b"old")
     plot_training_curves(write_table(tmp_path, "1,0.5,1,0.1,0.001,2"), target)
-    assert png_size(target) == (2040, 408)
+    assert png_size(target) == (2550, 510)
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
@@ -223,7 +286,7 @@ def test_a_backend_that_matplotlib_does_not_know_is_not_asked_for(tmp_path):
             "plot_training_curves(*map(pathlib.Path, sys.argv[1:]))")
     subprocess.run([sys.executable, "-c", code, table, tmp_path / "curves.png"], check=True,
                    env={**os.environ, "MPLBACKEND": "no_such_backend"})
-    assert png_size(tmp_path / "curves.png") == (2040, 408)
+    assert png_size(tmp_path / "curves.png") == (2550, 510)
 
 
 def test_a_table_whose_lines_differ_is_named(tmp_path):

@@ -28,6 +28,7 @@ from mindrlhf.cli import (
     add_preference_flag,
     grades,
     inner_share,
+    key_list,
     new_parser,
     positive_int,
     positive_number,
@@ -69,6 +70,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help="text with {prompt} and {response}, \\n for line breaks; glm4-chat; or a .jinja file")
     parser.add_argument("--add_eos", action="store_true",
                         help="end texts with <|endoftext|>, where their score is read")
+    parser.add_argument("--keep", type=key_list, default=(), metavar="KEY,...",
+                        help="keys of the rows, such as pos_type,neg_type, that go along with the pairs, for "
+                             "reward_eval.py --group_by")
     parser.add_argument("--skip_invalid", action="store_true",
                         help="leave out invalid lines and write them, with the reason, to DST_FILE.rejected.jsonl")
     parser.add_argument("--max_invalid", type=share, metavar="SHARE",

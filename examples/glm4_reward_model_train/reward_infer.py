@@ -50,6 +50,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--score_key", type=score_key, default="score", metavar="NAME",
                         help="the key of a response's score (default: score), or of the list of several; those of a "
                              "pair are pos_NAME and neg_NAME, or chosen_NAME and rejected_NAME")
+    parser.add_argument("--normalize", type=Path, metavar="EVAL_JSON",
+                        help="give (score - mean) / std in place of each score, with mean and std of the checkpoint's "
+                             "entry in this eval.json of reward_eval.py")
     parser.add_argument("--skip_invalid", action="store_true",
                         help="write rows that cannot be scored to OUTPUT_FILE.invalid.jsonl and go on; otherwise the "
                              "first one ends the run")

@@ -15,9 +15,9 @@ from mindrlhf.json_file import read_json_object
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt, read_notes
 from mindrlhf.weights.shards import ShardName, missing_shards
 
-__all__ = ["DATA_SETTINGS", "Place", "TO_RESUME", "check_checkpoint_path", "checkpoint_files", "file_of_run",
-           "first_rank", "in_order", "is_sliced", "list_checkpoints", "newest_whole_checkpoint", "newest_whole_slices",
-           "of_current_branch", "place_of", "step_of", "steps_of_slices"]
+__all__ = ["DATA_SETTINGS", "Place", "TO_RESUME", "check_checkpoint_path", "checkpoint_files", "checkpoints_to_score",
+           "file_of_run", "first_rank", "in_order", "is_sliced", "list_checkpoints", "newest_whole_checkpoint",
+           "newest_whole_slices", "of_current_branch", "place_of", "step_of", "steps_of_slices"]
 
 DATA_SETTINGS = "data_settings.json"
 
@@ -272,6 +272,19 @@ def _drop_damaged(candidates: List[Any], files_of: Callable[[Any], Iterable[Path
             if skipped is None or not candidates:
                 raise
             skipped(f"{error}; skipped, trying the checkpoint before it")
+
+
+def checkpoints_to_score(path: Union[str, Path], rank: int, sharded: bool) -> Tuple[List[Path], bool]:
+    """(what a rank loads, whether that is its own slice) of each checkpoint of the last run's current branch, in order,
+    see `in_order`.
+
+    Args:
+        sharded: whether the model is cut over the ranks; of slices each takes its own then, and otherwise the first's
+    """
+    own = sharded and is_sliced(path)
+    files = [slices[rank] for slices in steps_of_slices(path, "distributed_ckpt_path")] if own else \
+        list_checkpoints(path, 0)
+    return of_current_branch(files), own
 
 
 def steps_of_slices(source: Union[str, Path], flag: str) -> List[Dict[int, Path]]:

@@ -93,6 +93,7 @@ def plan_conversion(args) -> ConversionPlan:
     encoder = TextEncoder(open_tokenizer(args.tokenizer), args.prompt_template, args.add_eos, args.too_long)
     return ConversionPlan(
         tuple(args.src_file), args.dst_file, encoder, args.seq_length, args.padding_side, args.pad_token_id,
-        args.format, Reading(args.columns, args.preference, args.grades, args.margin_scale or 1.0), args.skip_invalid,
+        args.format, Reading(args.columns, args.preference, args.keep, args.grades, args.margin_scale or 1.0),
+        args.skip_invalid,
         MAX_INVALID if args.max_invalid is None else args.max_invalid, args.num_workers, args.shard_num,
         args.val_split)

@@ -161,6 +161,8 @@ def _noted(sources: Sources) -> Dict[str, Any]:
         noted["preference"] = sources.reading.preference or "better"
     if sources.reading.grades:
         noted.update(grades=dict(sources.reading.grades), margin_scale=sources.reading.scale)
+    if sources.reading.keep:
+        noted["keep"] = list(sources.reading.keep)
     return noted
 
 

@@ -58,6 +58,7 @@ class EncodedPair(NamedTuple):
     prompt_id: Optional[int] = None
     chosen_answer: Optional[int] = None
     rejected_answer: Optional[int] = None
+    kept: Optional[str] = None
 
     def ids(self) -> Tuple[np.ndarray, np.ndarray]:
         """Ids of the chosen and the rejected text; (length,) int32 each."""
@@ -186,4 +187,4 @@ def _encode_pair(row: Preference, encoder: TextEncoder, length: Optional[int]) -
     empty = not all("".join([message.content for message in answer]).strip() for answer in answers)
     return EncodedPair(row.place, place_of_prompt(row.prompt), sum(map(len, alone)), chosen, rejected, empty,
                        fitted.different, any(fitted.cut_answers), fitted.cut_prompt, fitted.dropped, row.margin,
-                       row.prompt_id, row.chosen_answer, row.rejected_answer)
+                       row.prompt_id, row.chosen_answer, row.rejected_answer, row.kept)

@@ -1,7 +1,7 @@
 """What a sample may have beside its seven fields: schema 2 of the MindRecord files.
 
 A margin is there where the data has margins; the prompt's number and those of both answers where a prompt has more than
-two answers. Knows nothing of MindSpore.
+two answers; and the keys of the row that a conversion was asked to keep. Knows nothing of MindSpore.
 """
 import json
 from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Union
@@ -10,21 +10,23 @@ import numpy as np
 
 from mindrlhf.data.preference import InvalidRow, Preference
 
-__all__ = ["ANSWER_FIELDS", "FURTHER_FIELDS", "MARGIN", "NOT_ABOVE_ZERO", "all_or_no_margins", "completed",
+__all__ = ["ANSWER_FIELDS", "FURTHER_FIELDS", "KEPT", "MARGIN", "NOT_ABOVE_ZERO", "all_or_no_margins", "completed",
            "further_fields", "schema_of"]
 
-MARGIN = "margin"
+MARGIN, KEPT = "margin", "kept"
 NOT_ABOVE_ZERO = "margins_not_above_zero"  # a sidecar's key: how many margins are 0 or below
 # Of a pair whose prompt has two answers, in a data set where others have more.
 _OF_TWO_ANSWERS = {"prompt_id": -1, "chosen_answer": 0, "rejected_answer": 1}
 ANSWER_FIELDS = tuple(_OF_TWO_ANSWERS)
-# Name -> type, in the order of the schema; each is one number.
-FURTHER_FIELDS = {MARGIN: np.float32, **dict.fromkeys(ANSWER_FIELDS, np.int32)}
+# Name -> MindRecord's type, in the order of the schema; each is one number, or an object of JSON in ASCII.
+FURTHER_FIELDS = {MARGIN: "float32", **dict.fromkeys(ANSWER_FIELDS, "int32"), KEPT: "string"}
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def further_fields(pair: Any) -> Dict[str, Union[int, float]]:
-    """Those of a pair, which has them as a `Preference` has: a margin, the numbers of prompt and answers, or none."""
+def further_fields(pair: Any) -> Dict[str, Union[int, float, str]]:
+    """Those of a pair, which has them as a `Preference` has: a margin, the numbers of prompt and answers, what is kept,
+    or none.
+    """
     return {name: getattr(pair, name) for name in FURTHER_FIELDS if getattr(pair, name) is not None}
 
 
@@ -34,13 +36,14 @@ def schema_of(fields: Iterable[str]) -> Set[str]:
     return fields.union(ANSWER_FIELDS) if fields.intersection(ANSWER_FIELDS) else fields
 
 
-def completed(fields: Dict[str, Union[int, float]], schema: Sequence[str]) -> Dict[str, Union[int, float]]:
+def completed(fields: Dict[str, Union[int, float, str]], schema: Sequence[str]) -> Dict[str, Union[int, float, str]]:
     """A sample's further fields in a file that has all of `schema`.
 
     >>> completed({"margin": 0.5}, ["margin", "prompt_id", "chosen_answer", "rejected_answer"])
     {'margin': 0.5, 'prompt_id': -1, 'chosen_answer': 0, 'rejected_answer': 1}
     """
-    return {name: float(fields[name]) if name == MARGIN else int(fields.get(name, _OF_TWO_ANSWERS[name]))
+    kinds = {MARGIN: float, KEPT: str}
+    return {name: kinds[name](fields[name]) if name in kinds else int(fields.get(name, _OF_TWO_ANSWERS[name]))
             for name in schema}
 
 

@@ -227,6 +227,7 @@ _SETTINGS = {
     "fields": (f"a list of {', '.join(FURTHER_FIELDS)}", lambda value: isinstance(value, list) and all(
         isinstance(name, str) and name in FURTHER_FIELDS for name in value)),
     NOT_ABOVE_ZERO: ("a number of pairs", lambda value: type(value) is int and value >= 0),
+    "keep": ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value)),
     "seq_length": ("a whole number above 0", lambda value: type(value) is int and value > 0),
     "pad_token_id": ("an id", lambda value: type(value) is int and value >= 0),
     "padding_side": ("right or left", lambda value: value in ("right", "left")),

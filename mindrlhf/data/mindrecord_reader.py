@@ -7,10 +7,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mindrlhf.data.encode import FIELDS
+from mindrlhf.data.further_fields import KEPT
 from mindrlhf.data.row_packing import Group, pair_group
 from mindrlhf.errors import UserError
 
-__all__ = ["Pair", "check_first_row", "read_pairs", "unreadable"]
+__all__ = ["Pair", "check_first_row", "read_kept", "read_pairs", "unreadable"]
 
 _READ_ROWS = 64
 _FURTHER = {"margin": None, "prompt_id": -1}  # name -> what a pair has where it is not read
@@ -82,6 +83,20 @@ def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, los
     left = not (chosen_mask[0] and rejected_mask[0])
     return Pair(*sides, (first, end), len(loss_mask) if left else None, None if margin is None else float(margin),
                 int(prompt))
+
+
+def read_kept(file: str) -> Iterator[str]:
+    """What a MindRecord file has kept of the row of each of its pairs, in their order: an object of JSON.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        rows = ds.MindDataset([file], columns_list=[KEPT], shuffle=False)
+        for row in rows.create_dict_iterator(num_epochs=1, output_numpy=True):
+            yield str(row[KEPT])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise unreadable(file, error) from None
 
 
 def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int], exact: bool) -> int:

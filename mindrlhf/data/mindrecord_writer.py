@@ -14,7 +14,7 @@ import numpy as np
 from mindrlhf.atomic import naming_a_full_disk, partial_folder
 from mindrlhf.compat.records import spare_writer
 from mindrlhf.data.encode import FIELDS
-from mindrlhf.data.further_fields import FURTHER_FIELDS, MARGIN, NOT_ABOVE_ZERO, completed, schema_of
+from mindrlhf.data.further_fields import FURTHER_FIELDS, KEPT, MARGIN, NOT_ABOVE_ZERO, completed, schema_of
 from mindrlhf.data.mindrecord_files import (
     CHECKSUM,
     HEADER_BYTES,
@@ -23,6 +23,7 @@ from mindrlhf.data.mindrecord_files import (
     sidecar_checksum,
     sidecar_path,
 )
+from mindrlhf.data.preference import MOST_KEPT
 from mindrlhf.errors import UserError
 from mindrlhf.output_paths import follow_link
 from mindrlhf.signals import undisturbed
@@ -37,7 +38,7 @@ _MAX_SHARDS = 1000  # MindRecord's own limit
 # MindRecord makes the index of a page in 1.9 kB of memory for each of its up to 58,000 entries a MB: with its own pages
 # of 32 MB memory grows with the data. A header must hold 195 bytes a page.
 _PAGE_BYTES, _MAX_PAGE_BYTES = 512 << 10, 256 << 20
-_NOTHING: Mapping[str, Union[int, float]] = MappingProxyType({})
+_NOTHING: Mapping[str, Union[int, float, str]] = MappingProxyType({})
 _PAGE_ROWS = 5  # that a page must hold at least: what is left of it after the last one is lost
 
 
@@ -152,10 +153,10 @@ class RecordWriter:
         """Give the open files their schema, and pages for samples of `size` bytes."""
         self._further = [name for name in FURTHER_FIELDS if name in schema_of(further)]
         self._batch = max(min(self._batch, _BATCH_BYTES // size), len(self._records))
-        numbers = {"end_ind": FIELDS["end_ind"], **{name: FURTHER_FIELDS[name] for name in self._further}}
-        self._writer.add_schema({name: {"type": np.dtype(kind).name} if name in numbers
-                                 else {"type": np.dtype(kind).name, "shape": [-1]}
-                                 for name, kind in {**FIELDS, **numbers}.items()}, "preference pairs")
+        arrays = {name: {"type": np.dtype(kind).name, "shape": [-1]} for name, kind in FIELDS.items()}
+        self._writer.add_schema({**arrays, "end_ind": {"type": np.dtype(FIELDS["end_ind"]).name},
+                                 **{name: {"type": FURTHER_FIELDS[name]} for name in self._further}},
+                                "preference pairs")
         self._writer.set_header_size(HEADER_BYTES)
         wanted = _PAGE_ROWS * size
         self._writer.set_page_size(min(max(wanted // 4096 * 4096 + 4096, _PAGE_BYTES), _MAX_PAGE_BYTES))
@@ -192,25 +193,27 @@ class RecordWriter:
             file.truncate(HEADER_BYTES + 1)
         probe.unlink()
 
-    def write(self, sample: Mapping[str, np.ndarray], further: Mapping[str, Union[int, float]] = _NOTHING) -> None:
+    def write(self, sample: Mapping[str, np.ndarray],
+              further: Mapping[str, Union[int, float, str]] = _NOTHING) -> None:
         """Add a sample with the fields of `FIELDS`, and those of `FURTHER_FIELDS` that it has.
 
         Raises:
-            ValueError: it has a margin where others have none, or none where others have one.
+            ValueError: it has a margin, or something kept, where others have none, or none where others have one.
         """
         if self._writer is None:
             self.open()
-        if self._count and (MARGIN in further) != (MARGIN in self._further):
-            raise ValueError("a margin is in all samples of a file, or in none")
+        for name, what in ((MARGIN, "a margin"), (KEPT, "what is kept")):
+            if self._count and (name in further) != (name in self._further):
+                raise ValueError(f"{what} is in all samples of a file, or in none")
         if not self._count or not further.keys() <= set(self._further):
-            size = sum(value.nbytes for value in sample.values())
+            size = sum(value.nbytes for value in sample.values()) + (MOST_KEPT if KEPT in further else 0)
             (self._widen if self._count else self._begin)(size, further)
         self._add(sample, further)
         self._count += 1
         if MARGIN in further:
             self.not_above_zero = (self.not_above_zero or 0) + bool(np.float32(further[MARGIN]) <= 0)
 
-    def _add(self, sample: Mapping[str, np.ndarray], further: Mapping[str, Union[int, float]]) -> None:
+    def _add(self, sample: Mapping[str, np.ndarray], further: Mapping[str, Union[int, float, str]]) -> None:
         self._rows.append({**sample, "end_ind": int(sample["end_ind"]), **completed(further, self._further)})
         if len(self._rows) >= self._batch:
             self._flush()

@@ -1,10 +1,11 @@
 """Preferences: what every format of preference data becomes, and the reading of files of them. Knows nothing of
 MindSpore.
 """
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Union
 
 from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.formats import FORMATS, format_of
@@ -13,11 +14,12 @@ from mindrlhf.data.rows.read import read_rows
 from mindrlhf.data.rows.row import InvalidRow, Row
 from mindrlhf.errors import UserError
 
-__all__ = ["AS_THEY_ARE", "FewerRows", "InvalidRow", "Preference", "PreferenceFile", "Reading", "Row", "Skipped",
-           "detect_format", "read_files", "read_preferences", "read_rows"]
+__all__ = ["AS_THEY_ARE", "FewerRows", "InvalidRow", "MOST_KEPT", "Preference", "PreferenceFile", "Reading", "Row",
+           "Skipped", "detect_format", "read_files", "read_preferences", "read_rows"]
 
 AS_THEY_ARE = Reading()
 _LOOKED_AT = 1000  # rows, until one is of a known format
+MOST_KEPT = 1 << 16  # bytes of what is kept of a row; a page of MindRecord holds several
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Preference:
                          0, of which each has at least one pair
         chosen_answer:   then, which of the prompt's answers this is, from 0
         rejected_answer: likewise
+        kept:            what `Reading.keep` names, an object of JSON in ASCII; None where it names nothing
+        values:          the row's own keys and values
     """
 
     place: str
@@ -45,6 +49,8 @@ class Preference:
     prompt_id: Optional[int] = None
     chosen_answer: Optional[int] = None
     rejected_answer: Optional[int] = None
+    kept: Optional[str] = None
+    values: Dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Skipped(NamedTuple):
@@ -136,19 +142,24 @@ def read_files(files: Sequence[PreferenceFile],
     prompts = 0
     for name, path, format_name, most in files:
         answers_of = FORMATS[format_name].answers
-        rows = _renamed(read_rows(path, name), reading)
         found = 0
-        for row in islice(rows, most):
+        for given in islice(read_rows(path, name), most):
             found += 1
+            row = reading.read(given) if isinstance(given, Row) else given
             if isinstance(row, InvalidRow):
                 yield row
+                continue
+            kept = json.dumps({key: given.values[key] for key in reading.keep}, allow_nan=False)
+            if len(kept) > MOST_KEPT:
+                yield row.invalid(f"the keys that --keep or --group_by names have {len(kept)} bytes as JSON, expected "
+                                  f"at most {MOST_KEPT}")
                 continue
             try:
                 answers = answers_of(row, reading)
             except NoAnswers as reason:
                 yield row.invalid(str(reason))
                 continue
-            yield from _pairs(row, answers, prompts)
+            yield from _pairs(row, answers, prompts, given.values, kept if reading.keep else None)
             prompts += bool(answers.pairs)
         if most is not None and found < most:
             yield FewerRows(name, most, found)
@@ -161,11 +172,12 @@ def _renamed(rows: Iterator[Union[Row, InvalidRow]], reading: Reading) -> Iterat
     return (reading.renamed(row) if isinstance(row, Row) else row for row in rows)
 
 
-def _pairs(row: Row, answers: Answers, prompt_id: int) -> Iterator[Union[Preference, Skipped]]:
+def _pairs(row: Row, answers: Answers, prompt_id: int, values: Dict[str, Any],
+           kept: Optional[str]) -> Iterator[Union[Preference, Skipped]]:
     prompt, texts, pairs, margin, left_out, reason = answers
     several = len(texts) > 2
     for better, worse in pairs:
         yield Preference(row.place, row.number, prompt, texts[better], texts[worse], margin,
-                         *((prompt_id, better, worse) if several else ()))
+                         *((prompt_id, better, worse) if several else (None, None, None)), kept, values)
     if left_out:
         yield Skipped(row.place, row.number, reason, left_out, not pairs)

@@ -29,11 +29,13 @@ class Part:
         files:  paths
         pairs:  in all of them
         fields: what each sample has beside its seven fields
+        keep:   keys of the rows that are kept in it
     """
 
     files: Tuple[str, ...]
     pairs: int
     fields: Tuple[str, ...]
+    keep: Tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.files[0] if len(self.files) == 1 else f"{self.files[0]} ... ({len(self.files)} shards)"
@@ -150,7 +152,8 @@ def _parts(files: Sequence[str], sidecars: Mapping[Path, Mapping[str, Any]]) -> 
     together: Dict[Path, List[str]] = {}
     for file in files:
         together.setdefault(sidecar_path(file), []).append(file)
-    return tuple(Part(tuple(shards), sum(map(_count_pairs, shards)), tuple(sidecars.get(path, {}).get("fields") or ()))
+    return tuple(Part(tuple(shards), sum(map(_count_pairs, shards)),
+                      *(tuple(sidecars.get(path, {}).get(key) or ()) for key in ("fields", "keep")))
                  for path, shards in together.items())
 
 

@@ -10,8 +10,9 @@ import binascii
 import hashlib
 import re
 from abc import ABC, abstractmethod
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 from mindrlhf.errors import UserError
 from mindrlhf.file_kinds import known_kind
@@ -55,6 +56,16 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
         """Ids of each text; text that looks like a control token is text."""
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids as text, for people, who cannot see in it whether a control token is one."""
+        names = {number: name for name, number in self.control_ids.items()}
+        return "".join("".join(map(names.get, run)) if is_control else self._decode(list(run))
+                       for is_control, run in groupby(map(int, ids), names.__contains__))
+
+    @abstractmethod
+    def _decode(self, ids: List[int]) -> str:
+        """The text of ids that are no control tokens."""
+
 
 class RankTokenizer(Tokenizer):
     """GLM-4's byte-level BPE, through tiktoken.
@@ -78,6 +89,9 @@ class RankTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
         return [self._encoding.encode_ordinary(text) for text in texts]
 
+    def _decode(self, ids: List[int]) -> str:
+        return self._encoding.decode(ids)  # with a replacement character for half of a letter
+
 
 class _SentencePieceTokenizer(Tokenizer):
     """The SentencePiece model of ChatGLM2 and ChatGLM3, which pad with the unknown token where no pad token is."""
@@ -98,6 +112,9 @@ class _SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
         return [self._model.EncodeAsIds(text) for text in texts]
+
+    def _decode(self, ids: List[int]) -> str:
+        return self._model.DecodeIds(ids)
 
 
 def open_tokenizer(path: Union[str, Path]) -> Tokenizer:

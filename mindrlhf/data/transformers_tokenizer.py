@@ -74,6 +74,9 @@ class TransformersTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
         return [found.ids for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
+    def _decode(self, ids: List[int]) -> str:
+        return self._tokenizer.decode(ids)
+
 
 def _is_control(token: Dict[str, Any]) -> bool:
     return bool(token.get("special")) or token["content"] in GLM4_SPECIAL_TOKENS

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mindrlhf.atomic import naming_a_full_disk, partial_file, partial_folder
 from mindrlhf.checkpoints.find import checkpoint_files, list_checkpoints, newest_whole_slices
 from mindrlhf.checkpoints.load import raise_left_over
+from mindrlhf.checkpoints.score_statistics import read_score_statistics
 from mindrlhf.checkpoints.sharded import merge_slices
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.run_config import Model
@@ -196,7 +197,7 @@ def _compare(size: Dimensions, in_yaml: Dimensions) -> List[str]:
 def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = None,
              tokenizer_path: Optional[str] = None, template: Optional[str] = None, src_strategy: Optional[str] = None,
              language_model: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES,
-             add_eos: Optional[bool] = None) -> Conversion:
+             add_eos: Optional[bool] = None, score_statistics: Optional[Path] = None) -> Conversion:
     """A trained reward model to a folder that transformers loads as `GlmForSequenceClassification`.
 
     Args:
@@ -211,13 +212,14 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         language_model:  write `GlmForCausalLM` from a checkpoint with an LM head
         max_shard_bytes: of a shard
         add_eos:         whether texts end with `<|endoftext|>`; None: as those of the training data
+        score_statistics: eval.json, whose entry of the checkpoint has the scores' mean and std; None: not written
 
     Raises:
         UserError: the checkpoint is not that of the YAML, is sliced without a strategy, lacks the head, or the
             tokenizer is not that of training; there is no room. Nothing has been written then.
     """
     output = _check_output(output, False, {"--input": source, "--tokenizer": tokenizer_path,
-                                           "--src_strategy": src_strategy})
+                                           "--src_strategy": src_strategy, "--score_statistics": score_statistics})
     size, pad_token_id = model.dimensions, model.pad_token_id
     trained = read_training_notes(source, "input")
     settings = trained.values
@@ -233,6 +235,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
     weights = [*backbone_weights(size), *(weight for weight in head_weights(size) if weight.name == head)]
     with ExitStack() as stack:
         checkpoint, stored = _read_source(source, weights, output, src_strategy, stack)
+        statistics = score_statistics and read_score_statistics("--score_statistics", score_statistics, checkpoint)
         _check_head(stored, language_model, checkpoint)
         expected = {weight.name: weight.shape for weight in weights}
         _raise_mismatches(stored, expected, checkpoint, "the YAML")
@@ -241,7 +244,7 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         main_dtype = max({tensor.dtype for tensor in tensors},
                          key=lambda name: sum(tensor.nbytes for tensor in tensors if tensor.dtype == name))
         texts = {"config.json": _as_json(model_config(size, main_dtype, pad_token_id, not language_model, settings,
-                                                      eos_token_id)),
+                                                      eos_token_id, statistics)),
                  "README.md": model_card(size, main_dtype, checkpoint.name, not language_model, template, settings,
                                          tokenizer and tokenizer.path.name, end)}
         if tokenizer:
@@ -259,6 +262,8 @@ def ms_to_hf(source: str, model: Model, output: Path, dtype: Optional[str] = Non
         dropped = tuple(name for name in stored if name not in expected)
     notes = [f"checkpoint: {checkpoint}",
              f"architecture: {'GlmForCausalLM' if language_model else 'GlmForSequenceClassification, one label'}"]
+    if statistics:
+        notes.append(f"scores: mean {statistics.mean:.4f}, std {statistics.std:.4f}, from {score_statistics}")
     notes += _doubts(trained, asked, end)
     if not tokenizer:
         notes.append("no tokenizer files: --tokenizer tokenizer.model adds them")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
 from mindrlhf import __version__
+from mindrlhf.checkpoints.score_statistics import ScoreStatistics
 from mindrlhf.data.mindrecord_files import check_settings
 from mindrlhf.data.template import TextTemplate, read_template
 from mindrlhf.errors import UserError
@@ -29,7 +30,8 @@ with torch.no_grad():
 
 
 def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool,
-                 notes: Optional[Mapping[str, Any]] = None, eos_token_id: Optional[int] = None) -> Dict[str, Any]:
+                 notes: Optional[Mapping[str, Any]] = None, eos_token_id: Optional[int] = None,
+                 statistics: Optional[ScoreStatistics] = None) -> Dict[str, Any]:
     """The content of config.json.
 
     Args:
@@ -37,6 +39,7 @@ def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool,
         reward: `GlmForSequenceClassification` with one label, or `GlmForCausalLM`
         notes:  of the training, which tools that do not know them leave as they are, see `notes_of_config`
         eos_token_id: None: as the pad token's
+        statistics: of the scores, which OpenRLHF normalises by when it is asked to; of a reward model
     """
     config = {"architectures": ["GlmForSequenceClassification" if reward else "GlmForCausalLM"], "model_type": "glm",
               **size.as_transformers(), "attention_dropout": 0.0, "initializer_range": 0.02,
@@ -44,6 +47,8 @@ def model_config(size: Dimensions, dtype: str, pad_token_id: int, reward: bool,
               "eos_token_id": pad_token_id if eos_token_id is None else eos_token_id, "torch_dtype": dtype}
     if reward:  # a regression: tools that would squeeze a score into 0..1 leave it alone
         config.update(num_labels=1, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, problem_type="regression")
+    if statistics:
+        config.update(mean=statistics.mean, std=statistics.std, value_head_prefix="score")
     return {**config, NOTES: {**notes}} if notes else config
 
 

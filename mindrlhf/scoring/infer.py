@@ -62,6 +62,8 @@ def infer(plan: InferencePlan, verbose: bool = False) -> None:
             questions, asked = itertools.tee(rows)
             scored = scorer.score_all((question.prompt, question.answers) for question in asked)
             for texts, question in zip(scored, questions):
+                if plan.statistics:
+                    texts = [text._replace(score=plan.statistics.normalized(text.score)) for text in texts]
                 for text in texts:
                     logger.info("Sample:\n%s", text.text, extra=DETAIL)
                     logger.info("reward score: [[%s]]", text.score, extra=DETAIL)
@@ -134,7 +136,8 @@ def _asked(plan: InferencePlan, scorer: TextScorer) -> Dict[str, Any]:
     model = plan.config.mapping.get("model", {}).get("model_config", {})
     encoder = plan.encoder
     not_default = {"add_eos": encoder.add_eos, "too_long": encoder.too_long != "cut" and encoder.too_long,
-                   "format": plan.format_name, "columns": dict(plan.reading.columns)}
+                   "format": plan.format_name, "columns": dict(plan.reading.columns),
+                   "normalize": plan.statistics and plan.statistics._asdict()}
     return {"score_key": plan.score_key, "prompt_template": encoder.noted, "tokenizer": encoder.tokenizer.identity,
             **{key: value for key, value in not_default.items() if value},
             "checkpoint": {file.name: _checksum(file) for file in checkpoint_files(scorer.checkpoint)},

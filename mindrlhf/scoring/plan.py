@@ -1,9 +1,10 @@
 """What a run that scores is given: everything about it that can be checked before a device is touched."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any, Mapping, Optional, Sequence, Tuple, Union
 
-from mindrlhf.checkpoints.find import check_checkpoint_path, file_of_run
+from mindrlhf.checkpoints.find import check_checkpoint_path, checkpoints_to_score, file_of_run, first_rank
+from mindrlhf.checkpoints.score_statistics import ScoreStatistics, read_score_statistics
 from mindrlhf.checkpoints.training_notes import TrainingNotes, problems_of_model, read_training_notes
 from mindrlhf.config.check import check_config
 from mindrlhf.config.check_data import check_records, open_records
@@ -18,11 +19,18 @@ from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import Tokenizer, check_same_tokenizer, open_tokenizer
 from mindrlhf.errors import Problems, UserError
 from mindrlhf.output_paths import check_outputs
+from mindrlhf.scoring.pair_lines import check_names_are_free
 from mindrlhf.scoring.questions import read_questions
+from mindrlhf.scoring.reward_bench import BENCHMARKS, BenchmarkPairs
 from mindrlhf.scoring.score_file import check_score_file, invalid_rows_path
 from mindrlhf.scoring.text_pairs import TextPairs
 
-__all__ = ["EvaluationPlan", "InferencePlan", "ScoringPlan", "TextScoringPlan", "plan_evaluation", "plan_inference"]
+__all__ = ["OUTPUT_NAMES", "EvaluationPlan", "InferencePlan", "ScoringPlan", "TextScoringPlan", "plan_evaluation",
+           "plan_inference"]
+
+
+# Of an evaluation, in the run's folder.
+OUTPUT_NAMES = ("eval.json", "eval_scores.jsonl", "eval_scores.png", "eval_groups.png", "eval_steps.png")
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,16 @@ class EvaluationPlan(ScoringPlan):
     Attributes:
         records:         the pairs to score, encoded already, or as text
         all_checkpoints: all of the last run's current branch, in the order of their steps, or the last alone
+        score_key:       NAME of the scores in eval_scores.jsonl, chosen_NAME and rejected_NAME
+        group_by:        keys of the rows whose values give a pair its group
+        tokenizer:       that the pairs of MindRecord are shown with; None: by their numbers
     """
 
     records: Union[RecordSet, TextPairs]
     all_checkpoints: bool
+    score_key: str = "score"
+    group_by: Tuple[str, ...] = ()
+    tokenizer: Optional[Tokenizer] = None
 
 
 def plan_evaluation(args) -> EvaluationPlan:
@@ -86,6 +100,7 @@ def plan_evaluation(args) -> EvaluationPlan:
     plan, mapping, notes = _plan(args, problems, **{"eval_dataset.data_loader.dataset_dir": args.eval_dataset,
                                                     "runner_config.batch_size": args.batch_size})
     records: Union[RecordSet, TextPairs, None] = None
+    tokenizer: Optional[Tokenizer] = None
     if args.data_file:
         records = _text_pairs(args, plan, notes, problems)
     else:
@@ -95,14 +110,33 @@ def plan_evaluation(args) -> EvaluationPlan:
         with problems:
             check_same_tokenizer(str(records.sidecar), records.settings.get("tokenizer"),
                                  plan.trained.get("tokenizer"), notes.place)
+        with problems:
+            _check_kept(records, args.group_by, args.score_key)
+        with problems:
+            tokenizer = open_tokenizer(args.tokenizer) if args.tokenizer else None
+            if tokenizer:
+                check_same_tokenizer("--tokenizer", tokenizer.identity, records.settings.get("tokenizer"),
+                                     records.sidecar, "the data was made")
         if plan.config:
             with problems:
                 check_records(records, plan.config.model, exact=False)
     problems.raise_all()
-    if args.data_file:
-        outputs = [file_of_run(plan.config.output / name, notes.number) for name in ("eval.json", "eval_scores.png")]
-        check_outputs({"output_dir": outputs}, {"--data_file": args.data_file, "--tokenizer": args.tokenizer})
-    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt)
+    outputs = [file_of_run(plan.config.output / name, notes.number) for name in OUTPUT_NAMES]
+    check_outputs({"output_dir": outputs}, {"--config": args.config, "--data_file": args.data_file,
+                                            "--tokenizer": args.tokenizer})
+    return EvaluationPlan(**vars(plan), records=records, all_checkpoints=args.load_all_ckpt, score_key=args.score_key,
+                          group_by=args.group_by, tokenizer=tokenizer)
+
+
+def _check_kept(records: RecordSet, group_by: Sequence[str], score_key: str) -> None:
+    """Raise `UserError` if files have not kept what pairs are grouped by, or have kept a key with a score's name."""
+    for part in records.parts:
+        missing = [key for key in group_by if key not in part.keep]
+        if missing:
+            raise UserError(f"--group_by: {part} has no key {', '.join(map(repr, missing))}, expected it among those "
+                            f"that were kept ({', '.join(part.keep) or 'none'}): convert with --keep "
+                            f"{','.join(group_by)}, or evaluate on the text with --data_file")
+        check_names_are_free(str(part), part.keep, score_key)
 
 
 def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextPairs]:
@@ -111,12 +145,17 @@ def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problem
         if is_read_once(args.data_file):
             raise UserError(f"--data_file: {args.data_file}: a pipe or a device, expected a file, which is read for "
                             "each checkpoint and by each process")
-        sources = open_sources([(args.data_file, None)], Path(), args.format, Reading(args.columns, args.preference))
+        keep = args.group_by or (("subset",) if args.format in BENCHMARKS else ())
+        sources = open_sources([(args.data_file, None)], Path(), args.format,
+                               Reading(args.columns, args.preference, keep))
     if not (encoder and sources and plan.config):
         return None
-    pairs = TextPairs(sources, encoder, plan.config.model.seq_length)
+    length = plan.config.model.seq_length
+    pairs = BenchmarkPairs(sources, encoder, length, benchmark=args.format) if args.format in BENCHMARKS else \
+        TextPairs(sources, encoder, length)
     with problems:
-        next(pairs.read())
+        row = next(pairs.read())
+        check_names_are_free(row.place, row.values, args.score_key)
     return pairs
 
 
@@ -143,6 +182,7 @@ class InferencePlan(TextScoringPlan):
         resume:       go on from OUTPUT_FILE.partial, if there is one
         skip_invalid: leave out rows that cannot be scored, instead of ending there
         invalid_file: where these go; None without `skip_invalid`
+        statistics:   by which scores are normalised; None: they are not
     """
 
     data_file: Path
@@ -153,6 +193,7 @@ class InferencePlan(TextScoringPlan):
     resume: bool = False
     skip_invalid: bool = False
     invalid_file: Optional[Path] = None
+    statistics: Optional[ScoreStatistics] = None
 
 
 def plan_inference(args) -> InferencePlan:
@@ -166,17 +207,24 @@ def plan_inference(args) -> InferencePlan:
     encoder = _encoder(args, plan, notes, problems)
     with problems:
         _check_data_file(args.data_file, args, plan.config, encoder)
+    statistics = None
+    if args.normalize and plan.config:
+        with problems:
+            path = args.distributed_ckpt_path
+            files, _ = checkpoints_to_score(path, first_rank(path), plan.config.layout.semi_auto)
+            statistics = read_score_statistics("--normalize", args.normalize, files[-1])
     problems.raise_all()
     output_file = args.output_file or file_of_run(plan.config.output / "scores.jsonl", notes.number)
     invalid_file = invalid_rows_path(output_file, plan.config.output) if args.skip_invalid else None
     check_outputs({"--output_file": output_file, **({"--skip_invalid": invalid_file} if invalid_file else {})}, {
         "--config": args.config, "--data_file": args.data_file, "--tokenizer": args.tokenizer,
+        "--normalize": args.normalize,
         "--distributed_ckpt_path": args.distributed_ckpt_path, "data_settings.json": notes.place})
     check_score_file(output_file, args.resume)
     return InferencePlan(**vars(plan), encoder=encoder, data_file=args.data_file, output_file=output_file,
                          score_key=args.score_key, format_name=args.format, reading=Reading(args.columns),
                          resume=args.resume, skip_invalid=args.skip_invalid,
-                         invalid_file=invalid_file)
+                         invalid_file=invalid_file, statistics=statistics)
 
 
 def _encoder(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problems) -> Optional[TextEncoder]:

@@ -10,7 +10,7 @@ from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
 
 import numpy as np
 
-from mindrlhf.checkpoints.find import is_sliced, list_checkpoints, of_current_branch, steps_of_slices
+from mindrlhf.checkpoints.find import checkpoints_to_score
 from mindrlhf.checkpoints.load import load_strictly, read_checkpoint
 from mindrlhf.checkpoints.sharded import check_cut
 from mindrlhf.checkpoints.training_notes import doubts_of_model, problems_of_model, read_training_notes
@@ -90,11 +90,8 @@ class Scorer:
 
     def checkpoints(self, path: str) -> List[Checkpoint]:
         """The checkpoints at a path that are of its last run's current branch, in order, see `in_order`."""
-        shard = self._semi_auto and is_sliced(path)
-        files = list_checkpoints(path, self.rank if shard else 0)
-        if shard:
-            files = [slices[self.rank] for slices in steps_of_slices(path, "distributed_ckpt_path")]
-        return [Checkpoint(file, shard) for file in of_current_branch(files)]
+        files, shard = checkpoints_to_score(path, self.rank, self._semi_auto)
+        return [Checkpoint(file, shard) for file in files]
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Load a checkpoint, strictly, and log what was loaded.
@@ -163,11 +160,14 @@ class Scorer:
         """
         questions = iter(questions)
         while True:
-            window = [text_group([np.asarray(text[:self.seq_length], np.int32) for text in texts])
+            window = [[np.asarray(text[:self.seq_length], np.int32) for text in texts]
                       for texts in islice(questions, self.window)]
             if not window:
                 return
-            yield from self._score_window(window)
+            # A row has room for two whole texts: of more answers, two at a time share their beginning.
+            groups = [[text_group(texts[first:first + 2]) for first in range(0, len(texts), 2)] for texts in window]
+            scores = iter(self._score_window([group for of_question in groups for group in of_question]))
+            yield from ([score for _ in of_question for score in next(scores)] for of_question in groups)
 
     def _score_window(self, groups: Sequence[Group]) -> List[List[float]]:
         scores, steps = self._score_rows(groups, self.most)

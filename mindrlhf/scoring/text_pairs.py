@@ -6,10 +6,11 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import numpy as np
 
 from mindrlhf.data.encoding_processes import EncodedPair, encode_rows
-from mindrlhf.data.preference import InvalidRow, Skipped
+from mindrlhf.data.preference import InvalidRow, Preference, Skipped
 from mindrlhf.data.sources import Sources
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.errors import UserError
+from mindrlhf.scoring.eval_rows import EvalRow, group_name
 
 __all__ = ["TextPairs"]
 
@@ -47,25 +48,28 @@ class TextPairs:
         """How the texts are made, as a `RecordSet` has it."""
         return {"prompt_template": self.encoder.noted, "add_eos": self.encoder.add_eos}
 
-    def read(self) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-        """Ids of the chosen and the rejected text of each pair, (length,) int32 each. Pairs of which both texts are the
-        same, or are the same after the cut, are left out.
+    def read(self) -> Iterator[EvalRow]:
+        """Each pair, of the group that the keys of `Reading.keep` give it. Pairs of which both texts are the same, or
+        are the same after the cut, are left out.
 
         Raises:
             UserError: a row is invalid, or there is no pair.
         """
         self._counts.clear()
-        for row in encode_rows(self.sources.preferences(), self.encoder, self.length):
+        for read in self.sources.preferences():
+            row, = encode_rows([read], self.encoder, self.length)
             if isinstance(row, InvalidRow):
                 raise row.as_error()
             if isinstance(row, Skipped):
                 self._counts[row.reason] += row.pairs
             elif isinstance(row, EncodedPair) and np.array_equal(*row.ids()):
                 self._counts[_LOST if row.different else _SAME] += 1
-            elif isinstance(row, EncodedPair):
+            elif isinstance(read, Preference):
                 self._counts[_READ] += 1
                 self._counts[_CUT] += row.cut_answer or row.cut_prompt
-                yield row.ids()
+                yield EvalRow(read.place, row.ids(), read.values,
+                              group_name(read.values, self.sources.reading.keep),
+                              texts=(read.prompt, (read.chosen, read.rejected)))
         if not self._counts[_READ]:
             raise UserError(f"--data_file: {self.sources}: no pair in it, expected at least one")
 

@@ -7,6 +7,8 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_seven_fields_read_back_by_hand    | what MindRecord gives back, both sides of padding   | literal arrays    |
 | test_fields_are_those_of_tiktoken      | template, tokenizer and encoding fit together       | tiktoken, by hand |
 | test_counts_and_lengths_by_hand        | cut, empty, identical, invalid; maxima and averages | literal numbers   |
+| test_keys_that_are_kept_ ...           | --keep: values, names, processes, held-out pairs    | rows by hand      |
+| test_what_is_kept_has_a_limit          | a row of a page of MindRecord                       | message           |
 | test_number_of_processes_changes_...   | every file is the same, byte by byte                | one process       |
 | test_shards_hold_the_pairs_of_...      | every pair once, the same sidecar                   | one file          |
 | test_prompts_that_are_held_out_...     | each on one side; order, processes, shards           | hashlib           |
@@ -49,6 +51,8 @@ from helpers import convert_file
 
 from mindrlhf import __version__
 from mindrlhf.data import encoding_processes
+from mindrlhf.data.mindrecord_files import read_sidecar
+from mindrlhf.data.mindrecord_reader import read_kept
 from mindrlhf.data.preference import Reading
 from mindrlhf.data.template import PROMPT_TEMPLATE, open_template
 from mindrlhf.data.tokenizer import GLM4_PATTERN, open_tokenizer, write_rank_file
@@ -98,6 +102,11 @@ def sidecar(folder):
     return {key: value for key, value in content.items() if key not in ("files", "checksum")}
 
 
+def read_rejected(folder):
+    line, = (folder / "out.mindrecord.rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(line)
+
+
 def contents(folder, but=("pairs.jsonl",)):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in but}
 
@@ -145,6 +154,31 @@ def test_counts_and_lengths_by_hand(tmp_path, tokenizer):
     assert len(read_record(tmp_path / "out.mindrecord")) == 3
     assert (report.output, report.rejected_file) == (tmp_path / "out.mindrecord",
                                                      tmp_path / "out.mindrecord.rejected.jsonl")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "val_split": 0.5}], ids=["", "processes, held out"])
+def test_keys_that_are_kept_go_along_with_their_pairs(tmp_path, tokenizer, options):
+    """Under the row's own names, whatever --columns makes of them; a row without one is invalid."""
+    rows = [{"question": "abcdefgh"[number], "pos_resp": "x", "neg_resp": "y", "类": f"甲{number}\ud800", "n": [number]}
+            for number in range(8)]
+    report = convert(tmp_path, [*(json.dumps(row).encode() for row in rows), pair("z", "x", "y")], tokenizer,
+                     skip_invalid=True, reading=Reading((("prompt", "question"),), None, ("类", "n")), **options)
+    assert (report.invalid, read_rejected(tmp_path)["reason"]) == (
+        1, "key '类' missing, which --keep or --group_by names; found prompt, pos_resp, neg_resp")
+    files = [str(tmp_path / name) for name in ("out.mindrecord", "out.val.mindrecord") if (tmp_path / name).exists()]
+    assert len(files) == 1 + ("val_split" in options)
+    found = {chr(row["chosen_input_ids"][0]): json.loads(text) for file in files
+             for row, text in zip(read_record(file), read_kept(file))}
+    assert found == {row["question"]: {"类": row["类"], "n": row["n"]} for row in rows}
+    assert all((content["schema"], content["fields"], content["keep"]) == (2, ["kept"], ["类", "n"])
+               for content in map(read_sidecar, files))
+
+
+def test_what_is_kept_has_a_limit(tmp_path, tokenizer):
+    with pytest.raises(UserError, match=r"pairs.jsonl:1: the keys that --keep or --group_by names have 70010 bytes as "
+                                        r"JSON, expected at most 65536"):
+        convert(tmp_path, [{**pair("a", "b", "c"), "n": "x" * 70_000 + "y"}], tokenizer,
+                reading=Reading((), None, ("n",)))
 
 
 def test_identical_pair_is_skipped_and_counted(tmp_path, tokenizer):

@@ -5,6 +5,7 @@
 | test_further_fields_are_those_...    | what a conversion sends to the writer                 | literal values   |
 | test_further_fields_are_read_back    | values and types; the sidecar says schema and fields  | what was written |
 | test_numbers_of_answers_that_...     | rows before them stay, with the numbers of two        | what was written |
+| test_what_is_kept_is_read_back_ ...  | short and long texts, shards, rows that are widened   | what was written |
 | test_without_further_fields_...      | seven fields, nothing in the sidecar                  | fields           |
 | test_margins_of_0_or_below_...       | the sidecar's number                                  | literal numbers  |
 | test_a_sidecar_of_another_schema_... | what a later release writes                           | message          |
@@ -22,8 +23,9 @@ from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.encoding_processes import encode_rows
 from mindrlhf.data.further_fields import all_or_no_margins, further_fields
 from mindrlhf.data.mindrecord_files import read_sidecar
+from mindrlhf.data.mindrecord_reader import read_kept, read_pairs
 from mindrlhf.data.mindrecord_writer import RecordWriter
-from mindrlhf.data.preference import InvalidRow, Preference
+from mindrlhf.data.preference import MOST_KEPT, InvalidRow, Preference
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.stack
 TOKENIZER = Path(__file__).resolve().parents[2] / "examples/glm4_reward_model_train/sample_data/tokenizer.model"
 PLAIN = Preference("a.jsonl:1", 1, (Message("user", "a"),), (Message("assistant", "b"),), (Message("assistant", "c"),))
 ANSWERS = {"prompt_id": 7, "chosen_answer": 3, "rejected_answer": 1}
+KEPT = {"kept": json.dumps({"pos_type": "拒绝&正向建议", "n": None})}
 TYPES = {"margin": "float32", "prompt_id": "int32", "chosen_answer": "int32", "rejected_answer": "int32"}
 
 
@@ -58,9 +61,10 @@ def test_margins_are_in_all_rows_or_in_none(margins, line, reason):
 
 
 def test_further_fields_are_those_a_pair_has():
-    pairs = [PLAIN, replace(PLAIN, margin=0.0), replace(PLAIN, **ANSWERS), replace(PLAIN, margin=-1.5, **ANSWERS)]
+    pairs = [PLAIN, replace(PLAIN, margin=0.0), replace(PLAIN, **ANSWERS), replace(PLAIN, margin=-1.5, **ANSWERS),
+             replace(PLAIN, **KEPT)]
     rows = list(encode_rows(pairs, TextEncoder(open_tokenizer(TOKENIZER), "{prompt}:{response}"), None))
-    assert list(map(further_fields, rows)) == [{}, {"margin": 0.0}, ANSWERS, {"margin": -1.5, **ANSWERS}]
+    assert list(map(further_fields, rows)) == [{}, {"margin": 0.0}, ANSWERS, {"margin": -1.5, **ANSWERS}, KEPT]
 
 
 def write(path, further, shards=1):
@@ -121,9 +125,24 @@ def test_without_further_fields_there_are_seven_and_the_sidecar_says_nothing(tmp
 
 
 def test_a_margin_in_some_samples_only_is_the_callers_fault(tmp_path):
-    for fields in ({}, {"margin": 1}), ({"margin": 1}, {}):
-        with pytest.raises(ValueError, match="a margin is in all samples of a file, or in none"):
-            write(tmp_path / "a.mindrecord", fields)
+    for fields, what in (({"margin": 1}, "a margin"), (KEPT, "what is kept")):
+        for samples in ({}, fields), (fields, {}):
+            with pytest.raises(ValueError, match=f"{what} is in all samples of a file, or in none"):
+                write(tmp_path / "a.mindrecord", samples)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_is_kept_is_read_back_in_the_order_of_the_pairs(tmp_path, shards):
+    """Texts of any length up to the longest, also where numbers of answers come late."""
+    texts = [json.dumps({"n": number, "text": "a" * length}) for number, length in
+             enumerate([0, MOST_KEPT - 30, *[7] * 150, MOST_KEPT - 30, 3, *[MOST_KEPT - 40] * 20])]
+    fields = [{"kept": text, **(ANSWERS if number == 140 else {})} for number, text in enumerate(texts)]
+    path = write(tmp_path / "a.mindrecord", fields, shards)
+    files = [path] if shards == 1 else [f"{path}{shard}" for shard in range(shards)]
+    pairs = [int(pair.chosen[0]) for pair in read_pairs(list(map(str, files)), list(FIELDS))]
+    assert [text for file in files for text in read_kept(str(file))] == [texts[number] for number in pairs]
+    assert sorted(pairs) == list(range(len(texts)))
+    assert read_sidecar(path)["fields"] == [*ANSWERS, "kept"]
 
 
 @pytest.mark.parametrize(("margins", "count"), [((2, 0.5), 0), ((0, -1, 3, 1e-50, 1e-40), 3)])
@@ -137,7 +156,7 @@ def test_margins_of_0_or_below_are_counted(tmp_path, margins, count):
     ({"margins_not_above_zero": -1}, "margins_not_above_zero is -1, expected a number of pairs"),
     ({"schema": 3}, "schema is 3, expected 1 or 2; a later release wrote it"),
     ({"schema": 2, "fields": ["margin", "grade"]}, "fields is ['margin', 'grade'], expected a list of margin, "
-     "prompt_id, chosen_answer, rejected_answer"),
+     "prompt_id, chosen_answer, rejected_answer, kept"),
 ])
 def test_a_sidecar_of_another_schema_is_refused(tmp_path, content, message):
     (tmp_path / "a.mindrecord.json").write_text(json.dumps(content), encoding="utf-8")

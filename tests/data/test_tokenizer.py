@@ -124,7 +124,9 @@ def test_text_that_looks_like_a_control_token_is_text(sample_tokenizer, text):
 @pytest.mark.parametrize("text", TEXTS)
 def test_no_byte_is_lost(sample_tokenizer, text):
     tokens = tokens_by_rank(SAMPLE / "tokenizer.model")
-    assert b"".join(tokens[index] for index in sample_tokenizer.encode_batch([text])[0]) == text.encode("utf-8")
+    ids, = sample_tokenizer.encode_batch([text])
+    assert b"".join(tokens[index] for index in ids) == text.encode("utf-8")
+    assert sample_tokenizer.decode([996, *ids, 997, 998]) == f"<|endoftext|>{text}[MASK][gMASK]"
 
 
 def test_written_rank_file_is_read_back(tmp_path):
@@ -147,6 +149,7 @@ def test_sentencepiece_model_is_told_by_its_content(tmp_path):
     reference = sentencepiece.SentencePieceProcessor(model_proto=content)
     texts = ["hello world", "how are you?", ""]
     assert tokenizer.encode_batch(texts) == [reference.encode(text) for text in texts]
+    assert tokenizer.decode(reference.encode("hello world")) == "hello world"
     assert tokenizer.vocab_size == 40
 
 

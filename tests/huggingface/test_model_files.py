@@ -3,6 +3,7 @@
 | test                                        | proves                                   | judged against            |
 | test_configuration_of_a_reward_model        | every key and value                      | GlmConfig's keys, by hand |
 | test_configuration_of_a_language_model      | no trace of a reward                     | GlmConfig's keys, by hand |
+| test_statistics_are_written_as_ ...         | mean and std of the scores               | OpenRLHF's names          |
 | test_dimensions_are_read_back               | nothing is lost on the way there         | Dimensions                |
 | test_card_holds_the_very_template           | the text that a score belongs to         | json.loads                |
 | test_head_of_the_card_is_read_as_yaml       | what a model hub shows and searches      | yaml.safe_load            |
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from mindrlhf import __version__
+from mindrlhf.checkpoints.score_statistics import ScoreStatistics
 from mindrlhf.data.template import PROMPT_TEMPLATE
 from mindrlhf.huggingface.model_files import model_card, model_config
 from mindrlhf.models.glm4.dimensions import TRANSFORMERS, Dimensions
@@ -56,6 +58,14 @@ def test_configuration_of_a_reward_model():
         "attention_dropout": 0.0, "initializer_range": 0.02, "tie_word_embeddings": False, "use_cache": True,
         "pad_token_id": 151329, "eos_token_id": 151329, "torch_dtype": "bfloat16",
         "num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
+
+
+def test_statistics_are_written_as_openrlhf_reads_them():
+    """`getattr(config, "mean")`, "std" and "value_head_prefix" in its get_llm_for_sequence_regression."""
+    found = model_config(SIZE, "bfloat16", 151329, True, statistics=ScoreStatistics(0.5, 2.0))
+    assert set(found) - set(config_of(reward=True)) == {"mean", "std", "value_head_prefix"}
+    assert (found["mean"], found["std"], found["value_head_prefix"]) == (0.5, 2.0, "score")
+    assert Dimensions.from_huggingface(found, TRANSFORMERS, "config.json") == SIZE
 
 
 def test_configuration_of_a_language_model():

@@ -1137,6 +1137,23 @@ def test_the_notes_of_training_go_to_hugging_face_and_back(tmp_path, tiny, shard
     assert "training_notes" not in read_checkpoint(output)
 
 
+def test_the_statistics_of_the_scores_go_along_and_do_no_harm_on_the_way_back(tmp_path, tiny):
+    path, figures = with_notes(tmp_path / "rm.ckpt", tiny), tmp_path / "eval.json"
+    figures.write_text(json.dumps([{"checkpoint": "other.ckpt", "mean": 9, "std": 9},
+                                   {"checkpoint": str(path), "mean": 0.25, "std": 2}]))
+    report = ms_to_hf(str(path), tiny.model, tmp_path / "hf", score_statistics=figures).as_text()
+    assert f"scores: mean 0.2500, std 2.0000, from {figures}" in report
+    config = json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8"))
+    assert [config[key] for key in ("mean", "std", "value_head_prefix")] == [0.25, 2, "score"]
+    hf_to_ms(tmp_path / "hf", tmp_path / "back.ckpt")
+    assert {name: value.asnumpy().tobytes() for name, value in weights_in(tmp_path / "back.ckpt").items()} == {
+        name: value.asnumpy().tobytes() for name, value in weights_in(path).items()}
+    figures.write_text("[]")
+    with pytest.raises(UserError, match=rf"--score_statistics: {figures}: no entry of {path}, found none"):
+        ms_to_hf(str(path), tiny.model, tmp_path / "not", score_statistics=figures)
+    assert not (tmp_path / "not").exists()
+
+
 @pytest.mark.parametrize(("key", "noted"), [("rope_ratio", 500), ("layernorm_epsilon", 1e-6), ("kv_channels", 32),
                                             ("multi_query_group_num", 1)])
 def test_a_yaml_of_another_model_than_was_trained_is_refused_though_shapes_agree(tmp_path, tiny, key, noted):
@@ -1440,7 +1457,10 @@ def test_script_has_a_help_text(tmp_path, args):
      "convert_weight.py ms_to_hf: error: argument --prompt_template: {response} occurs 0 times, expected once"),
     (["hf_to_ms", "--input", "in", "--output", "out", "--language_model"],
      "convert_weight.py: error: unrecognized arguments: --language_model"),
-], ids=["nothing", "direction", "no output", "no config", "type", "abbreviated", "template", "other direction's"])
+    (["ms_to_hf", "--input", "in", "--output", "out", "--config", "c", "--language_model", "--score_statistics", "e"],
+     "convert_weight.py ms_to_hf: error: argument --score_statistics: has no effect with --language_model"),
+], ids=["nothing", "direction", "no output", "no config", "type", "abbreviated", "template", "other direction's",
+        "no scores"])
 def test_script_refuses_a_bad_command_line_with_2(tmp_path, args, message):
     done = run_script(tmp_path, *args)
     assert done.code == 2

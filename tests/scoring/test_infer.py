@@ -17,6 +17,8 @@ The score of a text is its number of tokens here, but for the tests that start p
 | test_a_key_of_the_users_own_...                | no key is replaced; --score_key gives other names | rows by hand    |
 | test_rows_of_other_kinds_of_files_...          | CSV, Parquet, gzip                                | rows by hand    |
 | test_a_pipe_is_read_once_and_written_through   | FIFOs as input and output; nothing beside them    | rows by hand    |
+| test_scores_are_normalised_ ...                | --normalize: the checkpoint's mean and std        | rows by hand    |
+| test_a_run_goes_on_with_the_same_statistics .. | --resume with others is refused                   | message         |
 | test_what_cannot_be_resumed_is_refused         | pipes and devices                                 | messages        |
 | test_standard_output_has_the_rows_alone        | from pipe to pipe as a process                    | a run at once   |
 | test_a_link_stays_and_its_target_is_written    | the link, and the target's rows                   | rows by hand    |
@@ -123,7 +125,8 @@ def arguments(**given):
     return SimpleNamespace(**{
         "config": str(TINY_YAML), "data_file": Path("in.jsonl"), "tokenizer": "letters", "score_key": "score",
         "distributed_ckpt_path": "rm.ckpt", "seq_length": None, "output_file": Path("out.jsonl"), "resume": False,
-        "prompt_template": "{prompt}{response}", "skip_invalid": False, "format": None, "columns": (), **given})
+        "prompt_template": "{prompt}{response}", "skip_invalid": False, "format": None, "columns": (),
+        "normalize": None, **given})
 
 
 def score(**given):
@@ -136,6 +139,28 @@ def scored(rows, key="score"):
                ((key, "response"), (f"pos_{key}", "pos_resp"), (f"neg_{key}", "neg_resp")) if field in row}
               for row in rows]
     return [{**row, **{name: float(value) for name, value in found.items()}} for row, found in zip(rows, length)]
+
+
+def test_scores_are_normalised_by_the_statistics_of_the_checkpoint():
+    write_rows("in.jsonl", ROWS)
+    entries = [{"checkpoint": "a.ckpt"}, {"checkpoint": "rm.ckpt", "mean": 3, "std": 0.5}]
+    Path("eval.json").write_text(json.dumps(entries))
+    score(normalize=Path("eval.json"))
+    assert read_rows_of("out.jsonl") == [
+        {**row, **{key: (value - 3) / 0.5 for key, value in with_scores.items() if key not in row}}
+        for row, with_scores in zip(ROWS, scored(ROWS))]
+    Path("eval.json").write_text(json.dumps([{"checkpoint": "rm.ckpt", "mean": 3, "std": 0}]))
+    with pytest.raises(UserError, match=r"--normalize: eval.json: mean and std of rm.ckpt are 3 and 0, expected"):
+        plan_inference(arguments(normalize=Path("eval.json")))
+
+
+def test_a_run_goes_on_with_the_same_statistics_alone():
+    write_rows("in.jsonl", [*ROWS, {"prompt": "q"}])
+    for std, resume in ((1, False), (2, True)):
+        Path("eval.json").write_text(json.dumps([{"checkpoint": "rm.ckpt", "mean": 3, "std": std}]))
+        with pytest.raises(UserError) as caught:
+            score(normalize=Path("eval.json"), resume=resume)
+    assert "--resume: normalize is {'mean': 3.0, 'std': 2.0}, expected {'mean': 3.0, 'std': 1.0}" in str(caught.value)
 
 
 def names():

@@ -133,5 +133,7 @@ def test_two_processes_agree_on_what_is_wrong(in_tmp_path):
     assert first["evaluated"] == second["evaluated"]
     assert first["evaluated"][0] == 1
     assert "list: 1 of 3 checkpoints could not be evaluated: list/rank_0/rm_rank_0-1_2.ckpt" in first["evaluated"][1]
-    results = json.loads((in_tmp_path / "output" / "eval.json").read_text())["results"]
-    assert [(result["checkpoint"][-9:], result["pairs"]) for result in results] == [("-1_1.ckpt", 8), ("-1_3.ckpt", 8)]
+    entries = json.loads((in_tmp_path / "output" / "eval.json").read_text())
+    assert [(entry["checkpoint"][-9:], entry.get("pairs")) for entry in entries] == [
+        ("-1_1.ckpt", 8), ("-1_2.ckpt", None), ("-1_3.ckpt", 8)]
+    assert len((in_tmp_path / "output" / "eval_scores.jsonl").read_text().splitlines()) == 8

@@ -2,6 +2,7 @@
 
 | test                                     | proves                                 | judged against           |
 | test_scores_are_those_of_each_text_alone | texts of any length, one answer or two | the padded path, 1e-5    |
+| test_many_answers_are_scored_ ...        | more than fit into a row               | each answer alone, 1e-5  |
 | test_scores_come_in_the_order ...        | sorting by length is undone            | the scores in one window |
 | test_questions_are_read_as ...           | memory does not grow with the input    | how far it has been read |
 | test_every_very_short_text ...           | rows have room for all that fit        | the score of one of them |
@@ -13,6 +14,9 @@
 | test_a_checkpoint_that_cannot_be_ ...    | the others are evaluated; one branch   | names, reasons by hand   |
 | test_a_prompt_and_its_answers_are_ ...   | template, tokenizer and network        | token ids by hand, 1e-5  |
 | test_pairs_that_are_nan_are_counted ...  | figures of the others; eval.json       | arrays by hand           |
+| test_pairs_of_text_have_groups_ ...      | eval.json, eval_scores.jsonl, the log  | lengths of the texts     |
+| test_pairs_of_mindrecord_have_ ...       | groups, own keys, texts, of MindRecord | rows by hand             |
+| test_what_was_not_kept_ ...              | refused before anything is loaded      | messages                 |
 | test_what_becomes_of_pairs_that_are_ ... | pairs cut and left out, for the log    | rows by hand             |
 | test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
 | test_a_copied_checkpoint_is_scored_ ...  | template, dimensions, number of a run  | what was noted           |
@@ -27,6 +31,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import EXAMPLE, PRODUCTION_YAML, SAMPLE, TINY_YAML, dimensions_of
+from helpers import convert_file
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerConfig
 from mindspore import Tensor
@@ -39,12 +44,16 @@ from mindrlhf.data.preference import AS_THEY_ARE
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.sources import open_sources
 from mindrlhf.data.text_encoder import TextEncoder
+from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.scoring import eval_report, text_scorer
 from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
-from mindrlhf.scoring import text_scorer
-from mindrlhf.scoring.evaluate import EvalResult, evaluate
+from mindrlhf.scoring.eval_report import EvalResult
+from mindrlhf.scoring.evaluate import evaluate
+from mindrlhf.scoring.figures import PairScores
 from mindrlhf.scoring.infer import infer
+from mindrlhf.scoring.pair_lines import WrongPairs
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
 from mindrlhf.scoring.report import NotFiniteScores
 from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
@@ -83,6 +92,10 @@ def scorer(configure, checkpoint):
     return scorer
 
 
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
 def make_texts(*lengths, seed=0):
     """Texts of so many tokens, the longer of which begin as the shorter ones do."""
     tokens = np.random.default_rng(seed).integers(0, 60, max(lengths) + len(lengths))
@@ -113,6 +126,16 @@ def test_scores_are_those_of_each_text_alone(scorer, questions, build_model, loa
     expected = model(Tensor(rows), None, Tensor(mask), None, Tensor(ends)).asnumpy()[:, 0]
     np.testing.assert_allclose(sum(found, []), expected, rtol=1e-5, atol=1e-5)
     assert len({round(value, 3) for value in expected.tolist()}) > 10
+
+
+def test_many_answers_are_scored_however_long_or_short_they_are(scorer):
+    """More tokens, or more texts, than a row has room for."""
+    many = [*make_texts(*[500] * 3, 1, 499), *make_texts(*[500] * 4, seed=9)]
+    short = make_texts(*[3] * 9)
+    expected = [next(scorer.score([[text]]))[0] for text in (*many, *short)]
+    first, *others = scorer.score([many, *[short] * 60])
+    np.testing.assert_allclose([*first, *others[-1]], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(others, [others[0]] * 60, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_beyond_the_sequence_length_does_not_count(scorer):
@@ -267,21 +290,26 @@ def test_the_batch_size_does_not_move_an_evaluation(configure, checkpoint, score
         results += evaluate(EvaluationPlan(configure(64, size), str(checkpoint), {}, RecordSet.open(str(path)), False))
         lines = [line for line in log if line.startswith("acc: [")]
         assert len(lines) == -(-20 // size)
-        assert lines[-1].endswith(f"avg acc: [{results[-1].accuracy}]")
+        assert lines[-1].endswith(f"avg acc: [{results[-1].figures['accuracy']}]")
     one, other = results
     expected = np.array(list(scorer.score(texts)))
     for result in results:
-        np.testing.assert_allclose(result.chosen, expected[:, 0], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(result.rejected, expected[:, 1], rtol=1e-5, atol=1e-5)
-    assert one.accuracy == other.accuracy == np.mean(expected[:, 0] > expected[:, 1])
-    assert one.margin == pytest.approx(np.mean(expected[:, 0] - expected[:, 1]), abs=1e-5)
-    assert 0 < one.accuracy < 1
+        np.testing.assert_allclose(result.scores.chosen, expected[:, 0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result.scores.rejected, expected[:, 1], rtol=1e-5, atol=1e-5)
+        assert result.scores.chosen_tokens.tolist() == [len(chosen) for chosen, _ in texts]
+        assert result.scores.rejected_tokens.tolist() == [len(rejected) for _, rejected in texts]
+    assert one.figures["accuracy"] == other.figures["accuracy"] == np.mean(expected[:, 0] > expected[:, 1])
+    assert one.figures["margin"] == pytest.approx(np.mean(expected[:, 0] - expected[:, 1]), abs=1e-5)
+    assert 0 < one.figures["accuracy"] < 1
     assert (in_tmp_path / "output" / "eval_scores.png").is_file()
-    figures = json.loads((in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8"))
-    assert figures == {"data": [str(path)], "results": [{
-        "checkpoint": str(checkpoint), "pairs": 20, "not_finite": 0, "accuracy": other.accuracy, "margin": other.margin,
-        "chosen_mean": float(other.chosen.mean()), "rejected_mean": float(other.rejected.mean())}],
-        "not_evaluated": []}
+    entry, = json.loads((in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8"))
+    assert entry == {"checkpoint": str(checkpoint), "data": [str(path)], **other.figures}
+    assert set(entry) == {
+        "checkpoint", "data", "pairs", "not_finite", "ties", "loss", "accuracy", "accuracy_interval", "margin", "mean",
+        "std", "calibration_error", "chosen_longer", "chosen_shorter", "length_correlation", "groups"}
+    assert read_lines("output/eval_scores.jsonl") == [
+        {"pair": number, "chosen_score": chosen, "rejected_score": rejected} for number, (chosen, rejected)
+        in enumerate(zip(other.scores.chosen.tolist(), other.scores.rejected.tolist()))]
 
 
 @pytest.mark.usefixtures("start")
@@ -297,19 +325,105 @@ def test_pairs_that_are_nan_are_counted_apart(configure, checkpoint, pairs, in_t
     assert str(caught.value) == ("3 rows have a score that is NaN or infinite, not counted in accuracy and margin: " +
                                  ", ".join(f"{path}: pair {number} ({checkpoint})" for number in (3, 7, 11)))
     content = (in_tmp_path / "output" / "eval.json").read_text(encoding="utf-8")
-    result, = json.loads(content, parse_constant=pytest.fail)["results"]
+    result, = json.loads(content, parse_constant=pytest.fail)
     finite = np.delete(scores, [3, 7, 11], axis=0)
     assert (result["pairs"], result["not_finite"]) == (20, 3)
     assert result["accuracy"] == pytest.approx(np.mean(finite[:, 0] > finite[:, 1]))
     assert result["margin"] == pytest.approx(np.mean(finite[:, 0] - finite[:, 1]), abs=1e-6)
-    assert result["chosen_mean"] == pytest.approx(np.mean(finite[:, 0]), abs=1e-6)
+    assert result["mean"] == pytest.approx(np.mean(finite), abs=1e-6)
+    written = read_lines("output/eval_scores.jsonl")
+    assert [row["pair"] for row in written if None in row.values()] == [3, 7, 11]
+    assert (written[3]["chosen_score"], written[3]["rejected_score"]) == (None, scores[3, 1])
     assert (in_tmp_path / "output" / "eval_scores.png").is_file()
 
 
+@pytest.mark.usefixtures("start")
+def test_pairs_of_text_have_groups_and_their_own_keys(configure, checkpoint, in_tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "Scorer", CountingScorer)  # the longer answer is the better one
+    lengths = [(2, 1, "拒绝"), (1, 9, "拒绝"), (4, 1, "风险"), (2, 3, 7)]
+    rows = [{"prompt": "问" * 200, "pos_resp": "b" * chosen, "neg_resp": "c" * rejected, "pos_type": kind, "n": [1]}
+            for chosen, rejected, kind in lengths]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = open_sources([(Path("rows.jsonl"), None)], Path(), None, AS_THEY_ARE._replace(keep=("pos_type",)))
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
+    texts = TextPairs(sources, TextEncoder(CharacterTokenizer(), "{prompt}:{response}"), 512)
+    evaluate(EvaluationPlan(configure(), str(checkpoint), {}, texts, False))
+    entry, = json.loads(Path("output/eval.json").read_text(encoding="utf-8"))
+    assert {group: (figures["pairs"], figures["accuracy"]) for group, figures in entry["groups"].items()} == {
+        "拒绝": (2, 0.5), "风险": (1, 1), "7": (1, 0)}
+    assert (entry["chosen_longer"], entry["length_correlation"]) == ({"pairs": 2, "accuracy": 1}, pytest.approx(1))
+    assert read_lines("output/eval_scores.jsonl") == [
+        {**row, "chosen_score": 201 + len(row["pos_resp"]), "rejected_score": 201 + len(row["neg_resp"])}
+        for row in rows]
+    table, wrong = ("\n".join(line for line in log if line.startswith(begin)) for begin in ("accuracy by", "most"))
+    assert "\n1   拒绝      2    0.5000  0.0945 to 0.9055  -3.5000" in table
+    assert wrong.splitlines()[1:3] == ["1. rows.jsonl:2 (拒绝): chosen 202.0000, rejected 210.0000",
+                                       f"   prompt: {'问' * 200}"]
+    assert len(wrong.splitlines()) == 9
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """MindRecord files of two pairs whose rows' key "kind" is kept, and of one without."""
+    tokenizer = open_tokenizer(SAMPLE / "tokenizer.model")
+    paths = []
+    for name, kinds, keep in (("a", ["好 > 坏", 7], ("kind",)), ("b", ["x"], ())):
+        rows = [{"prompt": f"p{kind}", "pos_resp": "xy", "neg_resp": "xyz", "kind": kind} for kind in kinds]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        convert_file(tmp_path / "rows.jsonl", tmp_path / f"{name}.mindrecord", tokenizer, 64, "{prompt}:{response}",
+                     reading=AS_THEY_ARE._replace(keep=keep))
+        paths.append(str(tmp_path / f"{name}.mindrecord"))
+    return tokenizer, paths
+
+
+@pytest.mark.usefixtures("start", "in_tmp_path")
+def test_pairs_of_mindrecord_have_the_groups_that_were_kept(configure, checkpoint, kept, monkeypatch):
+    monkeypatch.setattr(evaluation, "Scorer", CountingScorer)
+    tokenizer, (with_kind, without) = kept
+    log = []
+    monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
+    records = RecordSet.open([with_kind])
+    evaluate(EvaluationPlan(configure(), str(checkpoint), {}, records, False, "score", ("kind",), tokenizer))
+    entry, = json.loads(Path("output/eval.json").read_text(encoding="utf-8"))
+    assert {group: figures["pairs"] for group, figures in entry["groups"].items()} == {"好 > 坏": 1, "7": 1}
+    assert [row["kind"] for row in read_lines("output/eval_scores.jsonl")] == ["好 > 坏", 7]
+    wrong = next(line for line in log if line.startswith("most confidently wrong"))
+    assert f"1. {with_kind}: pair 0 (好 > 坏): chosen" in wrong
+    assert "   prompt: p7:xy\n   chosen: \n   rejected: z" in wrong
+    evaluate(EvaluationPlan(configure(), str(checkpoint), {}, RecordSet.open([with_kind, without]), False))
+    assert [list(row)[0] for row in read_lines("output/eval_scores.jsonl")] == ["kind", "kind", "pair"]
+
+
+def test_what_was_not_kept_is_no_group(kept, in_tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from reward_eval import parse_args
+    _, (with_kind, without) = kept
+    ms.save_checkpoint([{"name": "a", "data": Tensor([1.0])}], "a.ckpt")
+
+    def plan(*flags):
+        return plan_evaluation(parse_args(["--config", str(TINY_YAML), "--distributed_ckpt_path", "a.ckpt",
+                                           "--set", "train_dataset.pad_token_id=996", *flags]))
+
+    for flags, message in [
+        (["--eval_dataset", without, "--group_by", "kind"],
+         f"--group_by: {without} has no key 'kind', expected it among those that were kept (none): convert with --keep "
+         "kind, or evaluate on the text with --data_file"),
+        (["--eval_dataset", with_kind, "--group_by", "kind,type"],
+         "has no key 'type', expected it among those that were kept (kind): convert with --keep kind,type"),
+        (["--data_file", "rows.jsonl", "--group_by", "type", "--tokenizer", str(SAMPLE / "tokenizer.model")],
+         "rows.jsonl:1: key 'type' missing, which --keep or --group_by names; found prompt, pos_resp, neg_resp, kind"),
+        (["--eval_dataset", with_kind, "--tokenizer", __file__], "not a tokenizer file"),
+    ]:
+        with pytest.raises(UserError) as error:
+            plan(*flags)
+        assert message in str(error.value)
+    assert plan("--eval_dataset", with_kind, "--group_by", "kind").group_by == ("kind",)
+
+
 def test_an_evaluation_without_a_finite_pair_has_no_figures():
-    result = EvalResult("a.ckpt", np.array([np.nan, 1], np.float32), np.array([0, np.inf], np.float32))
-    assert result.figures() == {"checkpoint": "a.ckpt", "pairs": 2, "not_finite": 2, "accuracy": None, "margin": None,
-                                "chosen_mean": None, "rejected_mean": None}
+    result = EvalResult("a.ckpt", PairScores(np.array([np.nan, 1], np.float32), np.array([0, np.inf], np.float32),
+                                             np.array([3, 4]), np.array([5, 4])), [None, None], WrongPairs())
     assert result.as_line() == ("a.ckpt: 2 pairs, accuracy -, mean margin - (of the 0 pairs whose scores are finite; "
                                 "of 2 they are NaN or infinite)")
 
@@ -320,11 +434,12 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(configure, checkpoint, pair
         raise RuntimeError("no display")
 
     warned = []
-    monkeypatch.setattr(evaluation, "plot_score_histogram", fails)
+    monkeypatch.setattr(eval_report, "plot_score_histogram", fails)
     monkeypatch.setattr(logger, "warning", lambda text, *values: warned.append(text % values))
     evaluate(EvaluationPlan(configure(64, 6), str(checkpoint), {}, RecordSet.open(str(pairs[0])), False))
     assert warned[-1] == "output/eval_scores.png cannot be drawn: no display"
-    assert (in_tmp_path / "output" / "eval.json").is_file()
+    assert sorted(path.name for path in (in_tmp_path / "output").glob("eval*")) == [
+        "eval.json", "eval_groups.png", "eval_scores.jsonl"]
 
 
 def save_step(folder, scoring_model, step, number=0, branch=0, left=(), **model):
@@ -353,6 +468,9 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
     monkeypatch.setattr(Scorer, "checkpoints", lambda self, path: (found(self, path), removed.unlink())[0])
     log = []
     monkeypatch.setattr(logger, "info", lambda text, *values, **_: log.append(text % values))
+    drawn, plot = [], eval_report.plot_accuracy_over_steps
+    monkeypatch.setattr(eval_report, "plot_accuracy_over_steps",
+                        lambda steps, *figures: (drawn.append((steps, figures[-2])), plot(steps, *figures)))
     plan = EvaluationPlan(configure(64), str(folder), {}, RecordSet.open(str(pairs[0])), True)
     with pytest.raises(UserError, match=rf"{folder}: 3 of 5 checkpoints could not be evaluated: .*; .*; "):
         evaluate(plan)
@@ -364,10 +482,14 @@ def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_t
                                   "model.model_config.rope_ratio is 1, expected 500, with which the model was trained",
                                   "no such file or folder", None)):
         assert reason is None or reason in row
-    assert (tmp_path / "output" / "eval_scores_1.png").is_file()
+    for name in ("scores", "groups", "steps"):
+        assert (tmp_path / "output" / f"eval_{name}_1.png").is_file()
+    assert drawn == [([3, 7], "step")]
     figures = json.loads((tmp_path / "output" / "eval_1.json").read_text(encoding="utf-8"))
-    assert [result["checkpoint"] for result in figures["results"]] == [str(whole), str(last)]
-    assert len(figures["not_evaluated"]) == 3
+    assert [entry["checkpoint"] for entry in figures] == list(map(str, (whole, damaged, other, removed, last)))
+    assert ["not_evaluated" in entry for entry in figures] == [False, True, True, True, False]
+    assert "no such file or folder" in figures[3]["not_evaluated"]
+    assert len(read_lines("output/eval_scores_1.jsonl")) == 20
 
 
 # --- inference ------------------------------------------------------------------------------------------------------
@@ -390,7 +512,7 @@ class CountingScorer(Scorer):
 
 
 class CharacterTokenizer:
-    identity = {"name": "letters"}
+    identity = {"file": "letters"}
     control_ids = {}
 
     def encode_batch(self, texts):
@@ -439,7 +561,8 @@ def test_an_output_that_is_an_input_of_inference_is_refused_and_a_device_taken(t
         return plan_inference(SimpleNamespace(
             config=str(tmp_path / "run.yaml"), seq_length=None, data_file=tmp_path / "rows.jsonl", prompt_template=None,
             tokenizer=str(SAMPLE / "tokenizer.model"), distributed_ckpt_path=str(tmp_path / "a.ckpt"),
-            output_file=output, score_key="score", resume=False, skip_invalid=False, format=None, columns=()))
+            output_file=output, score_key="score", resume=False, skip_invalid=False, format=None, columns=(),
+            normalize=None))
 
     for name, read, flag in [("rows.jsonl", "rows.jsonl", "--data_file"), ("link", "rows.jsonl", "--data_file"),
                              ("a.ckpt", "a.ckpt", "--distributed_ckpt_path"), ("run.yaml", "run.yaml", "--config")]:
@@ -490,7 +613,8 @@ def test_another_end_of_texts_than_in_training_is_warned_of(monkeypatch, found, 
     (["--data_file", "a.jsonl"], "argument --data_file: needs --tokenizer, expected both"),
     (["--data_file", "a.jsonl", "--eval_dataset", "a.mindrecord"], "not allowed with argument"),
     (["--eval_dataset", "a.mindrecord", "--format", "explicit"], "argument --format: has an effect with --data_file"),
-    (["--tokenizer", "t"], "argument --tokenizer: has an effect with --data_file only"),
+    (["--add_eos", "True"], "argument --add_eos: has an effect with --data_file only"),
+    (["--group_by", "a,,b"], "argument --group_by: found 'a,,b', expected names of keys, each once"),
 ])
 def test_flags_of_text_belong_together(flags, message, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLE)
@@ -525,7 +649,7 @@ def test_what_becomes_of_pairs_that_are_read_as_text_is_said(in_tmp_path):
     sources = open_sources([(Path("rows.jsonl"), None)], Path(), None, AS_THEY_ARE)
     texts = TextPairs(sources, TextEncoder(CharacterTokenizer(), "{prompt}:{response}"), 7)
     for _ in range(2):
-        assert [list(map(len, ids)) for ids in texts.read()] == [[3, 3], [3, 7]]
+        assert [list(map(len, row.ids)) for row in texts.read()] == [[3, 3], [3, 7]]
         assert texts.account() == (
             "rows.jsonl: format answers, 2 pairs, of which 1 are cut at 7 tokens; pairs left out: 1 for a difference "
             "that the cut took; 1 for two equal answers; 1 for equally good answers")

@@ -52,14 +52,24 @@ class Reading(NamedTuple):
     Attributes:
         columns:    (our name of a key, theirs)
         preference: of PKU-SafeRLHF's two, the one that counts: "better" or "safer"; None: not said, so the better one
+        keep:       keys, by their own names, that each row must have and that go along with its pairs
         grades:     (what CValues calls a kind of answer, how good it is); (): not said, so they make no margins
         scale:      the margin is this times the difference of two grades
     """
 
     columns: Tuple[Tuple[str, str], ...] = ()
     preference: Optional[str] = None
+    keep: Tuple[str, ...] = ()
     grades: Tuple[Tuple[str, float], ...] = ()
     scale: float = 1.0
+
+    def read(self, row: Row) -> Union[Row, InvalidRow]:
+        """The row as the formats know it."""
+        for key in self.keep:
+            if key not in row.values:
+                return row.invalid(f"key {key!r} missing, which --keep or --group_by names; found "
+                                   f"{', '.join(row.values) or 'no keys'}")
+        return self.renamed(row) if self.columns else row
 
     def renamed(self, row: Row) -> Union[Row, InvalidRow]:
         """The row with our names of its keys; what had our name before is left out."""
