@@ -122,7 +122,7 @@ class WholeCheckpointMonitor(Callback):
             due = step // self._every > self._saved_step // self._every
         else:
             due = bool(self._seconds) and time.monotonic() - self._saved_at > self._seconds
-        if due:
+        if due or step == self._total:  # now, for an evaluation may come between the last step and the end
             self._save(run, step)
         self._ended = run, step, run.cur_epoch_num
 

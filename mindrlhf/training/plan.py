@@ -43,6 +43,7 @@ from mindrlhf.models.glm4.dimensions import (
 )
 from mindrlhf.objective import Objective
 from mindrlhf.tables import size_text
+from mindrlhf.training.held_out import HeldOut, check_held_out, open_held_out
 from mindrlhf.weights.ckpt_file import check_names, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
@@ -60,6 +61,7 @@ class TrainingPlan:
         task:    MindFormers' name of what is trained
         doubts:  what to warn of: in what the weights to start from were trained otherwise
         mixture: the shares that several data sets have of an epoch; None: all pairs of all
+        held_out: what is evaluated while training
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class TrainingPlan:
     task: str
     doubts: Tuple[str, ...] = ()
     mixture: Optional[Mixture] = None
+    held_out: Tuple[HeldOut, ...] = ()
 
     @property
     def pairs_of_epoch(self) -> int:
@@ -93,6 +96,7 @@ def plan_training(args) -> TrainingPlan:
     settings = getattr(args, "settings", ())
     mapping = read_config(args.config, {
         "train_dataset.data_loader.dataset_dir": args.train_dataset,
+        **_evaluation_asked(getattr(args, "eval_dataset", None)),
         "model.model_config.seq_length": args.seq_length,
         "use_parallel": args.use_parallel,
         "load_checkpoint": args.load_checkpoint,
@@ -113,6 +117,10 @@ def plan_training(args) -> TrainingPlan:
     if config and records:
         with problems:
             mixture = _mixture(config, records)
+    held_out: Tuple[HeldOut, ...] = ()
+    if config:
+        with problems:
+            held_out = open_held_out(config)
     if records and args.tokenizer:
         with problems:
             check_same_tokenizer(f"--tokenizer: {args.tokenizer}", open_tokenizer(args.tokenizer).identity,
@@ -123,11 +131,18 @@ def plan_training(args) -> TrainingPlan:
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
                       lambda: _check_size(config, records, mixture), lambda: _check_objective(config, records), *checks]
+        if records and held_out:
+            checks.append(lambda: doubts.extend(check_held_out(config, held_out, records)))
         for check in [lambda: _check_callbacks(config), lambda: _check_sink_mode(config), *checks]:
             with problems:
                 check()
     problems.raise_all()
-    return TrainingPlan(config, records, args.task, tuple(doubts), mixture)
+    return TrainingPlan(config, records, args.task, tuple(doubts), mixture, held_out)
+
+
+def _evaluation_asked(paths: Optional[List[str]]) -> Dict[str, Any]:
+    """The keys that `--eval_dataset` sets."""
+    return {"eval_dataset.data_loader.dataset_dir": paths, "do_eval": True} if paths else {}
 
 
 def _mixture(config: RunConfig, records: RecordSet) -> Optional[Mixture]:
