@@ -2,7 +2,7 @@
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mindformers.tools.logger import logger
@@ -10,11 +10,14 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_output_root_path, get_real_group_size, get_real_rank
 from mindspore.train.callback import Callback
 
-from mindrlhf.checkpoints.find import file_of_run
+from mindrlhf.checkpoints.find import file_of_run, place_of
+from mindrlhf.checkpoints.save import WholeCheckpointMonitor
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.config.value_types import METRICS
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs
 from mindrlhf.models.row_scores import RowScorer
+from mindrlhf.training.best import Watch
 from mindrlhf.training.held_out import HeldOut, Schedule
 from mindrlhf.training.metrics_table import EvaluationTable
 from mindrlhf.training.monitor import Extras
@@ -123,39 +126,67 @@ class EvaluationMonitor(Extras, Callback):
     `OUTPUT/eval.csv` for each set; `RewardMonitor` draws the rows beside the curves of training.
 
     It comes behind `CheckpointMonitor`, so that an evaluation that fails or is killed costs no weights. A run that goes
-    on from a step behind which it evaluates does so again, before its first step: it may have been killed in between.
+    on from a step whose evaluation the checkpoint does not know of evaluates before its first step: it may have been
+    killed in between. The best weights of a watched figure are kept in `checkpoint_best`, and a run that does not
+    become better ends, as `Watch` says.
 
     Args:
         evaluator:  scores the pairs
         schedule:   of the whole run
+        watch:      the best evaluation so far, which the run's checkpoints note
         first_step: steps of the run before this one, where it continues
         run_number: in the name of the table, for a further run in the folder
     """
 
-    def __init__(self, evaluator: Evaluator, schedule: Schedule, first_step: int = 0, run_number: int = 0):
+    def __init__(self, evaluator: Evaluator, schedule: Schedule, watch: Watch, first_step: int = 0,
+                 run_number: int = 0):
         super().__init__()
-        self._evaluator, self._schedule, self._first_step = evaluator, schedule, first_step
+        self._evaluator, self._schedule, self._watch, self._first_step = evaluator, schedule, watch, first_step
+        self._keep: Callable[[int], None] = lambda step: None
         self.table = file_of_run(Path(get_output_root_path()) / "eval.csv", run_number)
         self._writes = get_real_rank() == 0
         self._table = EvaluationTable(self.table)
 
-    @property
-    def evaluates_first(self) -> bool:
-        """Whether there is an evaluation before the first step of this start."""
-        return self._schedule.is_due(self._first_step)
-
-    def prepare(self, network) -> None:
+    def prepare(self, network, evaluates: bool, monitor: Optional[WholeCheckpointMonitor] = None) -> bool:
         """Begin or continue the table, and evaluate where that is due before the first step; the weights are loaded.
 
         Args:
-            network: which trains, with all that is around it
+            network:   which trains, with all that is around it
+            evaluates: whether an evaluation is due
+            monitor:   which saves the best weights; None: this process saves none
+
+        Returns:
+            whether early stopping has ended the run, so that no step is left
+
+        Raises:
+            UserError: the best weights cannot be written.
         """
         if self._writes:
             with self.extra(self.table):
-                self.warn(self._table.begin(self._first_step, again=self.evaluates_first))
+                self.warn(self._table.begin(self._first_step, again=evaluates))
         self._network = _reward_model_in(network)
-        if self.evaluates_first:
+        if monitor:
+            monitor.also_note("evaluation", self._watch.as_notes)
+            self._keep = lambda step: monitor.save_best(network, step)
+            self._warn_of_other_best(monitor.best)
+        if evaluates:
             self._evaluate(self._first_step)
+        if self._watch.over:
+            self._say_over(self._first_step)
+        return self._watch.over
+
+    def _warn_of_other_best(self, file: Path) -> None:
+        """Of weights that are not those of the best step: the run went back, or goes on in another folder."""
+        step = self._watch.best_step
+        place = place_of(file) if file.exists() else None
+        if step is not None and (place is None or place.step != step):
+            there = f"has the weights of step {place.step}" if place else "is not there"
+            logger.warning("%s %s, but the best one before step %d was step %d: it has the best weights again when an "
+                           "evaluation is better", file, there, self._first_step, step)
+
+    def _say_over(self, step: int) -> None:
+        logger.info("step %d: early stopping ends the run: the last %d evaluations were not better than the best one "
+                    "by more than %g (%s)", step, self._watch.waited, self._watch.threshold, self._watch)
 
     def on_train_step_end(self, run_context):
         run = run_context.original_args()
@@ -163,8 +194,12 @@ class EvaluationMonitor(Extras, Callback):
         # A run that a signal ends evaluates when it goes on.
         if self._schedule.is_due(step) and not run_context.get_stop_requested():
             self._evaluate(step)
+            if self._watch.over:
+                self._say_over(step)
+                run_context.request_stop()
 
     def _evaluate(self, step: int) -> None:
+        values = {}
         for name, figures, left_out in self._timed(self._evaluator.evaluate(self._network), step):
             if left_out:
                 logger.warning("step %d: %s: %d of %d pairs have scores that are NaN or infinite, and are not in the "
@@ -172,6 +207,10 @@ class EvaluationMonitor(Extras, Callback):
             if self._writes:
                 with self.extra(self.table):
                     self.warn(self._table.add({"step": step, "set": name, **_six_digits(figures)}))
+            values.update((f"{name}.{metric}", np.nan if left_out else figures[metric]) for metric in METRICS)
+        self._watch.step = step
+        if self._watch.metric and self._watch.see(step, values[self._watch.metric]):
+            self._keep(step)
 
     @staticmethod
     def _timed(evaluations, step: int):

@@ -342,7 +342,7 @@ class CheckpointSpace:
         saved:        checkpoints that the run writes; None where seconds decide
         kept:         of them at its end
         each:         bytes of one, with optimizer state
-        weights_alone: bytes of the weights alone
+        weights_alone: bytes of the weights alone: those of the last step, and of the best one
     """
 
     saved: Optional[int]
@@ -378,8 +378,8 @@ def space_for_checkpoints(config: RunConfig, steps: int, done: int = 0) -> Check
     kept = min(most, keep) if keep else most
     copies = 1 if config.layout.optimizer_sharded else config.layout.data
     values, width = values_of(weights_of(config.model.dimensions)) * copies, FLOAT_BYTES[config.model.parameter_type]
-    return CheckpointSpace(saved, kept, values * (width + MOMENT_BYTES),
-                           values * width if monitor["save_network_params"] else 0)
+    alone = bool(monitor["save_network_params"]) + bool(config.evaluation and config.evaluation.best)
+    return CheckpointSpace(saved, kept, values * (width + MOMENT_BYTES), values * width * alone)
 
 
 def _saved(config: RunConfig, steps: int, done: int) -> Optional[int]:
@@ -433,7 +433,9 @@ def check_space(plan: TrainingPlan) -> None:
 
 def _check_folders_of_ranks(config: RunConfig, key: str, place: Path) -> None:
     """Raise `UserError` unless checkpoints can be written to their folders, which another user's run may have left."""
-    for name in ("checkpoint", *["checkpoint_network"] * bool(config.checkpoints["save_network_params"])):
+    best = bool(config.evaluation and config.evaluation.best)
+    for name in ("checkpoint", *["checkpoint_network"] * bool(config.checkpoints["save_network_params"]),
+                 *["checkpoint_best"] * best):
         for rank in range(config.layout.processes if config.layout.semi_auto else 1):
             folder = place / name / f"rank_{rank}"
             there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -13,12 +13,14 @@ from mindspore.train.callback import Callback
 from mindrlhf import signals
 from mindrlhf.checkpoints.save import WholeCheckpointMonitor, saving_first
 from mindrlhf.compat.trainer import arguments_of_optimizer
+from mindrlhf.training.best import Watch
 from mindrlhf.training.evaluation import EvaluationMonitor, Evaluator
 from mindrlhf.training.held_out import schedule_of
 from mindrlhf.training.monitor import RewardMonitor
 from mindrlhf.training.plan import TrainingPlan, check_sink_size
 from mindrlhf.training.start_from import Counters, StartingPoint
 from mindrlhf.training.stopping import InterruptionGuard
+from mindrlhf.weights.ckpt_file import read_notes
 
 __all__ = ["RewardTrainer"]
 
@@ -65,8 +67,11 @@ class RewardTrainer(BaseTrainer):
         self._note(config, counters)
         self.set_train_dataset(dataset)
         check_runner_config(config, dataset)
-        schedule = schedule_of(plan.config, steps_of_epoch) if evaluator else None
-        evaluates_first = bool(schedule and schedule.is_due(config.runner_config.initial_step))
+        schedule = watch = None
+        if evaluator:
+            schedule, watch = schedule_of(plan.config, steps_of_epoch), _watch_of(plan, start if counters else None)
+        first_step = config.runner_config.initial_step
+        evaluates_first = bool(evaluator and schedule.is_due(first_step) and watch.step < first_step)
         over = bool(counters and counters.epoch >= config.runner_config.epochs)
         if over:
             logger.info("%s is the last step of this run: nothing is left to train", start.source)
@@ -80,14 +85,16 @@ class RewardTrainer(BaseTrainer):
         self.count_parameters()
         optimizer = self.create_optimizer_scheduler(network, **arguments_of_optimizer(self.create_optimizer_scheduler))
         step = self.create_model_wrapper(network, optimizer)
-        callbacks = self._create_callbacks(config, optimizer, counters, {"evaluator": evaluator, "schedule": schedule})
+        callbacks = self._create_callbacks(config, optimizer, counters, {
+            "evaluator": evaluator, "schedule": schedule, "watch": watch})
         model = ms.Model(step)
         self._load(config, semi_auto, model, step, dataset, start, counters, evaluates_first)
         if plan.config.start.reshard:
             loaded()
+        monitor = next((each for each in callbacks if isinstance(each, WholeCheckpointMonitor)), None)
         for callback in callbacks:
             if isinstance(callback, EvaluationMonitor):
-                callback.prepare(network)
+                over |= callback.prepare(step.network, evaluates_first, monitor)
         if over:
             for callback in callbacks:
                 if isinstance(callback, RewardMonitor):
@@ -163,3 +170,12 @@ class RewardTrainer(BaseTrainer):
         if semi_auto and evaluates_first and not built:
             model.build(train_dataset=dataset, epoch=config.runner_config.epochs,
                         sink_size=config.runner_config.sink_size)
+
+
+def _watch_of(plan: TrainingPlan, resumed: Optional[StartingPoint]) -> Watch:
+    """The best evaluation so far, of a run that begins or goes on."""
+    watch = Watch.of(plan.config.evaluation, plan.held_out[0].name)
+    warning = watch.go_on((read_notes(resumed.resumed) or {}).get("evaluation")) if resumed else None
+    if warning:
+        logger.warning(warning)
+    return watch

@@ -7,6 +7,9 @@
 | test_damaged_data_is_found_...    | no run ends later for its sake                      | a changed byte    |
 | test_each_evaluation_is_a_row_... | steps, sets, order; what is left out is warned of   | by hand           |
 | test_a_run_that_goes_on_...       | the table, and the evaluation that a kill cut off   | by hand           |
+| test_the_best_weights_are_...     | which steps are saved, noted, and the last          | by hand           |
+| test_a_killed_run_goes_on_...     | value and patience; other weights are warned of     | by hand           |
+| test_a_set_with_scores_that_...   | no best value of a part of the pairs                | by hand           |
 | test_a_run_that_a_signal_ends_... | no long evaluation in between                       | by hand           |
 | test_a_table_that_cannot_be_...   | one warning, and the run goes on                    | warnings          |
 """
@@ -24,6 +27,7 @@ from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
 from mindrlhf.training import evaluation as module
+from mindrlhf.training.best import Watch
 from mindrlhf.training.evaluation import EvaluationMonitor, Evaluator, figures_of_pairs
 from mindrlhf.training.held_out import HeldOut, Schedule
 from mindrlhf.training.step import RewardTrainOneStepCell, SkippingAdamWeightDecay
@@ -137,15 +141,17 @@ def test_damaged_data_is_found_before_the_run(pairs, reference, tmp_path):
 # --- the callback ---------------------------------------------------------------------------------------------------
 
 class Scores:
-    """An evaluator whose two sets have the accuracies 0.5 and 1, and that counts its calls."""
+    """An evaluator whose two sets have the accuracies 0.5 and 1, whose second one has some margins one after another,
+    and that counts its calls.
+    """
 
-    def __init__(self, left_out=0):
-        self.calls, self.left_out = 0, left_out
+    def __init__(self, left_out=0, margins=()):
+        self.calls, self.left_out, self.margins = 0, left_out, list(margins)
 
     def evaluate(self, network):
         self.calls += 1
         yield "one", figures_of_pairs(np.array([[1, 0], [0, 1]])), self.left_out
-        yield "two", figures_of_pairs(np.array([[1.123456789, 0]])), 0
+        yield "two", figures_of_pairs(np.array([[self.margins.pop(0) if self.margins else 1.123456789, 0]])), 0
 
 
 class Run(SimpleNamespace):
@@ -157,6 +163,22 @@ class Run(SimpleNamespace):
     def get_stop_requested(self):
         return self.stopped
 
+    def request_stop(self):
+        self.stopped = True
+
+
+class Saver:
+    """A `CheckpointMonitor` that notes which steps are the best."""
+
+    def __init__(self, folder):
+        self.saved, self.notes, self.best = [], {}, folder / "checkpoint_best" / "rank_0" / "a_rank_0-best.ckpt"
+
+    def also_note(self, name, value):
+        self.notes[name] = value
+
+    def save_best(self, network, step):
+        self.saved.append(step)
+
 
 NETWORK = nn.CellList([nn.Cell()])
 NETWORK[0].v_head0 = None
@@ -167,14 +189,20 @@ def monitor(monkeypatch, tmp_path):
     """A function that makes an `EvaluationMonitor` of 10 steps, evaluated every 4, and lets it see some of them."""
     monkeypatch.setattr(module, "get_output_root_path", lambda: str(tmp_path))
 
-    def see(evaluator, steps, first_step=0, stopped=False, **keys):
+    def see(evaluator, steps, first_step=0, stopped=False, watch=None, saver=None, **keys):
         evaluation = Evaluation(steps=4, epochs=0, at_start=True, at_end=True, best=None, best_set=None, patience=None,
                                 threshold=0.0)
-        callback = EvaluationMonitor(evaluator, Schedule(evaluation, 10, 10), first_step, **keys)
-        callback.prepare(NETWORK)
+        schedule, watch = Schedule(evaluation, 10, 10), watch or Watch(None)
+        callback = EvaluationMonitor(evaluator, schedule, watch, first_step, **keys)
+        if callback.prepare(NETWORK, schedule.is_due(first_step) and watch.step < first_step, saver):
+            return first_step
+        run = Run(stopped=stopped)
         for step in steps:
-            callback.on_train_step_end(Run(cur_step_num=step - first_step, stopped=stopped))
-        return callback
+            run.cur_step_num = step - first_step
+            callback.on_train_step_end(run)
+            if run.stopped:
+                return step
+        return None
     return see
 
 
@@ -215,6 +243,31 @@ def test_a_run_that_goes_on_continues_the_table_and_makes_up_for_what_was_cut_of
     monitor(between, range(7, 11), first_step=6)
     assert between.calls == 2
     assert (tmp_path / "eval.csv").read_bytes() == whole
+
+
+def test_the_best_weights_are_kept_and_a_run_that_does_not_become_better_ends(monitor, tmp_path):
+    saver, watch = Saver(tmp_path), Watch("two.margin", patience=2)
+    assert monitor(Scores(margins=[1, 2, 2, 1]), range(1, 11), watch=watch, saver=saver) == 10
+    assert saver.saved == [0, 4]
+    assert saver.notes["evaluation"]() == {"metric": "two.margin", "step": 10, "best": 2.0, "best_step": 4, "waited": 2}
+    assert monitor(Scores(), (), first_step=10, watch=watch, saver=saver) == 10  # nothing is left to train
+
+
+def test_a_killed_run_goes_on_with_the_best_value_and_the_patience_of_its_checkpoint(monitor, warnings, tmp_path):
+    """A checkpoint is written before the evaluation of its step."""
+    noted = {"metric": "two.margin", "step": 4, "best": 3.0, "best_step": 0, "waited": 1}
+    saver, watch = Saver(tmp_path), Watch("two.margin", patience=2)
+    assert watch.go_on(noted) is None
+    assert monitor(Scores(margins=[2.5]), range(9, 11), first_step=8, watch=watch, saver=saver) == 8
+    assert saver.saved == []
+    assert warnings == [f"{saver.best} is not there, but the best one before step 8 was step 0: it has the best "
+                        "weights again when an evaluation is better"]
+
+
+def test_a_set_with_scores_that_are_not_finite_is_never_the_best(monitor, warnings, tmp_path):
+    saver = Saver(tmp_path)
+    assert monitor(Scores(left_out=1), range(1, 11), watch=Watch("one.accuracy", 3), saver=saver) == 8
+    assert saver.saved == []
 
 
 def test_a_run_that_a_signal_ends_evaluates_when_it_goes_on(monitor, tmp_path):
