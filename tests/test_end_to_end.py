@@ -165,7 +165,8 @@ def test_training_has_evaluated_with_the_weights_of_its_steps(job):
     from mindrlhf.training.evaluation import figures_of_pairs
     with open(job["folder"] / "output" / "eval.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["step"], row["set"]) for row in rows] == [("100", "eval"), ("200", "eval"), ("275", "eval")]
+    assert [(row["step"], row["set"]) for row in rows] == [
+        (step, "eval") for step in ("50", "100", "150", "200", "250", "275")]
     written = map(json.loads, (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines())
     expected = figures_of_pairs(np.array([[row["pos_score"], row["neg_score"]] for row in written]))
     assert {name: float(rows[-1][name]) for name in expected} == pytest.approx(expected, abs=1e-5)

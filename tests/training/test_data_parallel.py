@@ -170,7 +170,7 @@ def test_two_processes_train_all_answers_of_a_prompt_as_one_does(tmp_path):
 
 def test_what_all_processes_say_and_save_is_there_once(trained):
     first, second = trained[2]
-    assert first.count(": eval: 93 pairs, loss: ") == 1
+    assert first.count(": eval: 93 pairs, loss: ") == 2
     assert first.count(" - step 2 of ") == first.count("this run trains") == 1
     assert "CPU, 2 processes" in first
     assert "INFO - " not in second
