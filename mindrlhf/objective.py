@@ -1,6 +1,6 @@
 """What a run trains for: the YAML's block `model.model_config.objective`. Knows nothing of MindSpore."""
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 __all__ = ["ANSWERS", "DEFAULT", "LOSSES", "MARGINS", "Objective"]
 
@@ -30,12 +30,16 @@ class Objective:
     answers: str = ANSWERS[0]
 
     @classmethod
-    def of(cls, values: Any) -> "Objective":
-        """Of a block of keys and values, where a key that is not there has its default. Training notes of earlier
-        releases have a text in its place, or nothing.
-        """
-        found: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
-        return cls(**{field.name: found[field.name] for field in fields(cls) if found.get(field.name) is not None})
+    def of(cls, values: Optional[Mapping[str, Any]]) -> "Objective":
+        """Of a block of keys and values, where a key that is not there has its default; None: the default."""
+        found = {field.name: (values or {}).get(field.name) for field in fields(cls)}
+        return cls(**{name: value for name, value in found.items() if value is not None})
+
+    @classmethod
+    def noted(cls, notes: Mapping[str, Any]) -> "Objective":
+        """Of training notes; those of earlier releases have a text, or nothing, for there was one objective."""
+        values = notes.get("objective")
+        return cls.of(values if isinstance(values, Mapping) else None)
 
     @property
     def end_token(self) -> bool:

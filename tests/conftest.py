@@ -54,6 +54,13 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path not in waiting)
 
 
+def pytest_collection():
+    """Of the files that are divided among processes each one reads all, MindFormers' users among them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from mindrlhf.compat.imports import import_mindformers
+        import_mindformers()
+
+
 def pytest_report_header():
     python = reference_python()
     return "reference values: " + (f"made now with PyTorch, transformers and TRL by {python}" if python else

@@ -36,7 +36,7 @@ from mindrlhf.cli import (
     template,
 )
 from mindrlhf.data.template import PROMPT_TEMPLATE
-from mindrlhf.data.text_encoder import TOO_LONG
+from mindrlhf.data.too_long import TOO_LONG
 from mindrlhf.errors import run_main
 
 

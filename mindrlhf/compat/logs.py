@@ -12,6 +12,7 @@ import warnings
 
 from tqdm import tqdm
 
+from mindrlhf.compat.imports import import_mindformers
 from mindrlhf.job import was_started_in_job
 
 __all__ = ["DETAIL", "STEP", "quiet_terminal", "shows_bar"]
@@ -39,8 +40,9 @@ def quiet_terminal(verbose: bool = False) -> None:
         verbose: leave the terminal as MindFormers has it
     """
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-        from mindformers.tools.logger import get_logger
-        logger = get_logger()
+        import_mindformers()
+    from mindformers.tools.logger import get_logger
+    logger = get_logger()
     for handler in logger.handlers[:]:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = _warn_once(handler)

@@ -106,7 +106,8 @@ BLOCKS.update({f"eval_dataset{block[len('train_dataset'):]}": keys for block, ke
 BLOCKS["train_dataset"] |= _keys("probabilities interleave")  # an evaluation reads every pair once
 BLOCKS["eval_dataset_task"] = BLOCKS["train_dataset_task"]
 
-# Class -> keys of a block with that `type`; those of other classes are in their signatures (`mindrlhf.training.parts`).
+# Class -> keys of a block with that `type`; those of other classes are in their signatures
+# (`mindrlhf.training.check_parts`).
 TYPES = {
     # beta1 and betas are known to either, which has one of them: `mindrlhf.config.check` says which one.
     "FP32StateAdamWeightDecay": _keys("type params learning_rate beta1 beta2 betas eps weight_decay"),

@@ -58,8 +58,8 @@ class ConversionReport:
                  f"with an empty answer: {self.empty_answers}; skipped because both answers are the same: "
                  f"{self.identical}"]
         if self.prefixes:
-            lines.append(f"one answer begins the other: {self.prefixes}; their loss compares padding, not answers: a "
-                         "small loss says nothing of their order")
+            lines.append(f"one answer begins the other: {self.prefixes}; the token_wise loss compares padding, not "
+                         "answers, and says nothing of their order; end_token compares their ends")
         if self.skipped:
             reasons = "; ".join(f"{count} for {reason}" for reason, count in self.skipped.items())
             lines.append(f"pairs left out that say nothing of which is better: {reasons}")

@@ -7,12 +7,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mindrlhf import __version__
+from mindrlhf.data.auto_length import LengthCounts, check_space
 from mindrlhf.data.conversion_plan import LONGEST, ConversionPlan
 from mindrlhf.data.conversion_report import ConversionReport
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.encoding_processes import EncodedPair, EncodedSources
 from mindrlhf.data.further_fields import further_fields
-from mindrlhf.data.lengths import LengthCounts, check_space
 from mindrlhf.data.mindrecord_writer import HELD_OUT, HELD_OUT_OF, LengthStatistics, RecordWriter
 from mindrlhf.data.preference import FewerRows, InvalidRow, Skipped
 from mindrlhf.data.rejected_rows import RejectedRows

@@ -58,7 +58,7 @@ def pairs_by_prompt(pairs: Sequence[Pair], sizes: Sequence[int]) -> List[Tuple[i
             prompt = pairs[number].prompt
             found.setdefault((conversion, prompt) if prompt >= 0 else (-1, number), []).append(number)
     for numbers in found.values():
-        if len(numbers) >= segment_stride - 1:  # fewer pairs than that have hardly more answers
+        if 2 * len(numbers) >= segment_stride:
             answers = len(_texts_of([pairs[number] for number in numbers])[0])
             if answers >= segment_stride:
                 raise UserError(f"the prompt of pair {numbers[0]} has {answers} answers, expected at most "

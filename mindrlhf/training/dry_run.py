@@ -25,7 +25,7 @@ def check_run(plan: TrainingPlan) -> None:
     """Raise `UserError` unless the disk has room, no other run is alive in the output folder, and MindFormers' classes
     take what the YAML says of them.
     """
-    from mindrlhf.training.parts import check_parts
+    from mindrlhf.training.check_parts import check_parts
     problems = Problems()
     with problems:
         check_parts(plan.config)

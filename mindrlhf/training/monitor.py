@@ -107,9 +107,9 @@ class RewardMonitor(Extras, Callback):
     loss, rate and norm and the other figures of all of them): step, loss (mean over pairs), learning_rate, global_norm
     (of the gradients, before clipping), accuracy (share of pairs whose chosen end score is the larger one), margin
     (mean of chosen minus rejected), reward (mean of all end scores), step_ms (milliseconds), pairs, text_tokens (of
-    both texts of all pairs, without padding), computed_tokens (of the rows; fewer than text_tokens where the texts of a
-    pair share their prompt), chosen_mean and rejected_mean (of their end scores), min_score and max_score (of all end
-    scores).
+    both texts of all pairs, or listwise of each answer, without padding), computed_tokens (of the rows; fewer than
+    text_tokens where the texts of a pair share their prompt), chosen_mean and rejected_mean (of their end scores),
+    min_score and max_score (of all end scores).
     `OUTPUT/curves.png` shows the curves, with those of `EvaluationMonitor`, if there is one. Where several processes
     train data-parallel, and where a step is several micro-batches, all figures are of the whole batch. In a pipeline
     the last stage has them, and writes. Where table or picture cannot be written, a warning says so once, and training

@@ -41,7 +41,7 @@ from mindrlhf.models.glm4.dimensions import (
     weights_of,
     with_prefix,
 )
-from mindrlhf.objective import Objective
+from mindrlhf.objective import DEFAULT, Objective
 from mindrlhf.tables import size_text
 from mindrlhf.training.held_out import HeldOut, check_held_out, open_held_out
 from mindrlhf.weights.ckpt_file import check_names, read_ckpt_files
@@ -300,8 +300,8 @@ def _check_trained_model(config: RunConfig, notes: TrainingNotes) -> List[str]:
     return [*([notes.doubt] if notes.doubt else []), *rounding]
 
 
-def _objective_of(noted: Any) -> Dict[str, Any]:
-    return {f"objective.{key}": value for key, value in Objective.of(noted).as_notes().items()}
+def _keys_of(objective: Objective) -> Dict[str, Any]:
+    return {f"objective.{key}": value for key, value in objective.as_notes().items()}
 
 
 # What a resumed run has in common with its beginning, under the names that a user knows.
@@ -310,7 +310,7 @@ _OF_RUN = {**{key: f"--train_dataset: its {key}" for key in ("prompt_template", 
            "pairs": "--train_dataset: its number of pairs", "checksums": "--train_dataset: the CRC-32 of its rows",
            "seed": "seed", "shuffle": "train_dataset.data_loader.shuffle", "batching": "train_dataset.batching",
            "row_length": "train_dataset.row_length",
-           **{key: f"model.model_config.{key}" for key in _objective_of(None)},
+           **{key: f"model.model_config.{key}" for key in _keys_of(DEFAULT)},
            "probabilities": "train_dataset.probabilities", "interleave": "train_dataset.interleave",
            "sets": "--train_dataset: the number of pairs of each data set"}
 _NO_MIXTURE = {"probabilities": None}
@@ -320,9 +320,9 @@ def _check_resumed_order(config: RunConfig, records: RecordSet, notes: TrainingN
     """Whether the data of a run to resume, and the order of its pairs, are those of its beginning."""
     order = notes.values.get("order")
     trained = {**_with_end(notes.values), **({**_NO_MIXTURE, **order} if order else {}),
-               **_objective_of(notes.values.get("objective"))}
+               **_keys_of(Objective.noted(notes.values))}
     found = {**_with_end(records.settings), **_NO_MIXTURE, **order_of_pairs(config, records),
-             **_objective_of(config.objective.as_notes())}
+             **_keys_of(config.objective)}
     raise_each("--resume", (
         f"{name} is {found[key]!r}, expected {trained[key]!r}, with which the run to resume was trained "
         f"({notes.place}); without --resume a new run starts from its weights"

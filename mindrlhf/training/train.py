@@ -46,8 +46,8 @@ def _train(plan: TrainingPlan, run) -> None:
     from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size, get_real_rank
 
+    from mindrlhf.training.check_parts import check_parts
     from mindrlhf.training.monitor import callbacks_of_process
-    from mindrlhf.training.parts import check_parts
     from mindrlhf.training.trainer import RewardTrainer
 
     check_parts(config)
@@ -97,8 +97,9 @@ def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint]) -> Di
     config, model, size = plan.config, plan.config.model, plan.config.model.dimensions
     layout = config.layout
     batch = config.batching.size * (layout.data if layout.semi_auto else ranks) * config.micro_batches
+    groups = "prompts" if config.objective.listwise else "pairs"
     step = {"padded": f"{batch} pairs, {2 * batch * model.seq_length:,} tokens with padding",
-            "buckets": f"about {batch} pairs in packed rows of a few lengths",
+            "buckets": f"about {batch} {groups} in packed rows of a few lengths",
             "packing": f"{batch} packed rows of {config.batching.row_length} tokens"}
     return {
         "model": f"{config.mapping['model']['arch']['type']}, {size.num_layers} layers, hidden size "

@@ -2,25 +2,41 @@
 
 | test                                                   | proves                                                      |
 | test_the_uint8_mask_of_mindformers_attends_the_future  | why the mask is a float tensor                              |
+| test_keys_of_our_own_reach_the_network                 | MindFormers' configuration class passes on what we add      |
 | test_overflow_is_found ...                             | a NaN or infinite gradient skips the step, on a CPU         |
 """
 import mindspore as ms
 import numpy as np
 import pytest
+from mindformers.models.build_model import build_network
 from mindformers.models.glm2 import glm2_modules
 from mindformers.models.glm2.glm2 import ChatGLM2Model
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
+from mindformers.tools.register import MindFormerConfig
 from mindformers.wrapper import MFTrainOneStepCell
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindrlhf.compat import model as compat
+from mindrlhf.models.glm4 import glm_reward  # noqa: F401 (registers)
 
 pytestmark = pytest.mark.stack
 
 
 def test_a_cpu_is_not_ascend():
     assert not compat.on_ascend()
+
+
+def test_keys_of_our_own_reach_the_network():
+    """A configuration class that passed over them would train another objective, without a word."""
+    size = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "kv_channels": 8, "ffn_hidden_size": 16,
+            "padded_vocab_size": 32, "seq_length": 8, "multi_query_attention": True, "multi_query_group_num": 1}
+    config = MindFormerConfig(model_config={"type": "ChatGLM2Config", **size, "objective": {
+        "loss": "end_token", "centering": 0.5}, "track_step_metrics": True}, arch={"type": "Glm4RewardModel"})
+    network = build_network(config)
+    assert network.end_token
+    assert network.centers
+    assert network.track_step_metrics
 
 
 def test_mask_is_float_without_and_uint8_with_flash_attention():

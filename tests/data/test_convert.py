@@ -490,8 +490,8 @@ def test_pairs_of_which_one_answer_begins_the_other_are_counted_and_said(tmp_pat
     rows = [pair("a", "b", "bc"), pair("a", "bc", "b"), pair("a", "", "c"), pair("a", "c", "bc")]
     report = convert(tmp_path, [*rows, pair("a", "b" * 90, "b" * 80)], tokenizer, padding_side=side)
     assert (report.prefixes, report.lost_by_cut, sidecar(tmp_path)["prefixes"]) == (count, 1, count)
-    assert (f"\none answer begins the other: {count}; their loss compares padding, not answers: a small loss says "
-            "nothing of their order\n" in report.as_text()) == (count > 0)
+    assert (f"\none answer begins the other: {count}; the token_wise loss compares padding, not answers, and says "
+            "nothing of their order; end_token compares their ends\n" in report.as_text()) == (count > 0)
 
 
 @pytest.mark.process

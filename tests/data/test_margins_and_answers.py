@@ -52,9 +52,11 @@ def with_margins(count):
 
 @pytest.mark.parametrize("loss", SUBTRACT)
 @pytest.mark.parametrize("batching", ["padded", "buckets", "packing"])
-def test_each_pair_brings_its_margin_to_its_comparisons(tmp_path, batching, loss):
-    path = write(tmp_path / "a.mindrecord", with_margins(32))
-    steps = build(path, batching, SUBTRACT[loss])
+@pytest.mark.parametrize("shares", [None, [0.5, 0.5]], ids=["all", "mixture"])
+def test_each_pair_brings_its_margin_to_its_comparisons(tmp_path, batching, loss, shares):
+    paths = [write(tmp_path / f"{name}.mindrecord", part)
+             for pairs in [list(with_margins(48))] for name, part in (("a", pairs[:16]), ("b", pairs[16:]))]
+    steps = build(paths, batching, SUBTRACT[loss], probabilities=shares)
     columns = OUTPUT_COLUMNS if batching == "padded" else PACKED_COLUMNS
     assert steps.columns == (*columns, "margin")
     seen = []
@@ -69,7 +71,7 @@ def test_each_pair_brings_its_margin_to_its_comparisons(tmp_path, batching, loss
         assert all(margin == number - 10 for number, margin in found.items())
         assert step["margin"].dtype == np.float32
         seen += found
-    assert sorted(seen) == list(range(32))
+    assert len(seen) == len(set(seen)) == (32 if shares else 48)
 
 
 def _first_of_text(step):
@@ -202,6 +204,9 @@ def test_more_answers_than_a_row_can_tell_apart_are_refused():
     with pytest.raises(UserError, match="the prompt of pair 0 has 256 answers, expected at most 255 with "):
         pairs_by_prompt(pairs, [len(pairs)])
     assert pairs_by_prompt(pairs[:-1], [254]) == [tuple(range(254))]
+    apart = [pair_of([1, number], [2, number], 0) for number in range(128)]
+    with pytest.raises(UserError, match="the prompt of pair 0 has 256 answers"):
+        pairs_by_prompt(apart, [128])
 
 
 def test_repeat_counts_nothing_where_pairs_are_read_first(tmp_path):

@@ -26,7 +26,7 @@ from mindrlhf.config.check import typed_config
 from mindrlhf.config.read import put, read_config
 from mindrlhf.training.memory import Size, memory_of_backward
 
-pytestmark = [pytest.mark.stack, pytest.mark.process]
+pytestmark = [pytest.mark.stack, pytest.mark.process, pytest.mark.long]
 
 TOKENS = 192  # of a row; no width of the model is a multiple of it
 LAYERS, HIDDEN, INNER, VOCABULARY = (SMALLER[key] for key in (
@@ -48,14 +48,6 @@ STEPS = {
                                  "recompute_config.mp_comm_recompute": False,
                                  "recompute_config.recompute_slice_activation": False}),
 }
-
-
-LONG = ("8 x 1", "2 x 4", "1 x 8", "1 x 2", "4 x 2, kept", "8 x 1, kept")  # compiled for the long tests alone
-
-
-def named(*names):
-    """Names of steps as parameters."""
-    return [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +96,7 @@ def collectives(graph):
     return found
 
 
-@pytest.mark.parametrize("name", named("4 x 2", "8 x 1"))
+@pytest.mark.parametrize("name", ["4 x 2", "8 x 1"])
 def test_a_layer_has_these_collectives(name, steps):
     """Weights: gathered once, after their cast; gradients: reduce-scattered after theirs. Activations: none without
     model parallelism. With it, MindFormers 1.3 gathers query, key and value, the attention's output, the projection's,
@@ -147,7 +139,7 @@ def test_a_layer_has_these_collectives(name, steps):
 
 
 @pytest.mark.skipif(not SINCE_1_6, reason="before 1.6 the cut has no attribute that forbids to gather for it")
-@pytest.mark.parametrize("name", named("4 x 2", "8 x 1", "2 x 4", "1 x 8", "1 x 2"))
+@pytest.mark.parametrize("name", ["4 x 2", "8 x 1", "2 x 4", "1 x 8", "1 x 2"])
 def test_query_key_and_value_are_cut_from_the_whole_width(name, steps):
     """Weights have the query's rows first, then the key's, then the value's. So has the projection's output as a
     whole, but not its slice on one process, which MindFormers' `skip_redistribution` on the cut seems to ask for. Here
@@ -179,7 +171,7 @@ def moments(config):
     return memory_of_backward(typed_config("run.yaml", config), Size(1, TOKENS))
 
 
-@pytest.mark.parametrize("name", named("4 x 2", "8 x 1"))
+@pytest.mark.parametrize("name", ["4 x 2", "8 x 1"])
 def test_weights_and_gradients_of_the_estimate_are_those_of_the_graph(name, steps):
     config, graph = steps[name]
     begin, end = moments(config)
@@ -197,7 +189,7 @@ def is_activation(node):
             and not node.parameter and node.operator != "GetNext")
 
 
-@pytest.mark.parametrize("name", named("4 x 2", "8 x 1", "4 x 2, kept", "8 x 1, kept"))
+@pytest.mark.parametrize("name", ["4 x 2", "8 x 1", "4 x 2, kept", "8 x 1, kept"])
 def test_activations_of_the_estimate_are_those_of_the_graph(name, steps):
     config, graph = steps[name]
     begin, end = moments(config)
@@ -211,7 +203,6 @@ def test_activations_of_the_estimate_are_those_of_the_graph(name, steps):
         assert begin.activations - mask == pytest.approx(most_alive(graph, is_activation), rel=0.15)
 
 
-@pytest.mark.long
 def test_keys_of_recomputation_without_an_effect_change_nothing(steps):
     """MindFormers does not pass the first two on to GLM's layers (`LayerSetting.set`). Fails where a release does."""
     (_, shipped), (_, other) = steps["4 x 2"], steps["4 x 2, other keys"]
@@ -219,7 +210,6 @@ def test_keys_of_recomputation_without_an_effect_change_nothing(steps):
     assert [node.after for node in kept_for_backward(shipped)] == [node.after for node in kept_for_backward(other)]
 
 
-@pytest.mark.long
 def test_sequence_parallelism_scatters_what_model_parallelism_sums(steps):
     """`use_seq_parallel`: between the projections each process has a part of the rows, as in Korthikanti et al. (2022).
     Each sum becomes a ReduceScatter, and a gather in front of the next projection; also behind the last norm. GLM's

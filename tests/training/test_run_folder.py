@@ -69,7 +69,7 @@ def test_a_run_is_refused_in_a_process_with_the_same_id(tmp_path):
 
 
 def test_the_dry_run_is_refused_as_the_run_would_be_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("mindrlhf.training.parts.check_parts", lambda config: None)
+    monkeypatch.setattr("mindrlhf.training.check_parts.check_parts", lambda config: None)
     monkeypatch.setattr(dry_run, "check_space", lambda plan: None)
     plan = SimpleNamespace(config=SimpleNamespace(output=tmp_path / "output"))
     dry_run.check_run(plan)

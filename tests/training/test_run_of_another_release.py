@@ -36,6 +36,7 @@ def expected():
     return json.loads((RUN / "figures.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.long
 def test_its_checkpoint_evaluates_to_the_same_figures(folder, expected):
     found = evaluate(folder, str(RUN / "run.yaml"), "output/checkpoint/rank_0/glm4_tiny_rank_0-2_5.ckpt")
     assert found == expected["evaluation"]

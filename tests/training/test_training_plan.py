@@ -693,10 +693,10 @@ print("after", peak())
 
 
 @pytest.mark.process
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [
-    pytest.param({}, marks=pytest.mark.long),
-    pytest.param({"model.model_config.num_layers": 3, "model.model_config.hidden_size": 128,
-                  "model.model_config.kv_channels": 32}, marks=pytest.mark.long),
+    {},
+    {"model.model_config.num_layers": 3, "model.model_config.hidden_size": 128, "model.model_config.kv_channels": 32},
     {"model.model_config.hidden_size": 256, "model.model_config.kv_channels": 64,
      "model.model_config.ffn_hidden_size": 1024}], ids=("tiny", "wider", "wide feed-forward"))
 def test_the_estimate_holds_for_a_real_run(arguments, changes):

@@ -39,7 +39,8 @@ class Glm4RewardModel(GLM2PreTrainedModel):
         attention_mask (N, S) any type, 1 for text and 0 for padding, which is on one side only; None: no padding
         loss_mask      (B, S) any type, used in training only
         end_ind        (N,) int32, number of tokens of each row; None: counted from `attention_mask`
-        chosen_index   (B, 1) float32, in training with margins: each pair's, for columns have no names here
+        chosen_index   (B, 1) float32, the margins of the pairs, in training with margins only: columns are taken by
+                       their place
 
     Inputs, packed rows:
         input_ids, position_id (R, L) int32, L at most `longest_row(config.seq_length)`

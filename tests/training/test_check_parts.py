@@ -23,7 +23,7 @@ pytestmark = pytest.mark.stack
 
 def checked(changes=(), source=TINY_YAML):
     """Check a YAML with some keys changed, as a run does; returns the messages."""
-    from mindrlhf.training.parts import check_parts
+    from mindrlhf.training.check_parts import check_parts
     mapping = read_config(source)
     for key, value in dict(changes).items():
         if key.startswith("callbacks"):
@@ -105,7 +105,7 @@ def test_what_mindformers_does_not_make_is_named(changes, message):
     (["optimizer.eps=1.0"], ""),
 ], ids=str)
 def test_what_was_set_is_named_by_its_flag(flags, beginning):
-    from mindrlhf.training.parts import check_parts
+    from mindrlhf.training.check_parts import check_parts
     settings = [Setting.parse(flag) for flag in flags]
     found = Problems()
     with found:
@@ -118,7 +118,7 @@ def test_callbacks_work_here_or_are_refused_in_one_line():
     """Those of the list have trained two steps here; nobody else's class reaches a run."""
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-    from mindrlhf.training import parts  # noqa: F401 (registers)
+    from mindrlhf.training import check_parts  # noqa: F401 (registers)
     for kind in MindFormerRegister.registry[MindFormerModuleType.CALLBACK]:
         found = checked({"callbacks": [{"type": "CheckpointMonitor"}, {"type": kind}]})
         if kind in TYPES_THAT_WORK["callbacks"]:

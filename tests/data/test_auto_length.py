@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import pytest
 
-from mindrlhf.data.lengths import LengthCounts, check_space
+from mindrlhf.data.auto_length import LengthCounts, check_space
 from mindrlhf.errors import UserError
 
 
