@@ -107,14 +107,19 @@ def read_evaluations(path: Path) -> Dict[str, Dict[str, np.ndarray]]:
 
 
 def _add_legend(figure, held_out: Iterable[str]) -> None:
-    """Say below the axes which line is training and which one a set that is evaluated."""
+    """Say below the axes which line is training and which one a set that is evaluated; one whose name no font can write
+    has its number.
+    """
     from matplotlib.font_manager import FontProperties
     from matplotlib.lines import Line2D
     lines, names = [Line2D([], [], color=_COLORS["mean"], linewidth=1.6)], [("training", None)]
     for number, name in enumerate(held_out):
         lines.append(Line2D([], [], color=_EVALUATIONS[number % len(_EVALUATIONS)], linewidth=1.6, marker="o",
                             markersize=3.5))
-        names.append(_drawable(name))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            text, font = _drawable(name)
+        names.append((text if font or text == name else f"set {number + 1}", font))
     legend = figure.legend(lines, [name for name, _ in names], loc="outside lower center", ncol=min(len(lines), 6),
                            frameon=False)
     for text, (_, font) in zip(legend.get_texts(), names):
