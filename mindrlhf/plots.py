@@ -5,19 +5,20 @@ import os
 import warnings
 from array import array
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from mindrlhf.atomic import partial_file
 
 __all__ = ["MOST_GROUPS", "plot_accuracy_over_steps", "plot_groups_and_reliability", "plot_score_histogram",
-           "plot_training_curves", "read_metrics"]
+           "plot_training_curves", "read_evaluations", "read_metrics"]
 
 MOST_GROUPS = 12  # that a picture shows
 _POINTS = 400  # of a line, about as many as its part of a picture has columns
 _LONGEST_NAME = 30  # characters of a group's name
 _COLORS = {"chosen": "#2a7fba", "rejected": "#d1603d", "line": "#2a7fba", "mean": "#173f5f"}
+_EVALUATIONS = ("#d1603d", "#3a8f5c", "#8a5aa8", "#c99a1e", "#7a7a7a")  # lines of sets that are evaluated
 
 
 def _axes(columns: int, titles: Sequence[str], width: float = 4.2, height: float = 3.4):
@@ -62,13 +63,14 @@ def read_metrics(path: Path) -> Dict[str, np.ndarray]:
     return {name: np.array(column) for name, column in zip(names, columns)}
 
 
-def plot_training_curves(table: Path, target: Path) -> Path:
+def plot_training_curves(table: Path, target: Path, evaluations: Optional[Path] = None) -> Path:
     """Draw loss, accuracy, margin, learning rate and gradient norm over the steps of `table` to a PNG.
 
     Steps are drawn thin, their mean over the last twentieth of the run thick; the learning rate as it is. Of many steps
     the lowest and the highest value of each of the picture's columns are drawn, so that drawing takes the same time.
+    Where there is a table of evaluations (eval.csv), each of its sets is a line with a dot for each evaluation.
     """
-    columns = read_metrics(table)
+    columns, held_out = read_metrics(table), read_evaluations(evaluations) if evaluations else {}
     wanted = [("loss", "loss"), ("accuracy", "accuracy"), ("margin", "mean margin"),
               ("learning_rate", "learning rate"), ("global_norm", "gradient norm")]
     figure, axes = _axes(len(wanted), [title for _, title in wanted], width=3.4)
@@ -80,10 +82,52 @@ def plot_training_curves(table: Path, target: Path) -> Path:
         ends = np.unique(-(-np.arange(1, _POINTS + 1) * len(values) // _POINTS))[:len(values)]
         axis.plot([steps[end - 1] for end in ends], [_mean_before(values, end, window) for end in ends],
                   color=_COLORS["mean"], linewidth=1.6)
+        for number, (_, of_set) in enumerate(held_out.items()):
+            if name in of_set:
+                axis.plot(of_set["step"], of_set[name], color=_EVALUATIONS[number % len(_EVALUATIONS)], linewidth=1.6,
+                          marker="o", markersize=3.5)
         axis.locator_params("x", nbins=4)
         axis.set_xlabel("step" if window == 1 else f"step (dark: mean of {_steps_of(steps, window)} steps)")
     axes[1].set_ylim(-0.05, 1.05)
+    if held_out:
+        _add_legend(figure, held_out)
     return _save(figure, target)
+
+
+def read_evaluations(path: Path) -> Dict[str, Dict[str, np.ndarray]]:
+    """Columns of a training run's eval.csv, by set: name of the set -> name -> values, (rows,) float64.
+
+    Raises:
+        ValueError: a value is no number.
+    """
+    sets: Dict[str, Dict[str, List[float]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            columns = sets.setdefault(row.pop("set"), {})
+            for name, value in row.items():
+                columns.setdefault(name, []).append(float(value or "nan"))
+    return {of_set: {name: np.array(values) for name, values in columns.items()} for of_set, columns in sets.items()}
+
+
+def _add_legend(figure, held_out: Iterable[str]) -> None:
+    """Say below the axes which line is training and which one a set that is evaluated; one whose name no font can write
+    has its number.
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.lines import Line2D
+    lines, names = [Line2D([], [], color=_COLORS["mean"], linewidth=1.6)], [("training", None)]
+    for number, name in enumerate(held_out):
+        lines.append(Line2D([], [], color=_EVALUATIONS[number % len(_EVALUATIONS)], linewidth=1.6, marker="o",
+                            markersize=3.5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            text, font = _drawable(name)
+        names.append((text if font or text == name else f"set {number + 1}", font))
+    legend = figure.legend(lines, [name for name, _ in names], loc="outside lower center", ncol=min(len(lines), 6),
+                           frameon=False)
+    for text, (_, font) in zip(legend.get_texts(), names):
+        if font:
+            text.set_fontproperties(FontProperties(fname=font))
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,9 @@ end, bit by bit, with a run that was left alone.
 
     python scripts/kill_and_resume.py [--kills 50] [--batching padded buckets packing] [--processes 1 2] [--seed N]
 
-A run saves at every step; half of the kills wait for the next save to begin, so that many fall into the writing of a
-checkpoint. The kills are divided among the given batchings and numbers of processes. Exit code 1 if any bit differs.
+A run saves at every step, evaluates every two, and keeps the best weights; half of the kills wait for the next save, or
+evaluation, to begin, so that many fall into the writing of a checkpoint, or between one and its evaluation. The kills
+are divided among the given batchings and numbers of processes. Exit code 1 if any bit differs.
 """
 import os
 import random
@@ -24,11 +25,11 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # this checkout, i
 
 import yaml
 
-from mindrlhf.checkpoints.find import list_checkpoints
+from mindrlhf.checkpoints.find import file_of_run, list_checkpoints, place_of
 from mindrlhf.cli import new_parser, positive_int
 from mindrlhf.config.check import BATCHINGS
 from mindrlhf.errors import run_main
-from mindrlhf.weights.ckpt_file import read_ckpt
+from mindrlhf.weights.ckpt_file import read_ckpt, read_notes
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "glm4_reward_model_train"
@@ -46,7 +47,8 @@ class Run:
         self.step, self.saving = 0, 0
         saved = sorted((folder / CHECKPOINTS).glob("*.ckpt"))
         command = [sys.executable, str(EXAMPLE / "reward_train.py"), "--config", str(folder.parent / "run.yaml"),
-                   "--train_dataset", str(folder.parent / "train.mindrecord"), "--use_parallel", str(processes > 1)]
+                   "--train_dataset", str(folder.parent / "train.mindrecord"), "--eval_dataset",
+                   f"few={folder.parent / 'few.mindrecord'}", "--use_parallel", str(processes > 1)]
         command += ["--load_checkpoint", "output/checkpoint", "--resume", "True"] if saved else []
         common = {**os.environ, "GLOG_v": "3"}
         roles = [{}]
@@ -67,7 +69,7 @@ class Run:
     def _read(self):
         for line in self.processes[0].stdout:
             self._log.write(line)
-            for name, what in (("step", r"step (\d+) of \d+, loss"), ("saving", r"step (\d+): saving")):
+            for name, what in (("step", r"step (\d+) of \d+, loss"), ("saving", r"step (\d+): (?:saving|few)")):
                 found = re.search(what, line)
                 if found:
                     setattr(self, name, int(found[1]))
@@ -86,9 +88,13 @@ class Run:
 
 
 def content(folder: Path) -> Dict[str, Tuple]:
-    """(file, name) -> type, shape and bytes in the last checkpoint and in the weights alone."""
-    found = {}
-    for part in ("checkpoint", "checkpoint_network"):
+    """(file, name) -> type, shape and bytes in the last checkpoint, in the weights alone and in the best ones; what the
+    checkpoint notes of evaluations; and their table.
+    """
+    last = list_checkpoints(folder / "output" / "checkpoint", 0)[-1]
+    table = file_of_run(folder / "output" / "eval.csv", place_of(last).number)
+    found = {"evaluation": read_notes(last)["evaluation"], "eval.csv": table.read_bytes()}
+    for part in ("checkpoint", "checkpoint_network", "checkpoint_best"):
         file = list_checkpoints(folder / "output" / part, 0)[-1]
         for name, tensor in read_ckpt(file).items():
             # A run that was killed before its first checkpoint begins again, with a number in its files' names.
@@ -152,14 +158,18 @@ def main() -> int:
             config = yaml.safe_load(YAML.read_text(encoding="utf-8"))
             config["runner_config"].update(epochs=2, batch_size=16 // processes)
             config["train_dataset"].update(batching=batching)
+            config.update(eval_step_interval=2, best_metric="margin", early_stopping_patience=1000)
             config["train_dataset_task"]["dataset_config"].update(batching=batching)
             next(callback for callback in config["callbacks"] if callback["type"] == "CheckpointMonitor").update(
                 save_checkpoint_steps=1, keep_checkpoint_max=2)
             (work / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-            subprocess.run([sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer",
-                            str(SAMPLE / "tokenizer.model"), "--src_file", str(SAMPLE / "train.jsonl"), "--dst_file",
-                            str(work / "train.mindrecord"), "--seq_length", "128"], check=True,
-                           stdout=subprocess.DEVNULL)
+            rows = (SAMPLE / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            (work / "few.jsonl").write_text("".join(rows[:20]), encoding="utf-8")
+            for rows in (SAMPLE / "train.jsonl", work / "few.jsonl"):
+                subprocess.run([sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer",
+                                str(SAMPLE / "tokenizer.model"), "--src_file", str(rows), "--dst_file",
+                                str(work / f"{rows.stem}.mindrecord"), "--seq_length", "128"], check=True,
+                               stdout=subprocess.DEVNULL)
             kills = args.kills * (place + 1) // len(kinds) - args.kills * place // len(kinds)
             result = kill_and_resume(work, kills, processes, random.Random(args.seed + place))
             failed |= result.startswith("FAILED")

@@ -47,7 +47,8 @@ convert() {
 }
 
 train() { # all lines go to the log, every twentieth step to the terminal
-  python "$example/reward_train.py" --config "$config" --train_dataset train.mindrecord 2>&1 | tee logs/train.log |
+  python "$example/reward_train.py" --config "$config" --train_dataset train.mindrecord \
+    --eval_dataset test.mindrecord --set eval_at_start=True 2>&1 | tee logs/train.log |
     awk 'match($0, /step [0-9]+ of .*/) { if (++n % 20 == 1) { print "   " substr($0, RSTART); fflush() } }' >&3
 }
 
@@ -88,8 +89,8 @@ cat <<TEXT
 all of it is in ${run#"$root/"}:
   output/checkpoint_network  the trained weights
   output/checkpoint          weights with optimizer state, to resume from
-  output/curves.png          loss, accuracy, margin, learning rate and gradient norm over the steps
-  output/metrics.csv         the same as figures
+  output/curves.png          loss, accuracy, margin, learning rate and gradient norm over the steps, held-out beside
+  output/metrics.csv         the same as figures, those of the held-out pairs in eval.csv
   output/eval.json           the figures of the evaluation
   output/eval_*.png          the distributions of the held-out scores, and accuracy by group
   output/scores.jsonl        the scored answers

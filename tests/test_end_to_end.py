@@ -6,6 +6,7 @@ Each command runs once, in its own process; the tests look at what it left behin
 | test_training_says_each_step_once ...             | our lines alone are shown, all are in the log file       |
 | test_held_out_accuracy ...                        | the tiny model learns: 0.95 on questions it has not seen |
 | test_inference_gives_the_scores_of_evaluation     | both ways to a score agree to 1e-5                      |
+| test_training_has_evaluated_with_the_weights_ ... | the last row of eval.csv is that of inference, 1e-5      |
 | test_text_is_evaluated_as_what_it_is_converted_to | the same figures from text as from MindRecord, 1e-6      |
 | test_training_resumes ...                         | --resume goes on bit by bit                              |
 | test_a_model_that_went_to_hugging_face ...        | out and in again, in shards, with the same figures       |
@@ -43,7 +44,8 @@ def job(tmp_path_factory):
         assert result.returncode == 0, result.stderr
         logs[part] = result.stdout
     logs["train_log"], = launch(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord "
-                                 f"--tokenizer {SAMPLE / 'tokenizer.model'}", logs="logs/train")
+                                 f"--tokenizer {SAMPLE / 'tokenizer.model'} --eval_dataset test.mindrecord",
+                                 logs="logs/train")
     logs["eval_log"], = launch(
         folder, "reward_eval.py", f"--config {TINY_YAML} --eval_dataset test.mindrecord --batch_size 16 "
         "--group_by pos_type,neg_type --distributed_ckpt_path output/checkpoint_network --load_all_ckpt False",
@@ -159,6 +161,19 @@ def test_inference_gives_the_scores_of_evaluation(job, in_tmp_path, monkeypatch)
     np.testing.assert_allclose(result.scores.chosen, [row["pos_score"] for row in written], atol=1e-5)
     np.testing.assert_allclose(result.scores.rejected, [row["neg_score"] for row in written], atol=1e-5)
     assert result.figures["accuracy"] == np.mean([row["pos_score"] > row["neg_score"] for row in written])
+
+
+def test_training_has_evaluated_with_the_weights_of_its_steps(job):
+    from mindrlhf.training.evaluation import figures_of_pairs
+    with open(job["folder"] / "output" / "eval.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["set"]) for row in rows] == [
+        (step, "eval") for step in ("50", "100", "150", "200", "250", "275")]
+    written = map(json.loads, (job["folder"] / "output" / "scores.jsonl").read_text(encoding="utf-8").splitlines())
+    expected = figures_of_pairs(np.array([[row["pos_score"], row["neg_score"]] for row in written]))
+    assert {name: float(rows[-1][name]) for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert re.search(r"step 275: eval: 93 pairs, loss: [\d.]+, accuracy: [\d.]+, margin: [\d.]+, chosen: ",
+                     job["train_log"])
 
 
 def test_text_is_evaluated_as_what_it_is_converted_to(job, in_tmp_path, monkeypatch):

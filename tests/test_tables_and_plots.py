@@ -5,6 +5,8 @@
 | test_metrics_are_read_by_column | an empty cell is NaN, not an error            | literal numbers      |
 | test_curves_are_drawn           | one step, NaN, empty cells, no steps          | a PNG of that size   |
 | test_the_learning_rate_is ...   | a schedule is not smoothed                    | the lines drawn      |
+| test_evaluations_are_lines_ ... | each set in the three panels that it has      | the lines drawn      |
+| test_the_legend_of_ ...         | names, or numbers where no font has letters   | texts, frames        |
 | test_histogram_is_drawn         | one pair, equal scores, NaN                   | a PNG of that size   |
 | test_the_legend_covers_no_bar   | wherever the highest bars stand               | their frames         |
 | test_groups_and_reliability_ ...| few or many groups, long names                | frames of the labels |
@@ -216,6 +218,38 @@ def test_the_learning_rate_is_drawn_as_it_is_and_the_rest_with_a_mean(tmp_path, 
     steps, halves = list(range(1, 41)), [1, *(step - 0.5 for step in range(2, 41))]
     assert drawn["learning rate"] == [steps, steps]
     assert drawn["loss"] == [steps, halves]
+
+
+def write_evaluations(folder, *names):
+    path = folder / "eval.csv"
+    path.write_text("\n".join(["step,set,loss,accuracy,margin", *(
+        f"{step},{name},{step / 10},{number},{-step}" for step in (0, 3, 6) for number, name in enumerate(names)), ""]),
+        encoding="utf-8")
+    return path
+
+
+def test_evaluations_are_lines_beside_those_of_training(tmp_path, monkeypatch):
+    drawn = lines_drawn(monkeypatch)
+    table = write_table(tmp_path, *[f"{step},{step},0,0,{step},0" for step in range(1, 7)])
+    plot_training_curves(table, tmp_path / "curves.png", write_evaluations(tmp_path, "zh", "en"))
+    assert drawn["loss"][2:] == [[0, 0.3, 0.6]] * 2
+    assert drawn["accuracy"][2:] == [[0, 0, 0], [1, 1, 1]]
+    assert drawn["mean margin"][2:] == [[0, -3, -6]] * 2
+    assert len(drawn["learning rate"]) == len(drawn["gradient norm"]) == 2
+
+
+def test_the_legend_of_evaluations_names_the_sets_and_covers_no_axis(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "_letters", lambda font: set(range(128)))
+    plot_training_curves(write_table(tmp_path, "1,0.5,1,0.1,0.001,2"), tmp_path / "curves.png",
+                         write_evaluations(tmp_path, "en", "中文"))
+    figure, = kept
+    figure.canvas.draw()
+    legend, = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "en", "set 2"]
+    assert not any(legend.get_window_extent().overlaps(axis.get_tightbbox()) for axis in figure.axes)
+    pyplot.close(figure)
 
 
 def test_picture_of_an_earlier_step_is_replaced(tmp_path):

@@ -6,7 +6,8 @@ r"""Train a GLM-4 reward model on MindRecord data made by cvalues_comparison.py.
       --train_dataset /path/to/train.mindrecord" 8 9123 output/msrun_log False 600
 
 Checkpoints go to output/checkpoint (with optimizer state) and output/checkpoint_network (weights alone), figures of
-every step to output/metrics.csv, their curves to output/curves.png. A flag that is not given leaves the YAML's value.
+every step to output/metrics.csv, those of --eval_dataset to output/eval.csv, the curves of both to output/curves.png.
+A flag that is not given leaves the YAML's value.
 """
 import signal
 
@@ -38,6 +39,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--train_dataset", nargs="+", metavar="PATH",
                         help="MindRecord files, or folders of them; with train_dataset.probabilities, what each "
                              "conversion wrote has its share of an epoch")
+    parser.add_argument("--eval_dataset", nargs="+", metavar="[NAME=]PATH",
+                        help="held-out pairs, which are evaluated while training, as the YAML's do_eval: True does: "
+                             "MindRecord files, or folders of them; several sets have a name each (NAME=PATH)")
     parser.add_argument("--tokenizer", help="if given, the data must have been made with it")
     parser.add_argument("--predict_data", type=not_used("reward_infer.py --data_file scores answers"),
                         help="not used by training: reward_infer.py --data_file scores answers")

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -101,6 +101,7 @@ class WholeCheckpointMonitor(Callback):
         self._saved_step, self._saved_at, self._total = self._first_step, time.monotonic(), None
         self._ended: Optional[Tuple[Any, int, int]] = None  # run, step and epoch, while no step is at work
         self._newest: Optional[Path] = None
+        self._also_noted: Dict[str, Callable[[], Any]] = {}
 
     def on_train_step_begin(self, run_context):
         del run_context
@@ -122,7 +123,7 @@ class WholeCheckpointMonitor(Callback):
             due = step // self._every > self._saved_step // self._every
         else:
             due = bool(self._seconds) and time.monotonic() - self._saved_at > self._seconds
-        if due:
+        if due or step == self._total:  # now, for an evaluation may come between the last step and the end
             self._save(run, step)
         self._ended = run, step, run.cur_epoch_num
 
@@ -143,6 +144,25 @@ class WholeCheckpointMonitor(Callback):
             self._save(run, step)
         logger.info("what the run is resumed from is in %s%s", self._folders["checkpoint"],
                     f", the weights alone are in {self._folders['checkpoint_network']}" * self._with_network)
+
+    def also_note(self, name: str, value: Callable[[], Any]) -> None:
+        """Have each file say something more of its training: a name in its notes, and what gives its value, as JSON."""
+        self._also_noted[name] = value
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best evaluation, `checkpoint_best/rank_RANK/PREFIX_rank_RANK[_RUN]-best.ckpt`."""
+        return self._root / "checkpoint_best" / self._folders["checkpoint"].name / f"{self._prefix}-best.ckpt"
+
+    def save_best(self, network, step: int) -> None:
+        """Write the weights alone to `best`, in place of those that are there.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        self.best.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("step %d: saving the best weights so far, %s", step, self.best)
+        save_whole(network, str(self.best), self._integrated, append_dict=self._notes_at(step) or None)
 
     def check_newest(self) -> None:
         """Raise `UserError` unless the run has left a checkpoint, and its last one is there and whole."""
@@ -194,7 +214,8 @@ class WholeCheckpointMonitor(Callback):
         """What a file of a step has beside its weights, for `mindspore.save_checkpoint`."""
         if not self._notes:
             return {}
-        content = notes_as_bytes({**self._notes, "run": {**self._notes["run"], "step": step}})
+        also = {name: value() for name, value in self._also_noted.items()}
+        content = notes_as_bytes({**self._notes, **also, "run": {**self._notes["run"], "step": step}})
         return {NOTES: ms.Tensor(np.frombuffer(content, np.uint8))}
 
     def _save_network(self, run, step: int) -> None:

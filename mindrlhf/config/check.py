@@ -13,7 +13,7 @@ from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.config.known_keys import unknown_keys
 from mindrlhf.config.read import get, read_config
 from mindrlhf.config.refused import refused_types, refused_values
-from mindrlhf.config.run_config import Batching, Layout, Model, RunConfig, Start
+from mindrlhf.config.run_config import Batching, Evaluation, Layout, Model, RunConfig, Start
 from mindrlhf.config.settings import Setting, raise_located
 from mindrlhf.config.value_types import shown, wrong_values
 from mindrlhf.data.mixture import UNDER
@@ -118,7 +118,15 @@ def typed_config(path: str, mapping: Mapping[str, Any], settings: Sequence[Setti
         start=Start(
             checkpoint=mapping["load_checkpoint"] or None, resume=mapping["resume_training"],
             reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None),
+        evaluation=_evaluation(mapping) if mapping["do_eval"] else None,
         settings=tuple(settings))
+
+
+def _evaluation(mapping: Mapping[str, Any]) -> Evaluation:
+    best_set, _, best = (mapping.get("best_metric") or "").rpartition(".")
+    steps, epochs = (max(mapping[key], 0) for key in ("eval_step_interval", "eval_epoch_interval"))
+    return Evaluation(steps, epochs, mapping["eval_at_start"], mapping["eval_at_end"], best or None, best_set or None,
+                      mapping.get("early_stopping_patience"), float(mapping["early_stopping_threshold"]))
 
 
 def _bytes_of(size: Optional[str]) -> Optional[int]:
@@ -147,6 +155,7 @@ def config_problems(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"context.device_target is {device}, expected {' or '.join(_DEVICES)}"
     if not wrong:  # the others count, divide and compare
         yield from _training_problems(config)
+        yield from _evaluation_problems(config)
         yield from _optimizer_problems(config)
         yield from _batching_problems(config)
         yield from _mixture_problems(config)
@@ -181,6 +190,17 @@ def _training_problems(config: Mapping[str, Any]) -> Iterable[str]:
                                                           or len(prefix.encode("utf-8", "replace")) > 150):
             yield (f"callbacks[{position}].prefix is {shown(prefix)}, expected letters, digits, _ and '.', at most 150 "
                    "bytes: names of files begin with it")
+
+
+def _evaluation_problems(config: Mapping[str, Any]) -> Iterable[str]:
+    """What asks for an evaluation that there is not."""
+    if config["do_eval"] and not config["eval_at_start"] and not config["eval_at_end"] and \
+            max(config["eval_step_interval"], config["eval_epoch_interval"]) < 0:
+        yield ("do_eval is True, but no evaluation is due: expected eval_step_interval or eval_epoch_interval above 0, "
+               "or eval_at_start or eval_at_end True")
+    if config.get("early_stopping_patience") and not config.get("best_metric"):
+        yield (f"early_stopping_patience is {config['early_stopping_patience']}, but no best_metric says which figure "
+               "it waits for: expected accuracy, loss or margin there")
 
 
 def _optimizer_problems(config: Mapping[str, Any]) -> Iterable[str]:

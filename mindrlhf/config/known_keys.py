@@ -44,7 +44,8 @@ BLOCKS = {
         generation_config monitor_config swap_config tensorboard grouped_lr_schedule
         print_separate_loss use_skip_data_by_global_norm use_checkpoint_health_monitor check_for_nan_in_loss_and_grad
         profile_level mstx exclude_cann_cpu postprocess_use_numpy use_graceful_exit predict_batch_size adapter_id
-        trust_remote_code"""),
+        trust_remote_code eval_at_start eval_at_end best_metric early_stopping_patience
+        early_stopping_threshold"""),
     "trainer": _keys("type model_name"),
     "runner_config": _keys("""
         epochs batch_size sink_mode sink_size gradient_accumulation_steps initial_epoch initial_step
@@ -142,8 +143,8 @@ CALLBACKS = {
 # Block -> keys of MindFormers that nothing reads in this project, and that change nothing: each run says so.
 IGNORED = {
     "": _keys("""
-        processor metric eval_callbacks eval_step_interval eval_epoch_interval input_data profile_start_step
-        profile_stop_step profile_communication profile_memory profile_cb profile_output profile_pipeline
+        processor metric eval_callbacks input_data profile_start_step profile_stop_step profile_communication
+        profile_memory profile_cb profile_output profile_pipeline
         profile_rank_ids profiler_level profile_level init_start_profile with_stack data_simplification mstx data_size
         hub_model_id hub_token hub_private_repo resume_by_last_timestamp_ckpt auto_tune autotune_per_step
         filepath_prefix top_k save_file balanced_load reshard_worker_num generation_config

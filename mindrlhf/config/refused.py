@@ -44,7 +44,6 @@ REFUSED: Dict[str, Refused] = {
     "load_ckpt_async": Refused(_OFF, "a checkpoint is checked before the first step"),
     "remove_redundancy": Refused(_OFF, "a checkpoint has every weight"),
     "pretrained_model_dir": Refused(_EMPTY, "model_config has the dimensions and load_checkpoint the weights"),
-    "do_eval": Refused(_OFF, "reward_eval.py evaluates the checkpoints of a run"),
     "profile": Refused(_OFF, _PROFILE),
     "data_skip_steps": Refused((0, *_OFF), _ORDER),
     "ignore_data_skip": Refused(_OFF, _ORDER),
@@ -133,7 +132,8 @@ TYPES_THAT_WORK: Dict[str, Tuple[str, ...]] = {
     "callbacks": ("RewardMonitor", "MFLossMonitor", "CheckpointMonitor", "SkippedStepMonitor", "ProfileMonitor",
                   "TrainingStateMonitor", "LossMonitor", "TimeMonitor"),
 }
-_NO_EVALUATION = "training evaluates nothing; reward_eval.py --load_all_ckpt True evaluates the checkpoints of a run"
+_EVALUATION = "do_eval: True, at the top of the YAML, or --eval_dataset evaluates while training"
+_BEST = "best_metric and early_stopping_patience, at the top of the YAML, watch what an evaluation finds"
 _NO_EXPERTS = "GLM-4-9B has no experts"
 _FIGURES = "RewardMonitor writes the figures of each step to metrics.csv and draws curves.png"
 _SAVING = "CheckpointMonitor saves what a run is resumed from, in files that are whole or absent"
@@ -142,7 +142,9 @@ _HARDWARE = "tests of an NPU's hardware are no part of training"
 _INSTEAD_OF_CALLBACK: Dict[str, str] = {
     **dict.fromkeys(("SummaryMonitor", "SummaryCollector", "SummaryLandscape", "History",
                      "MaxLogitsMonitor", "FlopsUtilizationCollector"), _FIGURES),
-    **dict.fromkeys(("EvalCallBack", "EarlyStopping", "ReduceLROnPlateau"), _NO_EVALUATION),
+    **dict.fromkeys(("EvalCallBack", "EvaluationMonitor"), _EVALUATION),
+    "EarlyStopping": _BEST,
+    "ReduceLROnPlateau": "lr_schedule has the learning rate of each step",
     **dict.fromkeys(("ColdHotExpertMonitor", "ColdHotExpertMointor", "ExpertMigrateCallback", "MoEDropRateCallback",
                      "TopkBiasBalanceCallback"), _NO_EXPERTS),
     **dict.fromkeys(("ModelCheckpoint", "BackupAndRestore", "ObsMonitor"), _SAVING),

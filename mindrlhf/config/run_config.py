@@ -7,7 +7,7 @@ from mindrlhf.config.settings import Setting
 from mindrlhf.models.glm4.dimensions import Dimensions
 from mindrlhf.objective import Objective
 
-__all__ = ["Batching", "Layout", "Model", "RunConfig", "Start"]
+__all__ = ["Batching", "Evaluation", "Layout", "Model", "RunConfig", "Start"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,31 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """When a run evaluates held-out pairs, and what it does with the figures.
+
+    Attributes:
+        steps:     between two evaluations; 0: steps do not count
+        epochs:    likewise
+        at_start:  before the first step
+        at_end:    after the last one
+        best:      accuracy, loss or margin: which one is watched; None: none
+        best_set:  of which set; None: the first one
+        patience:  evaluations without improvement that end the run; None: they do not
+        threshold: by how much the figure must be better to be an improvement
+    """
+
+    steps: int
+    epochs: int
+    at_start: bool
+    at_end: bool
+    best: Optional[str]
+    best_set: Optional[str]
+    patience: Optional[int]
+    threshold: float
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A checked configuration: the YAML with the flags in it.
 
@@ -138,6 +163,7 @@ class RunConfig:
         sink_mode: MindSpore feeds the device from a queue of its own
         checkpoints: the keys of the `CheckpointMonitor` callback; None: there is none
         model, layout, batching, objective, start: see there
+        evaluation: while training; None: there is none
         settings: values of `--set`, for messages
     """
 
@@ -152,6 +178,7 @@ class RunConfig:
     batching: Batching
     objective: Objective
     start: Start
+    evaluation: Optional[Evaluation] = None
     settings: Tuple[Setting, ...] = ()
 
     @property

@@ -12,8 +12,9 @@ from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
 from mindrlhf.data.mixture import INTERLEAVE
 from mindrlhf.objective import ANSWERS, LOSSES, MARGINS
 
-__all__ = ["KINDS", "PATHS", "REQUIRED", "Kind", "shown", "wrong_value", "wrong_values"]
+__all__ = ["KINDS", "METRICS", "PATHS", "REQUIRED", "Kind", "shown", "wrong_value", "wrong_values"]
 
+METRICS = ("accuracy", "loss", "margin")  # of an evaluation while training: the best one is watched
 _LARGEST = 2 ** 31 - 1  # of whole numbers: MindSpore's are int32
 _FLOATS = ("float32", "float16", "bfloat16")
 _MOST_LAYERS = 10_000
@@ -135,7 +136,13 @@ KINDS = {
     "seed": _or_none(_FROM_0),
     **dict.fromkeys(("output_dir", "load_checkpoint", "src_strategy_path_or_dir"), _or_none(_PATH)),
     "run_mode": _or_none(_TEXT),
-    **dict.fromkeys(("auto_trans_ckpt", "only_save_strategy", "resume_training", "use_parallel"), _or_none(_FLAG)),
+    **dict.fromkeys(("auto_trans_ckpt", "only_save_strategy", "resume_training", "use_parallel", "do_eval",
+                     "eval_at_start", "eval_at_end"), _or_none(_FLAG)),
+    **dict.fromkeys(("eval_step_interval", "eval_epoch_interval"), _or_none(_ALL_OR_COUNT)),
+    "best_metric": _or_none(Kind("accuracy, loss or margin, behind the name of a set and a dot if there are several",
+                                 lambda value: _is_text(value) and value.rpartition(".")[2] in METRICS)),
+    "early_stopping_patience": _or_none(_COUNT),
+    "early_stopping_threshold": _or_none(_NOT_BELOW_0),
     "trainer.model_name": _or_none(_TEXT),
     "runner_config.epochs": _COUNT,
     "runner_config.batch_size": Kind(f"a whole number above 0, at most {_MOST_ROWS:,}", _whole(1, _MOST_ROWS)),

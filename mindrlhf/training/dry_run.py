@@ -1,11 +1,12 @@
 """The dry run: reads the data as training does, and says what a run will do and need. It touches no device."""
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from mindrlhf.config.known_keys import ignored_keys
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.errors import Problems
 from mindrlhf.tables import size_text
+from mindrlhf.training.held_out import schedule_of
 from mindrlhf.training.memory import MemoryEstimate, Size, estimate_memory
 from mindrlhf.training.plan import (
     CheckpointSpace,
@@ -65,6 +66,7 @@ def describe(plan: TrainingPlan) -> str:
         "rows": "of a device: " + ", ".join(f"{size.rows} x {size.length} tokens" for size in sizes),
         "weights from": _start_text(config, resumed, done, steps * config.epochs),
         "checkpoints": _checkpoints_text(space),
+        **_evaluation_facts(plan, steps, done),
         "memory": _memory_text(config, max((estimate_memory(config, size) for size in sizes),
                                            key=lambda estimate: estimate.total)),
     }
@@ -96,6 +98,18 @@ def _checkpoints_text(space: CheckpointSpace) -> str:
     elif space.saved > space.kept:
         text += f", the last of {space.saved} that are saved"
     return f"{text}, {size_text(space.weights_alone)} of weights alone, over all processes"
+
+
+def _evaluation_facts(plan: TrainingPlan, steps_of_epoch: int, done: int) -> Dict[str, str]:
+    """What evaluating while training costs, where the run does."""
+    if not plan.held_out:
+        return {}
+    from mindrlhf.training.evaluation import Evaluator
+    times = schedule_of(plan.config, steps_of_epoch).count(done)
+    rows, computed, text = Evaluator(plan.config, plan.held_out).size()
+    sets = ", ".join(f"{name}: {records.pairs:,} pairs in {records}" for name, records in plan.held_out)
+    return {"evaluation": f"{sets}; {times:,} time{'s' * (times != 1)}, each {rows:,} rows: {computed:,} tokens "
+                          f"computed, {text:,} of text; {times * computed:,} in all, without gradients"}
 
 
 def _open_dataset(plan: TrainingPlan):

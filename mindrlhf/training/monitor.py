@@ -24,7 +24,7 @@ from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import stack_over_processes
 from mindrlhf.training.metrics_table import MetricsTable
 
-__all__ = ["RewardMonitor", "callbacks_of_process", "of_whole_batch"]
+__all__ = ["Extras", "RewardMonitor", "callbacks_of_process", "of_whole_batch"]
 
 _FIRST = ("CheckpointMonitor", "RewardMonitor")
 
@@ -73,8 +73,33 @@ def _figures_of_scores(sums: np.ndarray, extremes: np.ndarray) -> Dict[str, floa
     return {name: rounded(value) for name, value in figures.items()}
 
 
+class Extras:
+    """What training does not depend on, as a part of a callback."""
+
+    def __init__(self):
+        super().__init__()
+        self._warned: Set[str] = set()
+
+    @contextlib.contextmanager
+    def extra(self, path: Path):
+        """If what is inside fails, for whatever reason, a warning says so."""
+        try:
+            yield
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            self.warn(f"{path} cannot be written: {' '.join(reason.split())}; training, which does not depend on it, "
+                      "goes on")
+
+    def warn(self, text: Optional[str]) -> None:
+        """Say something that is not to be said again at each step."""
+        if text and text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s", text)
+
+
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
-class RewardMonitor(Callback):
+class RewardMonitor(Extras, Callback):
     """Logs and tabulates the reward figures of each step, and draws the curves at the end.
 
     A terminal has a progress bar in place of the lines, see `quiet_terminal`. At the start it logs which model trains,
@@ -85,9 +110,10 @@ class RewardMonitor(Callback):
     both texts of all pairs, or listwise of each answer, without padding), computed_tokens (of the rows; fewer than
     text_tokens where the texts of a pair share their prompt), chosen_mean and rejected_mean (of their end scores),
     min_score and max_score (of all end scores).
-    `OUTPUT/curves.png` shows the curves. Where several processes train data-parallel, and where a step is several
-    micro-batches, all figures are of the whole batch. In a pipeline the last stage has them, and writes. Where table or
-    picture cannot be written, a warning says so once, and training goes on.
+    `OUTPUT/curves.png` shows the curves, with those of `EvaluationMonitor`, if there is one. Where several processes
+    train data-parallel, and where a step is several micro-batches, all figures are of the whole batch. In a pipeline
+    the last stage has them, and writes. Where table or picture cannot be written, a warning says so once, and training
+    goes on.
 
     Args:
         facts:           what the first log block says, name -> text (filled in by `train`)
@@ -109,8 +135,7 @@ class RewardMonitor(Callback):
         self._parts = get_real_group_size() if data_parallel else 1  # of a batch, one a process
         folder = Path(get_output_root_path())
         self.table, self.curves = (file_of_run(folder / name, run_number) for name in ("metrics.csv", "curves.png"))
-        self._table = MetricsTable(self.table)
-        self._warned: Set[str] = set()
+        self._table, self._run_number = MetricsTable(self.table), run_number
         self._first_step = first_step
         self._total = 0
         self._step_begin = 0.0
@@ -130,25 +155,8 @@ class RewardMonitor(Callback):
         width = max(map(len, facts))
         logger.info("this run trains:\n%s", "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items()))
         if self.writes:
-            with self._extra(self.table):
-                self._warn(self._table.begin(self._first_step))
-
-    @contextlib.contextmanager
-    def _extra(self, path: Path):
-        """What training does not depend on: if it fails, for whatever reason, a warning says so."""
-        try:
-            yield
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or (
-                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-            self._warn(f"{path} cannot be written: {' '.join(reason.split())}; training, which does not depend on it, "
-                       "goes on")
-
-    def _warn(self, text: Optional[str]) -> None:
-        """Say something that is not to be said again at each step."""
-        if text and text not in self._warned:
-            self._warned.add(text)
-            logger.warning("%s", text)
+            with self.extra(self.table):
+                self.warn(self._table.begin(self._first_step))
 
     def on_train_step_begin(self, run_context):
         del run_context
@@ -172,8 +180,8 @@ class RewardMonitor(Callback):
             row.update(_figures_of_scores(sums, extremes))
             row.update(zip(("pairs", "text_tokens", "computed_tokens"), map(int, sums[3:])))
         if self.writes:
-            with self._extra(self.table):
-                self._warn(self._table.add(row))
+            with self.extra(self.table):
+                self.warn(self._table.add(row))
         # The first step compiles the graph and says nothing about the time left.
         self._recent = (self._recent + [step_ms])[-20:] if run.cur_step_num > steps else []
         if run.cur_step_num % self.per_print_times == 0:
@@ -214,9 +222,14 @@ class RewardMonitor(Callback):
 
     def on_train_end(self, run_context):
         del run_context
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw the curves of all steps that the table has."""
         if self.writes:
-            with self._extra(self.curves):
-                plot_training_curves(self.table, self.curves)
+            with self.extra(self.curves):
+                evaluations = file_of_run(self.table.with_name("eval.csv"), self._run_number)
+                plot_training_curves(self.table, self.curves, *[evaluations] * evaluations.is_file())
                 logger.info("the figures of all steps are in %s, their curves in %s", self.table, self.curves)
 
 

@@ -43,6 +43,7 @@ from mindrlhf.models.glm4.dimensions import (
 )
 from mindrlhf.objective import DEFAULT, Objective
 from mindrlhf.tables import size_text
+from mindrlhf.training.held_out import HeldOut, check_held_out, open_held_out
 from mindrlhf.weights.ckpt_file import check_names, read_ckpt_files
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
@@ -60,6 +61,7 @@ class TrainingPlan:
         task:    MindFormers' name of what is trained
         doubts:  what to warn of: in what the weights to start from were trained otherwise
         mixture: the shares that several data sets have of an epoch; None: all pairs of all
+        held_out: what is evaluated while training
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class TrainingPlan:
     task: str
     doubts: Tuple[str, ...] = ()
     mixture: Optional[Mixture] = None
+    held_out: Tuple[HeldOut, ...] = ()
 
     @property
     def pairs_of_epoch(self) -> int:
@@ -93,6 +96,7 @@ def plan_training(args) -> TrainingPlan:
     settings = getattr(args, "settings", ())
     mapping = read_config(args.config, {
         "train_dataset.data_loader.dataset_dir": args.train_dataset,
+        **_evaluation_asked(getattr(args, "eval_dataset", None)),
         "model.model_config.seq_length": args.seq_length,
         "use_parallel": args.use_parallel,
         "load_checkpoint": args.load_checkpoint,
@@ -113,6 +117,10 @@ def plan_training(args) -> TrainingPlan:
     if config and records:
         with problems:
             mixture = _mixture(config, records)
+    held_out: Tuple[HeldOut, ...] = ()
+    if config:
+        with problems:
+            held_out = open_held_out(config)
     if records and args.tokenizer:
         with problems:
             check_same_tokenizer(f"--tokenizer: {args.tokenizer}", open_tokenizer(args.tokenizer).identity,
@@ -123,11 +131,18 @@ def plan_training(args) -> TrainingPlan:
         if records:
             checks = [lambda: check_records(records, config.model, config.batching.padded),
                       lambda: _check_size(config, records, mixture), lambda: _check_objective(config, records), *checks]
+        if records and held_out:
+            checks.append(lambda: doubts.extend(check_held_out(config, held_out, records)))
         for check in [lambda: _check_callbacks(config), lambda: _check_sink_mode(config), *checks]:
             with problems:
                 check()
     problems.raise_all()
-    return TrainingPlan(config, records, args.task, tuple(doubts), mixture)
+    return TrainingPlan(config, records, args.task, tuple(doubts), mixture, held_out)
+
+
+def _evaluation_asked(paths: Optional[List[str]]) -> Dict[str, Any]:
+    """The keys that `--eval_dataset` sets."""
+    return {"eval_dataset.data_loader.dataset_dir": paths, "do_eval": True} if paths else {}
 
 
 def _mixture(config: RunConfig, records: RecordSet) -> Optional[Mixture]:
@@ -327,7 +342,7 @@ class CheckpointSpace:
         saved:        checkpoints that the run writes; None where seconds decide
         kept:         of them at its end
         each:         bytes of one, with optimizer state
-        weights_alone: bytes of the weights alone
+        weights_alone: bytes of the weights alone: those of the last step, and of the best one
     """
 
     saved: Optional[int]
@@ -363,8 +378,8 @@ def space_for_checkpoints(config: RunConfig, steps: int, done: int = 0) -> Check
     kept = min(most, keep) if keep else most
     copies = 1 if config.layout.optimizer_sharded else config.layout.data
     values, width = values_of(weights_of(config.model.dimensions)) * copies, FLOAT_BYTES[config.model.parameter_type]
-    return CheckpointSpace(saved, kept, values * (width + MOMENT_BYTES),
-                           values * width if monitor["save_network_params"] else 0)
+    alone = bool(monitor["save_network_params"]) + bool(config.evaluation and config.evaluation.best)
+    return CheckpointSpace(saved, kept, values * (width + MOMENT_BYTES), values * width * alone)
 
 
 def _saved(config: RunConfig, steps: int, done: int) -> Optional[int]:
@@ -418,7 +433,9 @@ def check_space(plan: TrainingPlan) -> None:
 
 def _check_folders_of_ranks(config: RunConfig, key: str, place: Path) -> None:
     """Raise `UserError` unless checkpoints can be written to their folders, which another user's run may have left."""
-    for name in ("checkpoint", *["checkpoint_network"] * bool(config.checkpoints["save_network_params"])):
+    best = bool(config.evaluation and config.evaluation.best)
+    for name in ("checkpoint", *["checkpoint_network"] * bool(config.checkpoints["save_network_params"]),
+                 *["checkpoint_best"] * best):
         for rank in range(config.layout.processes if config.layout.semi_auto else 1):
             folder = place / name / f"rank_{rank}"
             there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -19,7 +19,8 @@ __all__ = ["check_alone", "choose_run", "only_run_in", "run_notes"]
 _LOCK = ".training.lock"
 _WORD = 1 << 24  # of a float32, in which processes tell each other whole numbers
 # What a run leaves in its output folder, and below its folders of checkpoints; the number is that of the run.
-_OF_RUN = re.compile(r"(?:metrics|curves|strategy|data_settings)(?:_(\d+))?(?:\.csv|\.png|\.json)?$")
+_OF_RUN = re.compile(r"(?:metrics|curves|strategy|data_settings|eval(?=(?:_\d+)?\.csv))(?:_(\d+))?"
+                     r"(?:\.csv|\.png|\.json)?$")
 _CHECKPOINT = re.compile(r"_rank_\d+(?:_(\d+))?-[^-]*\.ckpt$")
 
 

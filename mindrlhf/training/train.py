@@ -76,6 +76,8 @@ def _train(plan: TrainingPlan, run) -> None:
         "SkippedStepMonitor": {"files": list(records.files)},
         "CheckpointMonitor": {"notes": {**plan.notes, "run": run_notes(place)}},
     }
+    if plan.held_out:
+        run.callbacks.append({"type": "EvaluationMonitor", "run_number": place.number})
     for callback in run.callbacks:
         callback.update(known.get(callback["type"], {}))
     RewardTrainer(plan.task, run.trainer.model_name).train(

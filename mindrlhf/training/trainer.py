@@ -13,9 +13,14 @@ from mindspore.train.callback import Callback
 from mindrlhf import signals
 from mindrlhf.checkpoints.save import WholeCheckpointMonitor, saving_first
 from mindrlhf.compat.trainer import arguments_of_optimizer
+from mindrlhf.training.best import Watch
+from mindrlhf.training.evaluation import EvaluationMonitor, Evaluator
+from mindrlhf.training.held_out import schedule_of
+from mindrlhf.training.monitor import RewardMonitor
 from mindrlhf.training.plan import TrainingPlan, check_sink_size
 from mindrlhf.training.start_from import Counters, StartingPoint
 from mindrlhf.training.stopping import InterruptionGuard
+from mindrlhf.weights.ckpt_file import read_notes
 
 __all__ = ["RewardTrainer"]
 
@@ -47,6 +52,7 @@ class RewardTrainer(BaseTrainer):
             Interrupted: a signal has ended the run early, with a checkpoint.
         """
         semi_auto = plan.config.layout.semi_auto
+        evaluator = Evaluator(plan.config, plan.held_out) if plan.held_out else None
         if config.seed and not semi_auto:
             set_seed(config.seed)  # in semi-auto parallel MindSpore draws by the whole tensor's seed
         config = self.set_config(config, is_full_config=True)
@@ -61,9 +67,16 @@ class RewardTrainer(BaseTrainer):
         self._note(config, counters)
         self.set_train_dataset(dataset)
         check_runner_config(config, dataset)
-        if counters and counters.epoch >= config.runner_config.epochs:
+        schedule = watch = None
+        if evaluator:
+            schedule, watch = schedule_of(plan.config, steps_of_epoch), _watch_of(plan, start if counters else None)
+        first_step = config.runner_config.initial_step
+        evaluates_first = bool(evaluator and schedule.is_due(first_step) and watch.step < first_step)
+        over = bool(counters and counters.epoch >= config.runner_config.epochs)
+        if over:
             logger.info("%s is the last step of this run: nothing is left to train", start.source)
-            return
+            if not evaluates_first:
+                return
         check_rules(config, mode="train", dataset=dataset)
 
         network = self.wrap_network_with_tool_cells(self.create_network(default_args={
@@ -72,11 +85,21 @@ class RewardTrainer(BaseTrainer):
         self.count_parameters()
         optimizer = self.create_optimizer_scheduler(network, **arguments_of_optimizer(self.create_optimizer_scheduler))
         step = self.create_model_wrapper(network, optimizer)
-        callbacks = self._create_callbacks(config, optimizer, counters)
+        callbacks = self._create_callbacks(config, optimizer, counters, {
+            "evaluator": evaluator, "schedule": schedule, "watch": watch})
         model = ms.Model(step)
-        self._load(config, semi_auto, model, step, dataset, start, counters)
+        self._load(config, semi_auto, model, step, dataset, start, counters, evaluates_first)
         if plan.config.start.reshard:
             loaded()
+        monitor = next((each for each in callbacks if isinstance(each, WholeCheckpointMonitor)), None)
+        for callback in callbacks:
+            if isinstance(callback, EvaluationMonitor):
+                over |= callback.prepare(step.network, evaluates_first, monitor)
+        if over:
+            for callback in callbacks:
+                if isinstance(callback, RewardMonitor):
+                    callback.draw()
+            return
         logger.info("training begins; compiling the step takes a while")
         with saving_first(callbacks):
             model.train(config.runner_config.epochs, dataset,
@@ -101,13 +124,15 @@ class RewardTrainer(BaseTrainer):
             else:
                 config.runner_wrapper.scale_sense = counters.loss_scale
 
-    def _create_callbacks(self, config, optimizer, counters: Optional[Counters]) -> List[Callback]:
+    def _create_callbacks(self, config, optimizer, counters: Optional[Counters],
+                          evaluation: Dict[str, Any]) -> List[Callback]:
         """The YAML's callbacks in its order, with what the run alone knows."""
         runner = config.runner_config
         first_step = {"first_step": runner.initial_step}
         known: Dict[str, Dict[str, Any]] = {
             "RewardMonitor": first_step,
             "SkippedStepMonitor": first_step,
+            "EvaluationMonitor": {**evaluation, **first_step},
             "MFLossMonitor": {
                 "learning_rate": optimizer.learning_rate, "origin_epochs": runner.origin_epochs,
                 "dataset_size": config.data_size, "micro_batch_num": config.parallel_config.micro_batch_num,
@@ -124,12 +149,16 @@ class RewardTrainer(BaseTrainer):
 
     @staticmethod
     def _load(config, semi_auto: bool, model: ms.Model, step, dataset, start: Optional[StartingPoint],
-              counters: Optional[Counters]) -> None:
-        """Give the network what it starts from. Slices are those of the compiled step, which is compiled first."""
+              counters: Optional[Counters], evaluates_first: bool = False) -> None:
+        """Give the network what it starts from. Slices are those of the compiled step, which is compiled first; so it
+        is where an evaluation, which would cut otherwise, comes before it.
+        """
+        built = False
         if semi_auto and (config.only_save_strategy or (start and start.slices)):
             logger.info("compiling the step, which says how weights are sliced")
             model.build(train_dataset=dataset, epoch=config.runner_config.epochs,
                         sink_size=config.runner_config.sink_size)
+            built = True
         if config.only_save_strategy:
             logger.info("only_save_strategy is True, nothing is trained: the strategy is %s", config.parallel[
                 "strategy_ckpt_save_file"] if semi_auto else "none, the run is not semi-auto parallel")
@@ -138,3 +167,15 @@ class RewardTrainer(BaseTrainer):
             if start.to_cut:
                 start = start.cut_for_layout(config)
             logger.info(start.load(step, counters).as_text())
+        if semi_auto and evaluates_first and not built:
+            model.build(train_dataset=dataset, epoch=config.runner_config.epochs,
+                        sink_size=config.runner_config.sink_size)
+
+
+def _watch_of(plan: TrainingPlan, resumed: Optional[StartingPoint]) -> Watch:
+    """The best evaluation so far, of a run that begins or goes on."""
+    watch = Watch.of(plan.config.evaluation, plan.held_out[0].name)
+    warning = watch.go_on((read_notes(resumed.resumed) or {}).get("evaluation")) if resumed else None
+    if warning:
+        logger.warning(warning)
+    return watch

@@ -14,6 +14,7 @@
 | test_where_there_is_no_room_for_...   | the smaller file is tried too                    | names             |
 | test_a_file_beside_the_checkpoint_... | nothing but a warning                            | names             |
 | test_each_file_says_how_it_was_ ...   | which run's data a checkpoint saw, also a copy   | what was noted    |
+| test_the_best_weights_are_ ...        | a name, notes of their own, nothing else in it   | names, notes      |
 | test_mindspore_reads_a_file_with ...  | notes are no weight, for MindSpore and for us    | the weights       |
 | test_what_a_run_went_back_from_ ...   | order, keeping and replacing after rollbacks     | names by hand     |
 | test_what_cannot_be_written ...       | the earlier file as it was; what to do           | bytes, messages   |
@@ -255,6 +256,32 @@ def test_each_file_says_how_it_was_trained_and_another_run_does_not_change_that(
     for part in ("checkpoint", "checkpoint_network"):
         for name, token in (("data_settings.json", 3), ("data_settings_1.json", 4)):
             assert json.loads((tmp_path / part / name).read_text(encoding="utf-8"))["pad_token_id"] == token
+
+
+def test_the_best_weights_are_one_file_and_what_else_is_noted_is_in_each(tmp_path):
+    seen = iter(range(100, 200))
+
+    class Best(Callback):
+        def on_train_step_end(self, run_context):
+            args = run_context.original_args()
+            if args.cur_step_num in (3, 6):
+                monitors[0].save_best(args.train_network.network, args.cur_step_num)
+
+    monitors = []
+
+    def made(monitor):
+        monitors.append(monitor)
+        monitor.also_note("evaluation", lambda: {"step": next(seen)})
+
+    train(tmp_path, steps=8, others=[Best()], made=made, save_checkpoint_steps=4, notes=run(2))
+    (best,) = (tmp_path / "checkpoint_best" / "rank_0").iterdir()
+    assert best.name == "a_rank_0_2-best.ckpt"
+    assert best == monitors[0].best
+    assert read_training_notes(best).values["run"]["step"] == 6
+    assert set(read_checkpoint(best)) <= {"network.weight", "network.bias", "weight", "bias"}
+    noted = [read_training_notes(file).values["evaluation"]["step"] for file in list_checkpoints(
+        tmp_path / "checkpoint", 0)]
+    assert noted == [101, 105]  # after the best of step 3, and beside the weights alone
 
 
 def test_mindspore_reads_a_file_with_notes_and_so_does_strict_loading(tmp_path):

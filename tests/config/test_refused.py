@@ -62,7 +62,6 @@ def problems_with(production):
     ("load_ckpt_async", True, "False", "checked"),
     ("remove_redundancy", True, "False", "every weight"),
     ("pretrained_model_dir", "./glm", "nothing", "load_checkpoint"),
-    ("do_eval", True, "False", "reward_eval.py"),
     ("profile", True, "False", "ProfileMonitor"),
     ("data_skip_steps", 5, "0", "--resume True"),
     ("ignore_data_skip", True, "False", "--resume True"),

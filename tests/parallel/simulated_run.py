@@ -23,6 +23,7 @@ def arguments():
     parser.add_argument("--resume", action="store_true", default=None)
     parser.add_argument("--weights")
     parser.add_argument("--evaluate", metavar="CHECKPOINT")
+    parser.add_argument("--eval_dataset", nargs=1, help="compile an evaluation too, where the run has one")
     parser.add_argument("--unchecked", action="store_true", help="leave out the checks before the run")
     parser.set_defaults(seq_length=None, use_parallel=None, tokenizer=None,
                         task="text_generation")
@@ -48,6 +49,7 @@ def main():
     from mindformers.tools import ckpt_transform
 
     import mindrlhf.processes
+    import mindrlhf.training.evaluation
     import mindrlhf.training.run_folder
     import mindrlhf.training.start_from
     from mindrlhf.config.check import typed_config
@@ -63,9 +65,19 @@ def main():
 
     def stop(model, _, train_dataset, **kwargs):
         compile_step(model, train_dataset, sink_size=kwargs["sink_size"])
+        for callback in kwargs["callbacks"]:
+            if isinstance(callback, mindrlhf.training.evaluation.EvaluationMonitor):
+                callback._evaluate(1)
         keep(model._network)
         sys.exit()
 
+    def compile_evaluation(evaluator, network):
+        with mindrlhf.training.evaluation._evaluating(network):
+            network.compile(*evaluator.inputs())
+        sys.stdout.write("an evaluation is compiled\n")
+        return iter(())
+
+    mindrlhf.training.evaluation.Evaluator.evaluate = compile_evaluation
     # Nothing is sent, and nobody waited for: the others find the same in the same files.
     mindrlhf.processes.meet = lambda: None
     for module in (mindrlhf.training.start_from, mindrlhf.training.run_folder, mindrlhf.scoring.scorer):
@@ -73,11 +85,12 @@ def main():
     mindrlhf.training.train.put_strategies_away = lambda *places: None  # the slices of the others are looked at
     ckpt_transform.transform_checkpoint.barrier_world = lambda action: None
     ms.train.Model._init, ms.train.Model.train = compile_step, stop
+    held_out = ()
     if args.unchecked or args.evaluate:
         mapping, records = read_config(args.config), RecordSet.open(args.train_dataset)
     else:
         plan = plan_training(args)
-        mapping, records = plan.config.mapping, plan.records
+        mapping, records, held_out = plan.config.mapping, plan.records, plan.held_out
     mapping["context"]["device_target"] = "GPU"
     config = typed_config(args.config, mapping)
     if args.evaluate:
@@ -86,7 +99,7 @@ def main():
         scorer.load(checkpoint)
         keep(scorer.network)
     else:
-        train(TrainingPlan(config, records, "text_generation"))
+        train(TrainingPlan(config, records, "text_generation", held_out=held_out))
 
 
 if __name__ == "__main__":

@@ -232,13 +232,15 @@ def weights(values):
     return {name: value for name, value in values.items() if not name.startswith("adam_")}
 
 
-def test_training_starts_from_a_whole_checkpoint(slices, whole, train, tmp_path):
-    two = "data 1 x model 2"
-    config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[two])
-    code, output = train(config, 1, 2, "--load_checkpoint", str(whole[0] / "rank_0" / "whole.ckpt"),
-                         "--weights", "found.npz")
+def test_training_starts_from_a_whole_checkpoint_and_evaluates(slices, whole, train, records, tmp_path):
+    """Before the first step and behind it; the slices are those of training."""
+    name = "data 4 x model 2, packing"
+    config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[name], eval_at_start=True)
+    code, output = train(config, 5, 8, "--load_checkpoint", str(whole[0] / "rank_0" / "whole.ckpt"),
+                         "--weights", "found.npz", "--eval_dataset", str(records))
     assert code == 0, output[-3000:]
-    expected = weights(read(next((slices(two) / "rank_1").iterdir())))
+    assert output.count("an evaluation is compiled") == 2
+    expected = weights(read(next((slices(name) / "rank_5").iterdir())))
     with np.load(tmp_path / "found.npz") as found:
         assert same({name: found[name] for name in expected}, expected)
 

@@ -46,8 +46,8 @@ from helpers import ENVIRONMENT, run_script, started_by_msrun, wait_for
 from mindrlhf.config.check import load_config
 from mindrlhf.data.template import open_template
 from mindrlhf.errors import UserError
+from mindrlhf.models import row_scores
 from mindrlhf.models.glm4.dimensions import backbone_weights, head_weights
-from mindrlhf.scoring import scorer as scoring
 from mindrlhf.scoring import text_scorer
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import plan_inference
@@ -103,7 +103,7 @@ def without_a_model(monkeypatch, in_tmp_path, request):
     save_weights(1.0)
     if request.node.get_closest_marker("process"):
         return
-    monkeypatch.setattr(scoring, "_WINDOW", 4)
+    monkeypatch.setattr(row_scores, "_WINDOW", 4)
     monkeypatch.setattr(text_scorer, "Scorer", LengthScorer)
     monkeypatch.setattr(text_scorer, "set_up_mindspore", lambda *_: None)
     monkeypatch.setattr("mindrlhf.scoring.plan.open_tokenizer", LetterTokenizer)
@@ -554,8 +554,9 @@ def test_standard_output_has_the_rows_alone(job, in_tmp_path):
 
 IN_WINDOWS_OF_8 = """
 import sys, time
+from mindrlhf.models import row_scores
 from mindrlhf.scoring import scorer
-scorer._WINDOW = 8
+row_scores._WINDOW = 8
 whole = scorer.Scorer._score_window
 def slowly(self, groups):
     time.sleep(0.2)

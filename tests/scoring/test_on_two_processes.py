@@ -25,12 +25,13 @@ import numpy as np
 sys.path.insert(0, {example!r})
 import reward_eval, reward_infer
 from mindrlhf.errors import UserError
+from mindrlhf.models import row_scores
 from mindrlhf.scoring import scorer
 from mindrlhf.scoring.evaluate import evaluate
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import plan_evaluation, plan_inference
 
-scorer._WINDOW = 8
+row_scores._WINDOW = 8
 build, load, score_window = scorer.Scorer._build, scorer.Scorer.load, scorer.Scorer._score_window
 run, built = dict(spoilt=True, windows=99), dict()
 

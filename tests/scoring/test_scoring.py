@@ -46,6 +46,8 @@ from mindrlhf.data.sources import open_sources
 from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
+from mindrlhf.models import row_scores
+from mindrlhf.models.row_scores import row_shapes
 from mindrlhf.scoring import eval_report, text_scorer
 from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
@@ -56,7 +58,7 @@ from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.pair_lines import WrongPairs
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference
 from mindrlhf.scoring.report import NotFiniteScores
-from mindrlhf.scoring.scorer import Checkpoint, Scorer, row_shapes
+from mindrlhf.scoring.scorer import Checkpoint, Scorer
 from mindrlhf.scoring.text_pairs import TextPairs
 from mindrlhf.scoring.text_scorer import TextScorer
 from mindrlhf.weights.ckpt_file import notes_as_bytes
@@ -151,7 +153,7 @@ def short_questions(count):
 
 def test_scores_come_in_the_order_of_the_questions(scorer, monkeypatch):
     expected = list(scorer.score(short_questions(30)))
-    monkeypatch.setattr(scoring, "_WINDOW", 7)
+    monkeypatch.setattr(row_scores, "_WINDOW", 7)
     found = list(scorer.score(short_questions(30)))
     assert [len(scores) for scores in found] == [1, 2] * 15
     np.testing.assert_allclose(sum(found, []), sum(expected, []), rtol=1e-5, atol=1e-5)
@@ -159,7 +161,7 @@ def test_scores_come_in_the_order_of_the_questions(scorer, monkeypatch):
 
 
 def test_questions_are_read_as_they_are_needed(scorer, monkeypatch):
-    monkeypatch.setattr(scoring, "_WINDOW", 5)
+    monkeypatch.setattr(row_scores, "_WINDOW", 5)
     read = 0
 
     def counted():
@@ -536,7 +538,7 @@ def test_a_prompt_and_its_answers_are_scored_without_a_file(configure, checkpoin
 
 @pytest.mark.usefixtures("start")
 def test_inference_writes_the_rows_in_their_order(configure, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "_WINDOW", 4)
+    monkeypatch.setattr(row_scores, "_WINDOW", 4)
     monkeypatch.setattr(text_scorer, "Scorer", CountingScorer)
     monkeypatch.setattr(CountingScorer, "windows", [])
     rows = [{"prompt": "p" * number, "response": "a" * number, "key": number} if number % 3 else

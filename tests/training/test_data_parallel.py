@@ -7,9 +7,10 @@
 | test_two_processes_have_the_loss_curve ...   | training, by the tutorial's edits  | one process, 1e-4         |
 | test_two_processes_train_all_answers ...     | a listwise objective, with margins | one process, 1e-4         |
 | test_what_all_processes_say_and_save ...     | one log, one checkpoint            | counts                    |
-| test_two_processes_give_the_scores ...       | inference                          | one process, 1e-5         |
+| test_two_processes_give_the_scores ...       | inference; evaluation in training  | one process, 1e-5 and -4  |
 | test_...are_refused, ...is_refused           | errors name found and expected     | messages                  |
 """
+import csv
 import json
 import re
 
@@ -18,6 +19,7 @@ import pytest
 from conftest import SAMPLE, TINY_YAML, write_numbered_pairs
 from helpers import (
     assert_the_same_training,
+    convert_file,
     launch,
     run_of_one_process,
     started_by_msrun,
@@ -38,6 +40,7 @@ from mindrlhf.models.heads import NO_SCORE
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.set_up import set_up_mindspore
+from mindrlhf.training.evaluation import figures_of_pairs
 from mindrlhf.training.monitor import callbacks_of_process, of_whole_batch
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
@@ -129,7 +132,10 @@ def trained(tmp_path_factory):
     """The folders of a run of one process and of one of two with the tutorial's two edits; the logs of the latter."""
     one, two = run_of_one_process(tmp_path_factory), tmp_path_factory.mktemp("two")
     write_tiny_yaml(two / "run.yaml", 2)
-    return one, two, launch(two, "reward_train.py", f"--config run.yaml --train_dataset {one}/train.mindrecord", 2)
+    convert_file(SAMPLE / "test.jsonl", two / "test.mindrecord", open_tokenizer(SAMPLE / "tokenizer.model"), 128,
+                 PROMPT_TEMPLATE)
+    return one, two, launch(two, "reward_train.py", f"--config run.yaml --train_dataset {one}/train.mindrecord "
+                            "--eval_dataset test.mindrecord --set best_metric=loss", 2)
 
 
 def test_two_processes_have_the_loss_curve_of_one(trained):
@@ -164,6 +170,7 @@ def test_two_processes_train_all_answers_of_a_prompt_as_one_does(tmp_path):
 
 def test_what_all_processes_say_and_save_is_there_once(trained):
     first, second = trained[2]
+    assert first.count(": eval: 93 pairs, loss: ") == 2
     assert first.count(" - step 2 of ") == first.count("this run trains") == 1
     assert "CPU, 2 processes" in first
     assert "INFO - " not in second
@@ -173,7 +180,7 @@ def test_what_all_processes_say_and_save_is_there_once(trained):
     printed = [float(loss) for loss in re.findall(r"loss:\[ *([\d.]+)/", log)]
     assert printed == pytest.approx([float(row["loss"]) for row in table_of(trained[1])], abs=6e-4)
     output = trained[1] / "output"
-    for folder in ("checkpoint", "checkpoint_network"):
+    for folder in ("checkpoint", "checkpoint_network", "checkpoint_best"):
         assert [path.name for path in (output / folder).glob("rank_*")] == ["rank_0"]
 
 
@@ -189,6 +196,10 @@ def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, 
     assert [row["prompt"] for row in found] == [row["prompt"] for row in expected]
     for name in ("pos_score", "neg_score"):
         np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], atol=1e-5)
+    with open(two / "output" / "eval.csv", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    figures = figures_of_pairs(np.array([[row["pos_score"], row["neg_score"]] for row in expected]))
+    assert {name: float(last[name]) for name in figures} == pytest.approx(figures, abs=1e-4)
     assert logs[0].count("INFO - Sample:\n") == 2 * len(found)
     assert "Sample:" not in logs[1]
 

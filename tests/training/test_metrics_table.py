@@ -7,6 +7,7 @@
 | test_a_last_line_that_is_cut ...  | what a full disk left is no row, and no reason to begin anew  | the file       |
 | test_a_table_that_was_edited ...  | it is set aside, whole, with the reason, and a new one begins | both files     |
 | test_what_is_no_file_...          | a folder stays where it is                                    | the folder     |
+| test_a_table_of_evaluations_...   | rows of several sets, step 0; a step that is made again       | by hand        |
 | test_a_row_that_does_not_fit ...  | none of it is in the file; later ones are                     | the file       |
 | test_a_table_that_was_removed ... | a new one with a heading begins, and that is said             | the file       |
 """
@@ -14,7 +15,7 @@ import resource
 
 import pytest
 
-from mindrlhf.training.metrics_table import TABLE_COLUMNS, MetricsTable
+from mindrlhf.training.metrics_table import TABLE_COLUMNS, EvaluationTable, MetricsTable
 
 HEADING = ",".join(TABLE_COLUMNS)
 
@@ -126,6 +127,25 @@ def test_what_is_no_file_is_left_alone(tmp_path, first_step):
         table.begin(first_step)
     assert table.add({"step": 6}) is None
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_table_of_evaluations_has_several_rows_a_step_and_begins_at_0(tmp_path):
+    table = EvaluationTable(tmp_path / "eval.csv")
+    table.begin(0)
+    for step in (0, 4, 8):
+        for name in ("zh", "英文"):
+            table.add({"step": step, "set": name, "pairs": 3, "loss": 0.5})
+    whole = lines(table.path)
+    assert whole[0] == ("step,set,pairs,loss,accuracy,margin,chosen_mean,chosen_std,rejected_mean,rejected_std")
+    assert whole[-1] == "8,英文,3,0.5,,,,,,"
+    assert EvaluationTable(table.path).begin(8) is None
+    assert lines(table.path) == whole
+    assert EvaluationTable(table.path).begin(8, again=True) is None
+    assert lines(table.path) == whole[:-2]
+    assert "the steps 4 to 4, behind step 3" in EvaluationTable(table.path).begin(3)
+    assert lines(table.path) == whole[:3]
+    table.path.write_text(f"{whole[0]}\n4,zh,3,x,,,,,,\n", encoding="utf-8")
+    assert "line 2: loss is 'x', expected a number" in EvaluationTable(table.path).begin(4)
 
 
 def test_a_row_that_does_not_fit_is_not_there_and_later_ones_are(tmp_path):

@@ -1,7 +1,8 @@
 """Training that is ended in the middle and goes on, each start a process of its own.
 
 | test                                      | proves                                                   |
-| test_a_run_that_is_killed ...             | no bit is lost, wherever SIGKILL comes                   |
+| test_a_run_that_is_killed ...             | no bit is lost, wherever SIGKILL comes: weights, best    |
+|                                           | weights, figures of evaluations                          |
 | test_sigterm ...                          | a checkpoint of the last step, a line, exit code 143;    |
 |                                           | also where the curves cannot be drawn                    |
 | test_losses_that_are_nan ...              | one line with step and rows, exit code 1                 |

@@ -625,6 +625,8 @@ def test_space_for_checkpoints(configured):
         saved=10, kept=2, each=12 * values, weights_alone=4 * values)
     assert space_for_checkpoints(configured(), 5000).total == 40 * values
     assert [space_for_checkpoints(configured(), steps).at_a_time for steps in (400, 1000, 1200)] == [1, 2, 3]
+    best = configured(do_eval=True, best_metric="loss")
+    assert space_for_checkpoints(best, 5000).weights_alone == 2 * 4 * values
     config = configured(parallel__enable_parallel_optimizer=False)
     assert space_for_checkpoints(config, 1200).each == 4 * 12 * values  # each of 4 data-parallel copies
 
