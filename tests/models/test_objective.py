@@ -214,7 +214,7 @@ def has_factor(graph):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("level", ["O0", pytest.param("O1", marks=pytest.mark.long), "O2"])
+@pytest.mark.parametrize("level", ["O0", *(pytest.param(level, marks=pytest.mark.long) for level in ("O1", "O2"))])
 def test_each_jit_level_keeps_the_gradient_of_a_loss_that_is_not_finite(pair_loss, level, tmp_path):
     code, lines = compile_loss(tmp_path, level)
     assert code == 0

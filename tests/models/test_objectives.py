@@ -30,7 +30,7 @@ OBJECTIVES = {
     "token_wise, scale": {"margin": "scale"},
 }
 EACH = pytest.mark.parametrize("name", [
-    name if "," in name and "scale" not in name else pytest.param(name, marks=pytest.mark.further)
+    name if "," in name and "scale" not in name else pytest.param(name, marks=pytest.mark.long)
     for name in OBJECTIVES])
 
 

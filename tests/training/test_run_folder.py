@@ -178,7 +178,7 @@ def test_a_second_run_replaces_nothing_that_the_first_has_written(tmp_path, tmp_
     assert first.items() <= second.items()
     added = sorted(name for name in second.keys() - first.keys() if "rank_0" not in name)
     assert added == ["checkpoint/data_settings_1.json", "checkpoint_network/data_settings_1.json", "curves_1.png",
-                     "eval_1.json", "eval_scores_1.png", "metrics_1.csv"]
+                     "eval_1.json", "eval_groups_1.png", "eval_scores_1.jsonl", "eval_scores_1.png", "metrics_1.csv"]
     for number, asked in (("", PROMPT_TEMPLATE), ("_1", template)):
         notes = read_training_notes(output / "checkpoint_network/rank_0" / f"glm4_tiny_rank_0{number}-network.ckpt")
         assert (notes.values["prompt_template"], notes.values["model"]["rope_ratio"]) == (asked, 1)
