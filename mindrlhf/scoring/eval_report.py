@@ -8,8 +8,8 @@ import numpy as np
 
 from mindrlhf.checkpoints.find import place_of
 from mindrlhf.data.tokenizer import Tokenizer
+from mindrlhf.pair_figures import PairScores, by_group, figures_of, reliability, wilson_interval
 from mindrlhf.plots import plot_accuracy_over_steps, plot_groups_and_reliability, plot_score_histogram
-from mindrlhf.scoring.figures import PairScores, by_group, figures_of, reliability, wilson_interval
 from mindrlhf.scoring.pair_lines import WrongPair, WrongPairs, shortened
 from mindrlhf.scoring.reward_bench import rows_of_table
 from mindrlhf.tables import format_table

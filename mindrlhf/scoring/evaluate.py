@@ -12,10 +12,10 @@ from mindrlhf.checkpoints.training_notes import read_training_notes
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError, some
+from mindrlhf.pair_figures import PairScores
 from mindrlhf.processes import meet
 from mindrlhf.scoring.eval_report import EvalResult, as_table, draw, log_details
 from mindrlhf.scoring.eval_rows import EvalRow, rows_of_records
-from mindrlhf.scoring.figures import PairScores
 from mindrlhf.scoring.pair_lines import PairLines, WrongPairs
 from mindrlhf.scoring.plan import OUTPUT_NAMES, EvaluationPlan
 from mindrlhf.scoring.report import MOST_PLACES, NotFiniteScores, progress

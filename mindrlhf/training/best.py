@@ -52,13 +52,13 @@ class Watch:
         Returns:
             what to warn of; None: nothing
         """
-        noted = noted or {}
-        if noted and noted["metric"] == self.metric:
-            self.best, self.best_step, self.waited = (noted[name] for name in ("best", "best_step", "waited"))
-        self.step = noted.get("step", -1) if noted.get("metric") == self.metric else -1
-        if self.metric and noted.get("metric") != self.metric:
-            return (f"best_metric is {self.metric}, the run to resume has watched "
-                    f"{noted.get('metric') or 'none'}: which step is best is found out from here on")
+        watched = noted["metric"] if noted else None
+        if noted and watched == self.metric:
+            self.step, self.best, self.best_step, self.waited = (
+                noted[name] for name in ("step", "best", "best_step", "waited"))
+        elif self.metric:
+            return (f"best_metric is {self.metric}, the run to resume has watched {watched or 'none'}: which step is "
+                    "best is found out from here on")
         return None
 
     def see(self, step: int, value: float) -> bool:

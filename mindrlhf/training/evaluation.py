@@ -17,6 +17,7 @@ from mindrlhf.config.value_types import METRICS
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs
 from mindrlhf.models.row_scores import RowScorer
+from mindrlhf.pair_figures import margin_figures
 from mindrlhf.training.best import Watch
 from mindrlhf.training.held_out import HeldOut, Schedule
 from mindrlhf.training.metrics_table import EvaluationTable
@@ -49,9 +50,7 @@ def figures_of_pairs(scores: np.ndarray) -> Dict[str, float]:
     scores = np.asarray(scores, np.float64)
     scores = scores[np.isfinite(scores).all(axis=1)]
     chosen, rejected = scores.T
-    margin = chosen - rejected
-    values = {"loss": np.logaddexp(0, -margin), "accuracy": margin > 0, "margin": margin}
-    figures = {name: float(np.mean(value)) if len(value) else np.nan for name, value in values.items()}
+    figures = {name: np.nan if value is None else value for name, value in margin_figures(chosen - rejected).items()}
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         figures[f"{name}_mean"] = float(np.mean(side)) if len(side) else np.nan
         figures[f"{name}_std"] = float(np.std(side)) if len(side) else np.nan

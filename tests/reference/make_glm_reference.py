@@ -141,12 +141,21 @@ def adam_losses(name: str) -> list:
              for key, array in parts.items()}
     head = torch.nn.Parameter(start.pop("score.weight"))
     model.load_state_dict({key.removeprefix("model."): value for key, value in start.items()})
-    optimizer = torch.optim.Adam([*model.parameters(), head], lr=adam_curve.LEARNING_RATE, betas=adam_curve.BETAS,
+
+    def loss_of(ids, _, loss_mask, __):
+        scores = (model(input_ids=torch.tensor(ids), use_cache=False).last_hidden_state @ head.T).squeeze(-1)
+        return pair_loss(scores, torch.tensor(loss_mask))
+
+    return losses_of_adam([*model.parameters(), head], name, loss_of)
+
+
+def losses_of_adam(parameters, name: str, loss_of) -> list:
+    """The loss of each step on a set of pairs, before its update; `loss_of` a batch of `adam_curve.batches`."""
+    optimizer = torch.optim.Adam(parameters, lr=adam_curve.LEARNING_RATE, betas=adam_curve.BETAS,
                                  eps=adam_curve.EPSILON)
     losses = []
-    for ids, _, loss_mask, _ in adam_curve.batches(name):
-        scores = (model(input_ids=torch.tensor(ids), use_cache=False).last_hidden_state @ head.T).squeeze(-1)
-        loss = pair_loss(scores, torch.tensor(loss_mask))
+    for batch in adam_curve.batches(name):
+        loss = loss_of(*batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

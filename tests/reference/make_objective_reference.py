@@ -29,7 +29,7 @@ from trl import RewardConfig, RewardTrainer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import adam_curve  # noqa: E402
 import objective  # noqa: E402
-from make_glm_reference import build_model, mindformers_tensors  # noqa: E402
+from make_glm_reference import build_model, losses_of_adam, mindformers_tensors  # noqa: E402
 
 
 def scoring_model(size: dict, pad: int, head: torch.Tensor, weights=None) -> GlmForSequenceClassification:
@@ -142,18 +142,13 @@ def adam_losses(name: str, folder: str) -> list:
     pad = adam_curve.DIMENSIONS["padded_vocab_size"] - 1
     model = scoring_model(adam_curve.DIMENSIONS, pad, start.pop("score.weight"), start)
     trainer = trainer_of(model, 0.0, folder)
-    optimizer = torch.optim.Adam(model.parameters(), lr=adam_curve.LEARNING_RATE, betas=adam_curve.BETAS,
-                                 eps=adam_curve.EPSILON)
-    losses = []
-    for ids, mask, _, _ in adam_curve.batches(name):
+
+    def loss_of_batch(ids, mask, _, __):
         assert ids.max() < pad  # the pairs' own tokens are numbered from 0, that of their padding too
         better, worse = np.split(np.arange(len(ids)), 2)
-        loss = trl_loss(trainer, model, np.where(mask, ids, pad), mask, better, worse)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+        return trl_loss(trainer, model, np.where(mask, ids, pad), mask, better, worse)
+
+    return losses_of_adam(model.parameters(), name, loss_of_batch)
 
 
 def main() -> None:

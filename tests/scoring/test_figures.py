@@ -21,8 +21,8 @@ import pytest
 from scipy import special, stats
 
 from mindrlhf.errors import UserError
+from mindrlhf.pair_figures import PairScores, by_group, figures_of, reliability, wilson_interval
 from mindrlhf.scoring.eval_rows import EvalRow
-from mindrlhf.scoring.figures import PairScores, by_group, figures_of, reliability, wilson_interval
 from mindrlhf.scoring.pair_lines import PairLines, WrongPairs
 
 

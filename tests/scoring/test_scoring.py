@@ -48,12 +48,12 @@ from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.models import row_scores
 from mindrlhf.models.row_scores import row_shapes
+from mindrlhf.pair_figures import PairScores
 from mindrlhf.scoring import eval_report, text_scorer
 from mindrlhf.scoring import evaluate as evaluation
 from mindrlhf.scoring import scorer as scoring
 from mindrlhf.scoring.eval_report import EvalResult
 from mindrlhf.scoring.evaluate import evaluate
-from mindrlhf.scoring.figures import PairScores
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.pair_lines import WrongPairs
 from mindrlhf.scoring.plan import EvaluationPlan, InferencePlan, TextScoringPlan, plan_evaluation, plan_inference

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["Bin", "PairScores", "by_group", "figures_of", "reliability", "wilson_interval"]
+__all__ = ["Bin", "PairScores", "by_group", "figures_of", "margin_figures", "reliability", "wilson_interval"]
 
 _Z = 1.959963984540054  # of a normal distribution, 95 % lie within so many standard deviations of its mean
 _BINS = 10  # of confidence, over 0 to 1
@@ -77,16 +77,25 @@ def figures_of(scores: PairScores) -> Dict[str, Any]:
     right = int((margin > 0).sum())
     answers = np.concatenate([finite.chosen, finite.rejected]).astype(np.float64)
     longer = finite.chosen_tokens - finite.rejected_tokens
-    bins = reliability(finite)
+    bins, of_margin = reliability(finite), margin_figures(margin)
     return {
         "pairs": len(scores), "not_finite": len(scores) - pairs, "ties": int((margin == 0).sum()),
-        "loss": _mean(np.logaddexp(0, -margin)), "accuracy": _mean(margin > 0),
-        "accuracy_interval": list(wilson_interval(right, pairs)) if pairs else None, "margin": _mean(margin),
+        "loss": of_margin["loss"], "accuracy": of_margin["accuracy"],
+        "accuracy_interval": list(wilson_interval(right, pairs)) if pairs else None, "margin": of_margin["margin"],
         "mean": _mean(answers), "std": float(answers.std()) if pairs else None,
         "calibration_error": sum(part.pairs * abs(part.accuracy - part.confidence)
                                  for part in bins) / pairs if pairs else None,
         "chosen_longer": _accuracy_of(margin[longer > 0]), "chosen_shorter": _accuracy_of(margin[longer < 0]),
         "length_correlation": _correlation(longer.astype(np.float64), margin)}
+
+
+def margin_figures(margin: np.ndarray) -> Dict[str, Optional[float]]:
+    """`loss`, `accuracy` and mean `margin` of pairs with finite scores, see `figures_of`.
+
+    Args:
+        margin: chosen minus rejected score, (pairs,) float64
+    """
+    return {"loss": _mean(np.logaddexp(0, -margin)), "accuracy": _mean(margin > 0), "margin": _mean(margin)}
 
 
 def by_group(scores: PairScores, groups: Sequence[Optional[str]]) -> Dict[str, Dict[str, Any]]:
