@@ -24,10 +24,9 @@ _EVALUATIONS = ("#d1603d", "#3a8f5c", "#8a5aa8", "#c99a1e", "#7a7a7a")  # lines 
 def _axes(columns: int, titles: Sequence[str], width: float = 4.2, height: float = 3.4):
     """A figure with a row of axes, drawn without a screen."""
     os.environ["MPLBACKEND"] = "Agg"  # matplotlib reads it when it is imported, and ends if it does not know the name
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
+    from matplotlib.figure import Figure  # not pyplot, which keeps every figure until it is closed
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title)
         axis.grid(alpha=0.25)
@@ -36,12 +35,8 @@ def _axes(columns: int, titles: Sequence[str], width: float = 4.2, height: float
 
 
 def _save(figure, path: Path) -> Path:
-    from matplotlib import pyplot
-    try:
-        with partial_file(path) as file:
-            figure.savefig(file, dpi=150, format="png")
-    finally:
-        pyplot.close(figure)
+    with partial_file(path) as file:
+        figure.savefig(file, dpi=150, format="png")
     return path
 
 

@@ -200,7 +200,7 @@ def show(key, value, outcome, said):
 
 def main():
     source, record, root, seed, *everything = sys.argv[1:]
-    import matplotlib.pyplot  # noqa: F401 (once for all runs, which draw)
+    import matplotlib.figure  # noqa: F401 (once for all runs, which draw)
 
     from mindrlhf.training import dry_run, parts, train, trainer  # noqa: F401 (imports MindSpore and MindFormers)
     config, draw = small(Path(source)), random.Random(int(seed))
