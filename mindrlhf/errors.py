@@ -103,6 +103,16 @@ def run_main(main: Callable[[], int]) -> None:
     not active. Work that a signal has ended early ends with 128 + its number. Anything else is a fault of the program
     and keeps its traceback.
     """
+    code: object = 1  # with a traceback
+    try:
+        code = _code_of(main)
+    finally:
+        signals.let_go(code)
+    sys.exit(code)
+
+
+def _code_of(main: Callable[[], int]) -> object:
+    """The exit code of `main`, or of what it raises, which is said; a fault of the program is raised again."""
     try:
         code = _run(main)
     except UserError as error:
@@ -127,8 +137,7 @@ def run_main(main: Callable[[], int]) -> None:
     lost = entry.lost_output()
     if lost and not code:
         code = _report(f"standard output: {lost.strerror}")
-    signals.let_go()
-    sys.exit(code)
+    return code
 
 
 def _run(main: Callable[[], int]) -> int:

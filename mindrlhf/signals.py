@@ -22,6 +22,7 @@ _PATIENCE = 10  # seconds until a process ends though its unfinished files could
 
 _taken_over = _received = _postponed = False
 _asked: Optional[int] = None
+_code: Optional[int] = None  # that the process ends with, once its work is over
 _unfinished: List[Path] = []
 _moving = threading.RLock()  # held while files get their final names
 _ending = threading.Event()
@@ -51,20 +52,18 @@ def take_over() -> None:
     for number in answered:  # Ctrl-C too: `multiprocessing` lets it through again
         signal.signal(number, lambda *_: None)
     threading.Thread(target=_listen_for_others, args=(reader,), daemon=True).start()
-    atexit.register(_let_go_of_interrupts)  # the first to be registered is the last to be called
+    atexit.register(_leave)  # the first to be registered is the last to be called
     os.register_at_fork(after_in_child=_let_go_of_all)  # else the pipe would tell the parent of a child's signals
 
 
-def let_go() -> None:
-    """The work is over, and no signal is postponed: SIGTERM and SIGHUP are the kernel's again, which ends the process.
-
-    Ctrl-C is answered until Python has ended: MindSpore puts its handler, which makes SIGTERM of it, in at the end too.
+def let_go(code: object) -> None:
+    """The work is over with this exit code, and no signal is postponed. One that comes while Python calls its atexit
+    functions ends the process like any other; none comes after them, see `_leave`.
     """
-    global _postponed
-    _postponed = False
-    if _taken_over:
-        signal.set_wakeup_fd(-1)
-        _give_back(signal.SIGTERM, signal.SIGHUP)
+    global _postponed, _received, _code
+    _postponed = _received = False
+    code = 0 if code is None else code
+    _code = code if isinstance(code, int) else None  # what else `sys.exit` takes, it has to print
 
 
 def postpone() -> None:
@@ -122,9 +121,24 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def _let_go_of_interrupts() -> None:
+def _leave() -> None:
+    """The last that Python calls: end the process here.
+
+    MindSpore has taken itself down by now, in an atexit function of its own. What would follow frees memory, for a
+    second, as the kernel does at once; and at its end a thread of MindSpore puts Python's handler of Ctrl-C back when
+    there is no Python any more, so that Ctrl-C ended in a segmentation fault.
+    """
+    import ctypes
     wait_for_end()
-    _let_go_of_all()
+    if _code is None:  # no work was begun
+        _let_go_of_all()
+        return
+    _moving.acquire()  # from now on no thread says that a signal ends the process
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)  # what C libraries have not written yet
+    os._exit(_code)
 
 
 def _let_go_of_all() -> None:

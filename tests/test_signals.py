@@ -10,6 +10,9 @@
 | test_signals_that_are_ignored_stay_so     | nohup is honoured                                       | exit code      |
 | test_processes_that_are_started_...       | children can be terminated                              | exit codes     |
 | test_ctrl_c_as_python_ends_is_no_sigterm  | MindSpore's handler, put in by its atexit, is not asked | exit code      |
+| test_a_signal_as_python_ends_is_answered  | 128 + its number until the very end                     | exit code      |
+| test_a_process_ends_when_python_has_...   | after atexit nothing is left that a signal could meet;  | exit code,     |
+|                                           | what was written before is out                          | literal text   |
 """
 import signal
 import subprocess
@@ -44,8 +47,8 @@ def start(tmp_path, monkeypatch):
     def start_it(body, **keys):
         (tmp_path / "job.py").write_text(BEGIN + "\n".join(f"    {line}" for line in body.splitlines())
                                          + "\nrun_main(main)\n", encoding="utf-8")
-        process = subprocess.Popen([sys.executable, "job.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, **{"preexec_fn": defaults, **keys})
+        keys = {"stderr": subprocess.STDOUT, "preexec_fn": defaults, **keys}
+        process = subprocess.Popen([sys.executable, "job.py"], stdout=subprocess.PIPE, text=True, **keys)
         wait_for((tmp_path / "ready").exists, seconds=30)
         return process
 
@@ -177,3 +180,41 @@ atexit.register(end)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=20)
     assert process.returncode == 130, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_as_python_ends_is_answered(number, start):
+    process = start("""
+import atexit
+def end():
+    ready()
+    time.sleep(5)
+atexit.register(end)
+""")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=20)
+    assert (process.returncode, said) == (128 + number, f"job.py: stopped by {number.name}\n")
+
+
+@pytest.mark.parametrize(("work", "code", "last"), [
+    ("", 0, ""),
+    ("raise UserError('wrong')", 1, "job.py: error: wrong"),
+    ("sys.exit(3)", 3, ""),
+    ("raise LookupError('a fault')", 1, "LookupError: a fault"),
+], ids=("done", "failed", "exit", "fault"))
+def test_a_process_ends_when_python_has_called_its_last_function(work, code, last, start):
+    """What libraries do behind that meets a signal badly: a thread of MindSpore puts a handler back that is gone."""
+    process = start(f"""
+import atexit
+from mindrlhf.errors import UserError
+ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).abort)
+atexit.register(print, "of an atexit function", end="")
+ctypes.CDLL(None).puts(b"of a C library")
+print("of Python")
+ready()
+{work}
+""", stderr=subprocess.PIPE)
+    said, error = process.communicate(timeout=20)
+    assert (process.returncode, (error.splitlines() or [""])[-1]) == (code, last)
+    assert sorted(said.replace("function", "function\n").split("\n")) == [
+        "", "of Python", "of a C library", "of an atexit function"]
