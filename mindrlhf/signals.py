@@ -57,13 +57,19 @@ def take_over() -> None:
 
 
 def let_go(code: object) -> None:
-    """The work is over with this exit code, and no signal is postponed. One that comes while Python calls its atexit
-    functions ends the process like any other; none comes after them, see `_leave`.
+    """The work is over with this exit code, and no signal is postponed: SIGTERM and SIGHUP are the kernel's again, and
+    end the process even if MindSpore hangs in its atexit function.
+
+    Ctrl-C is answered until atexit functions have been called: MindSpore puts its handler, which makes SIGTERM of it,
+    in there too. Nothing comes after them, see `_leave`.
     """
     global _postponed, _received, _code
     _postponed = _received = False
     code = 0 if code is None else code
     _code = code if isinstance(code, int) else None  # what else `sys.exit` takes, it has to print
+    if _taken_over:
+        signal.set_wakeup_fd(-1)
+        _give_back(signal.SIGTERM, signal.SIGHUP)
 
 
 def postpone() -> None:
@@ -129,6 +135,7 @@ def _leave() -> None:
     there is no Python any more, so that Ctrl-C ended in a segmentation fault.
     """
     import ctypes
+    _ending.wait(0.02)  # MindSpore has kept all threads from running, also one that a signal has woken
     wait_for_end()
     if _code is None:  # no work was begun
         _let_go_of_all()
