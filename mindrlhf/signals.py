@@ -200,6 +200,9 @@ def _tidy_up(number: int) -> None:
         for child in multiprocessing.active_children() if multiprocessing else ():
             child.kill()
             child.join(1)
+        logging = sys.modules.get("logging")
+        if logging:
+            logging.disable()  # what cannot go on without its files is this signal's doing, and would be said in vain
         for folder in reversed(_unfinished):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)  # what a thread has written meanwhile

@@ -4,6 +4,7 @@
 | test_a_signal_ends_a_process_that_is_...  | outside Python, and where another handler was installed | exit code      |
 | test_ctrl_c_is_answered_where_...         | no exception in the midst of the work                   | exit code      |
 | test_an_unfinished_folder_is_removed      | nothing half-written is left                            | files          |
+| test_work_whose_folder_is_removed_...     | MindSpore calls a file that is gone a full disk         | what is said   |
 | test_what_belongs_together_is_moved_...   | a set of files gets its names as a whole                | files          |
 | test_a_postponed_signal_...               | the work ends in good order, with the signal's code     | exit code      |
 | test_a_second_ctrl_c_..., ..._sigterm_... | the one ends at once; clusters repeat the other         | exit code      |
@@ -87,6 +88,23 @@ def test_an_unfinished_folder_is_removed(start, tmp_path):
     process.communicate(timeout=20)
     assert process.returncode == 143
     assert {path.name for path in tmp_path.iterdir()} == {"job.py", "ready"}
+
+
+def test_work_whose_folder_is_removed_by_a_signal_says_nothing_of_it(start):
+    process = start("""
+import logging, shutil
+remove = shutil.rmtree
+shutil.rmtree = lambda folder, **keys: (remove(folder, **keys), time.sleep(0.2))  # of a large file, say
+with partial_folder(Path('a').absolute()) as folder:
+    ready()
+    while folder.exists():
+        pass
+    logging.critical("maybe the disk space is insufficient")
+    time.sleep(60)
+""")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=20)
+    assert (process.returncode, said) == (143, "job.py: stopped by SIGTERM\n")
 
 
 def test_what_belongs_together_is_moved_together(start, tmp_path):
