@@ -94,7 +94,7 @@ def test_work_whose_folder_is_removed_by_a_signal_says_nothing_of_it(start):
     process = start("""
 import logging, shutil
 remove = shutil.rmtree
-shutil.rmtree = lambda folder, **keys: (remove(folder, **keys), time.sleep(0.2))  # of a large file, say
+shutil.rmtree = lambda folder, **keys: (remove(folder, **keys), time.sleep(0.2))
 with partial_folder(Path('a').absolute()) as folder:
     ready()
     while folder.exists():
