@@ -6,7 +6,7 @@ says nothing: a job is one whose variables are all there.
 import os
 from typing import Dict, Optional
 
-__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job", "was_started_in_job"]
+__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job", "uses_mpi", "was_started_in_job"]
 
 _was_started = False  # when `forget_job` removed the variables that said so
 
@@ -42,6 +42,11 @@ def role_in_job() -> str:
 def was_started_in_job() -> bool:
     """Whether a launcher has started this process, also where it works alone: its output is a file then."""
     return _was_started or _kind() is not None
+
+
+def uses_mpi() -> bool:
+    """Whether mpirun has started this process as one of a job."""
+    return _kind() == "mpirun"
 
 
 def forget_what_is_no_job() -> str:

@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Iterator, List, Optional
 
+from mindrlhf.job import uses_mpi
+
 __all__ = ["SIGNALS", "Interrupted", "asked", "let_go", "note", "postpone", "removed_at_end", "settle", "take_over",
            "undisturbed", "wait_for_end"]
 
@@ -139,6 +141,8 @@ def _leave() -> None:
     wait_for_end()
     if _code is None:  # no work was begun
         _let_go_of_all()
+        return
+    if uses_mpi():  # MindSpore takes leave of mpirun behind Python's end, else the job has failed; Ctrl-C stays blocked
         return
     _moving.acquire()  # from now on no thread says that a signal ends the process
     for stream in (sys.stdout, sys.stderr):

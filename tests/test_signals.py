@@ -14,7 +14,9 @@
 | test_a_termination_as_python_ends_is_...  | a library that hangs there can be ended                 | exit code      |
 | test_a_process_ends_when_python_has_...   | after atexit nothing is left that a signal could meet;  | exit code,     |
 |                                           | what was written before is out                          | literal text   |
+| test_a_process_of_mpirun_ends_as_...      | MPI_Finalize is called behind Python's end              | exit code      |
 """
+import os
 import signal
 import subprocess
 import sys
@@ -222,7 +224,7 @@ atexit.register(end)
     ("raise LookupError('a fault')", 1, "LookupError: a fault"),
 ], ids=("done", "failed", "exit", "fault"))
 def test_a_process_ends_when_python_has_called_its_last_function(work, code, last, start):
-    """What libraries do behind that meets a signal badly: a thread of MindSpore puts a handler back that is gone."""
+    """What libraries do after that meets a signal badly: a thread of MindSpore puts a handler back that is gone."""
     process = start(f"""
 import atexit
 from mindrlhf.errors import UserError
@@ -237,3 +239,10 @@ ready()
     assert (process.returncode, (error.splitlines() or [""])[-1]) == (code, last)
     assert sorted(said.replace("function", "function\n").split("\n")) == [
         "", "of Python", "of a C library", "of an atexit function"]
+
+
+def test_a_process_of_mpirun_ends_as_libraries_want(start):
+    process = start("ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).abort)\nready()\n",
+                    env={**os.environ, "OMPI_COMMAND": "python", "PMIX_RANK": "0"})
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGABRT
