@@ -46,7 +46,9 @@ setup(
         # MindSpore 2.9: one range over both would have pip put the one for CPUs in the place of an older one.
         "ascend": ["mindspore>=2.9,<2.10", "mindformers>=1.9,<1.10"],
         "ascend13": ["mindspore>=2.4,<2.8", "mindformers>=1.3,<1.4"],
-        "dev": ["pytest>=7", "pytest-xdist>=3", "ruff>=0.4", "regex", "hypothesis>=6.100", "safetensors>=0.4"],
+        "tensorboard": ["tensorboardX>=2.6"],  # for the YAML's block of this name
+        "dev": ["pytest>=7", "pytest-xdist>=3", "ruff>=0.4", "regex", "hypothesis>=6.100", "safetensors>=0.4",
+                "tensorboardX>=2.6"],
         # What this project is compared with, in an environment of its own (.venv-torch).
         "peers": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "tiktoken>=0.6"],
     },

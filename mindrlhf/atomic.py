@@ -19,7 +19,7 @@ from mindrlhf.locks import open_locked
 from mindrlhf.output_paths import follow_link, is_stream
 from mindrlhf.signals import removed_at_end
 
-__all__ = ["is_full_disk", "naming_a_full_disk", "partial_file", "partial_folder"]
+__all__ = ["append_whole", "is_full_disk", "naming_a_full_disk", "partial_file", "partial_folder"]
 
 _LOCK = "mindrlhf.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of the disk, of the user's part of it, of what a file may have
@@ -88,6 +88,24 @@ def naming_a_full_disk(target: Path) -> Iterator[None]:
         if is_full_disk(error) and (error.filename is None or ".partial" in str(error.filename)):
             raise OSError(error.errno, error.strerror, str(target)) from None
         raise
+
+
+def append_whole(path: Path, content: bytes, begin: bytes = b"") -> bool:
+    """Append to a file, behind `begin` where it is empty or not there.
+
+    Returns:
+        whether there was something in it
+
+    Raises:
+        OSError: it cannot be written; nothing of `content` is in the file.
+    """
+    with open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        content = content if size else begin + content
+        if file.write(content) < len(content):  # the disk has no room for the rest
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return bool(size)
 
 
 def is_full_disk(error: OSError) -> bool:

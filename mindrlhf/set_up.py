@@ -57,7 +57,8 @@ def set_up_mindspore(config: RunConfig, verbose: bool = False):
     from mindrlhf.compat.model import use_portable_overflow_check
     from mindrlhf.compat.trainer import fill_in_defaults
 
-    run = MindFormerConfig(**config.mapping)
+    # What is written for TensorBoard is the project's own: MindFormers shall not write a second time.
+    run = MindFormerConfig(**{key: value for key, value in config.mapping.items() if key != "tensorboard"})
     fill_in_defaults(run)
     try:
         build_context(run)

@@ -3,6 +3,7 @@ import csv
 import fcntl
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "convert_file", "free_port", "launch",
-           "loss_and_gradients", "run", "run_of_one_process", "run_script", "started_by_msrun", "table_of", "wait_for",
-           "write_tiny_yaml"]
+__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "column_of", "convert_file", "events_of",
+           "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process", "run_script",
+           "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
 
 ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -129,6 +130,49 @@ def table_of(folder):
         return []
     with open(path, encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def events_of(path):
+    """The events of a file, whose every checksum is right."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+    content, place = path.read_bytes(), 0
+    while place < len(content):
+        length = content[place:place + 8]
+        size, = struct.unpack("<Q", length)
+        event = content[place + 12:place + 12 + size]
+        for part, at in ((length, place + 8), (event, place + 12 + size)):
+            assert struct.unpack_from("<I", content, at)[0] == masked_crc32c(part)
+        place += 16 + size
+        yield Event.FromString(event)
+
+
+def shown_by_tensorboard(folder):
+    """{tag: {step: value}}: the files in the order of their names, and the beginning of a session ends what earlier
+    ones have from its step on. No point is there twice.
+    """
+    from tensorboardX.proto.event_pb2 import SessionLog
+    curves = {}
+    for path in sorted(folder.iterdir()):
+        first, *events = events_of(path)
+        assert first.file_version == "brain.Event:2"
+        for event in events:
+            if event.HasField("session_log"):
+                assert event.session_log.status == SessionLog.START
+                curves = {tag: {step: value for step, value in points.items() if step < event.step}
+                          for tag, points in curves.items()}
+            for value in event.summary.value:
+                points = curves.setdefault(value.tag, {})
+                assert event.step not in points, (value.tag, event.step)
+                points[event.step] = value.simple_value
+    return {tag: points for tag, points in curves.items() if points}
+
+
+def column_of(path, name, **where):
+    """{step: figure} of a table, as TensorBoard's float32."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return {int(row["step"]): float(np.float32(row[name])) for row in csv.DictReader(file)
+                if row[name] and all(row[key] == value for key, value in where.items())}
 
 
 def wait_for(condition, seconds=120):

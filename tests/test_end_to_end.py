@@ -7,21 +7,23 @@ Each command runs once, in its own process; the tests look at what it left behin
 | test_held_out_accuracy ...                        | the tiny model learns: 0.95 on questions it has not seen |
 | test_inference_gives_the_scores_of_evaluation     | both ways to a score agree to 1e-5                      |
 | test_training_has_evaluated_with_the_weights_ ... | the last row of eval.csv is that of inference, 1e-5      |
+| test_tensorboard_shows_what_the_tables_have       | all figures of metrics.csv and eval.csv                  |
 | test_text_is_evaluated_as_what_it_is_converted_to | the same figures from text as from MindRecord, 1e-6      |
-| test_training_resumes ...                         | --resume goes on bit by bit                              |
+| test_training_resumes ...                         | --resume goes on bit by bit, in TensorBoard too          |
 | test_a_model_that_went_to_hugging_face ...        | out and in again, in shards, with the same figures       |
 | test_training_starts_from_published_weights ...   | the original layout is a base that training loads        |
 """
 import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
-from helpers import free_port, launch, run, run_script, write_tiny_yaml
+from helpers import column_of, free_port, launch, run, run_script, shown_by_tensorboard, write_tiny_yaml
 from safetensors.numpy import load_file, save_file
 
 from mindrlhf.checkpoints.load import read_checkpoint
@@ -44,7 +46,8 @@ def job(tmp_path_factory):
         assert result.returncode == 0, result.stderr
         logs[part] = result.stdout
     logs["train_log"], = launch(folder, "reward_train.py", f"--config {TINY_YAML} --train_dataset train.mindrecord "
-                                 f"--tokenizer {SAMPLE / 'tokenizer.model'} --eval_dataset test.mindrecord",
+                                 f"--tokenizer {SAMPLE / 'tokenizer.model'} --eval_dataset test.mindrecord "
+                                 "--set tensorboard.tensorboard_dir=board",
                                  logs="logs/train")
     logs["eval_log"], = launch(
         folder, "reward_eval.py", f"--config {TINY_YAML} --eval_dataset test.mindrecord --batch_size 16 "
@@ -176,6 +179,18 @@ def test_training_has_evaluated_with_the_weights_of_its_steps(job):
                      job["train_log"])
 
 
+def test_tensorboard_shows_what_the_tables_have(job):
+    """In one file, to which MindFormers adds none."""
+    path, = job["folder"].rglob("*tfevents*")
+    assert re.fullmatch(r"board/output-[0-9a-f]{8}", str(path.parent.relative_to(job["folder"])))
+    found, output = shown_by_tensorboard(path.parent), job["folder"] / "output"
+    assert found["train/loss"] == column_of(output / "metrics.csv", "loss")
+    assert found["train/grad_norm"] == column_of(output / "metrics.csv", "global_norm")
+    assert found["eval/accuracy"] == column_of(output / "eval.csv", "accuracy")
+    assert len(found) == 13 + 8
+    assert f"TensorBoard           {path.parent.relative_to(job['folder'])} (tensorboard --logdir" in job["train_log"]
+
+
 def test_text_is_evaluated_as_what_it_is_converted_to(job, in_tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLE)
     from mindrlhf.scoring.evaluate import evaluate
@@ -220,8 +235,10 @@ def test_all_checkpoints_are_evaluated_in_the_order_of_their_steps_with_a_table(
 def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
     """From step 250 on, with the same data order, the loss goes on where it was."""
     checkpoint = job["folder"] / "output" / "checkpoint" / "rank_0" / "glm4_tiny_rank_0-5_30.ckpt"
+    shutil.copytree(job["folder"] / "board", tmp_path / "board")
     result = run_script(tmp_path, "reward_train.py", "--config", TINY_YAML, "--train_dataset",
-                    job["folder"] / "train.mindrecord", "--load_checkpoint", checkpoint, "--resume", "True")
+                    job["folder"] / "train.mindrecord", "--load_checkpoint", checkpoint, "--resume", "True",
+                    "--set", f"tensorboard.tensorboard_dir={tmp_path / 'board'}")
     log = result.stdout + result.stderr
     assert result.returncode == 0, log[-3000:]
     assert "step 251 of " in log
@@ -233,6 +250,11 @@ def test_training_resumes_from_step_and_optimizer_state(job, tmp_path):
     assert [row["step"] for row in resumed] == [row["step"] for row in whole]
     np.testing.assert_allclose([float(row["loss"]) for row in resumed], [float(row["loss"]) for row in whole],
                                rtol=1e-4)
+    found = shown_by_tensorboard(next((tmp_path / "board").iterdir()))
+    assert list(found["train/loss"]) == list(range(1, 276))
+    expected = column_of(tmp_path / "output" / "metrics.csv", "loss")
+    assert list(found["train/loss"].items())[250:] == list(expected.items())
+    assert list(found["eval/loss"]) == [50, 100, 150, 200, 250]
 
 
 def test_training_does_not_resume_with_other_data(job):

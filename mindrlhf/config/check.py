@@ -13,7 +13,7 @@ from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.config.known_keys import unknown_keys
 from mindrlhf.config.read import get, read_config
 from mindrlhf.config.refused import refused_types, refused_values
-from mindrlhf.config.run_config import Batching, Evaluation, Layout, Model, RunConfig, Start
+from mindrlhf.config.run_config import Batching, Evaluation, Layout, Model, RunConfig, Start, TensorBoard
 from mindrlhf.config.settings import Setting, raise_located
 from mindrlhf.config.value_types import shown, wrong_values
 from mindrlhf.data.mixture import UNDER
@@ -119,6 +119,7 @@ def typed_config(path: str, mapping: Mapping[str, Any], settings: Sequence[Setti
             checkpoint=mapping["load_checkpoint"] or None, resume=mapping["resume_training"],
             reshard=mapping["auto_trans_ckpt"], strategy=mapping["src_strategy_path_or_dir"] or None),
         evaluation=_evaluation(mapping) if mapping["do_eval"] else None,
+        tensorboard=_tensorboard(mapping.get("tensorboard")),
         settings=tuple(settings))
 
 
@@ -127,6 +128,15 @@ def _evaluation(mapping: Mapping[str, Any]) -> Evaluation:
     steps, epochs = (max(mapping[key], 0) for key in ("eval_step_interval", "eval_epoch_interval"))
     return Evaluation(steps, epochs, mapping["eval_at_start"], mapping["eval_at_end"], best or None, best_set or None,
                       mapping.get("early_stopping_patience"), float(mapping["early_stopping_threshold"]))
+
+
+def _tensorboard(block: Optional[Mapping[str, Any]]) -> Optional[TensorBoard]:
+    """None where there is no block, or its folder is one that for MindFormers is none."""
+    if block is None or block.get("tensorboard_dir") in ("", "None"):
+        return None
+    folder = block.get("tensorboard_dir")
+    return TensorBoard(Path(os.path.expanduser(folder)) if folder else None,
+                       bool(block.get("log_loss_scale_to_tensorboard")), bool(block.get("log_timers_to_tensorboard")))
 
 
 def _bytes_of(size: Optional[str]) -> Optional[int]:

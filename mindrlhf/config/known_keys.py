@@ -51,6 +51,9 @@ BLOCKS = {
         epochs batch_size sink_mode sink_size gradient_accumulation_steps initial_epoch initial_step
         has_trained_epoches has_trained_steps image_size num_classes step_scale stop_step origin_epochs mini_batch_size
         global_batch_size layer_decay"""),
+    "tensorboard": _keys("""
+        tensorboard_dir tensorboard_queue_size log_loss_scale_to_tensorboard log_timers_to_tensorboard
+        log_expert_load_to_tensorboard tensorboard_log_interval"""),
     "parallel": _keys("""
         parallel_mode gradients_mean full_batch enable_parallel_optimizer parallel_optimizer_config
         strategy_ckpt_save_file strategy_ckpt_load_file strategy_ckpt_config search_mode auto_parallel_search_mode
@@ -135,7 +138,7 @@ CALLBACKS = {
         type learning_rate per_print_times micro_batch_num micro_batch_interleave_num origin_epochs dataset_size
         initial_epoch initial_step global_batch_size gradient_accumulation_steps check_for_nan_in_loss_and_grad
         calculate_per_token_loss print_separate_loss is_moe_model is_mtp_model"""),
-    "RewardMonitor": _keys("type facts micro_batches first_step per_print_times run_number"),
+    "RewardMonitor": _keys("type facts micro_batches first_step per_print_times run_number events"),
     "SkippedStepMonitor": _keys("type most_in_a_row files first_step"),
 }
 
@@ -153,6 +156,7 @@ IGNORED = {
     "runner_config": _keys("""
         image_size num_classes step_scale origin_epochs mini_batch_size global_batch_size initial_epoch initial_step
         has_trained_epoches has_trained_steps layer_decay"""),
+    "tensorboard": _keys("tensorboard_queue_size"),  # each step is written at once
     "train_dataset": _keys("""
         batch_size seq_length seed micro_batches python_multiprocessing autotune_per_step auto_tune filepath_prefix
         profile tokenizer max_seq_length max_source_length max_target_length ignore_pad_token_for_loss

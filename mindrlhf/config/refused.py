@@ -56,7 +56,8 @@ REFUSED: Dict[str, Refused] = {
     "use_checkpoint_health_monitor": Refused(_OFF, _SKIP),
     "grouped_lr_schedule": Refused(_EMPTY, "lr_schedule holds for all weights"),
     "layer_scale": Refused(_OFF, "one learning rate holds for all layers"),
-    "tensorboard.tensorboard_dir": Refused(_EMPTY, "metrics.csv and curves.png in output_dir have the course of a run"),
+    "tensorboard.tensorboard_log_interval": Refused((1, *_OFF), "each step is written"),
+    "tensorboard.log_expert_load_to_tensorboard": Refused(_OFF, "GLM-4-9B has no experts"),
     "monitor_config.monitor_on": Refused(_OFF, "metrics.csv in output_dir has what is watched"),
     "moe_config.expert_num": Refused((1, 0, *_OFF), "GLM-4-9B has no experts"),
     "swap_config.swap": Refused(_OFF, "MindFormers 1.3 has no such key; recompute_config.recompute saves the memory "
@@ -174,7 +175,7 @@ def refused_types(config: Mapping[str, Any]) -> Iterable[str]:
 
 
 # Blocks that are nothing where their key above asks for nothing, whatever else they say.
-_BLOCKS = ("tensorboard", "monitor_config", "moe_config", "swap_config")
+_BLOCKS = ("monitor_config", "moe_config", "swap_config")
 
 
 def refused_values(config: Mapping[str, Any]) -> Iterable[str]:

@@ -7,7 +7,7 @@ from mindrlhf.config.settings import Setting
 from mindrlhf.models.glm4.dimensions import Dimensions
 from mindrlhf.objective import Objective
 
-__all__ = ["Batching", "Evaluation", "Layout", "Model", "RunConfig", "Start"]
+__all__ = ["Batching", "Evaluation", "Layout", "Model", "RunConfig", "Start", "TensorBoard"]
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class TensorBoard:
+    """What a run writes for TensorBoard.
+
+    Attributes:
+        folder:     in which each run has a folder of its own; None: it is beside metrics.csv
+        loss_scale: the loss scale of each step too
+        timers:     time and rates of each step too
+    """
+
+    folder: Optional[Path]
+    loss_scale: bool
+    timers: bool
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A checked configuration: the YAML with the flags in it.
 
@@ -164,6 +179,7 @@ class RunConfig:
         checkpoints: the keys of the `CheckpointMonitor` callback; None: there is none
         model, layout, batching, objective, start: see there
         evaluation: while training; None: there is none
+        tensorboard: None: nothing is written for it
         settings: values of `--set`, for messages
     """
 
@@ -179,6 +195,7 @@ class RunConfig:
     objective: Objective
     start: Start
     evaluation: Optional[Evaluation] = None
+    tensorboard: Optional[TensorBoard] = None
     settings: Tuple[Setting, ...] = ()
 
     @property

@@ -7,6 +7,7 @@ that a YAML names.
 import copy
 import inspect
 import logging
+from importlib import import_module
 from typing import Any, Iterable, Mapping
 
 import mindspore as ms
@@ -35,13 +36,22 @@ _GIVEN_BY_RUN = {
 
 
 def check_parts(config: RunConfig) -> None:
-    """Raise `UserError` unless the blocks that become objects of registered classes are what these classes take."""
+    """Raise `UserError` unless the blocks that become objects of registered classes are what these classes take, and
+    the package that writes for TensorBoard, if it is asked for, can be imported.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.INFO)  # what the classes say of themselves is said when training makes them
     try:
         raise_located(config.path, _problems(config.mapping), config.settings)
     finally:
         logging.disable(before)
+    if config.tensorboard:
+        try:
+            import_module("mindrlhf.training.event_file")
+        except Exception as error:  # one that was made for another protobuf raises others than ImportError
+            raise_located(config.path, [
+                f"tensorboard needs the package tensorboardX, which cannot be imported ({' '.join(str(error).split())})"
+                ": pip install --upgrade tensorboardX, or take this block out of the YAML"], config.settings)
 
 
 def _problems(config: Mapping[str, Any]) -> Iterable[str]:

@@ -16,7 +16,7 @@ from mindrlhf.training.plan import (
     space_for_checkpoints,
     starting_checkpoint,
 )
-from mindrlhf.training.run_folder import check_alone
+from mindrlhf.training.run_folder import check_alone, event_folder
 
 __all__ = ["check_run", "describe"]
 
@@ -67,6 +67,9 @@ def describe(plan: TrainingPlan) -> str:
         "weights from": _start_text(config, resumed, done, steps * config.epochs),
         "checkpoints": _checkpoints_text(space),
         **_evaluation_facts(plan, steps, done),
+        **({"TensorBoard": f"the figures of each step go to {event_folder(config)}"
+                           + ("" if config.tensorboard.folder else ", with the number of a further run behind it")}
+           if config.tensorboard else {}),
         "memory": _memory_text(config, max((estimate_memory(config, size) for size in sizes),
                                            key=lambda estimate: estimate.total)),
     }

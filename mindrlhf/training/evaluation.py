@@ -135,11 +135,13 @@ class EvaluationMonitor(Extras, Callback):
         watch:      the best evaluation so far, which the run's checkpoints note
         first_step: steps of the run before this one, where it continues
         run_number: in the name of the table, for a further run in the folder
+        events:     an `EventFile`, which gets the same figures; None: there is none
     """
 
     def __init__(self, evaluator: Evaluator, schedule: Schedule, watch: Watch, first_step: int = 0,
-                 run_number: int = 0):
+                 run_number: int = 0, events: Any = None):
         super().__init__()
+        self._events = events
         self._evaluator, self._schedule, self._watch, self._first_step = evaluator, schedule, watch, first_step
         self._keep: Callable[[int], None] = lambda step: None
         self.table = file_of_run(Path(get_output_root_path()) / "eval.csv", run_number)
@@ -203,9 +205,13 @@ class EvaluationMonitor(Extras, Callback):
             if left_out:
                 logger.warning("step %d: %s: %d of %d pairs have scores that are NaN or infinite, and are not in the "
                                "figures", step, name, left_out, left_out + figures["pairs"])
+            row = {"step": step, "set": name, **_six_digits(figures)}
             if self._writes:
                 with self.extra(self.table):
-                    self.warn(self._table.add({"step": step, "set": name, **_six_digits(figures)}))
+                    self.warn(self._table.add(row))
+            if self._events:
+                with self.extra(self._events.folder):
+                    self._events.add_evaluation(row)
             values.update((f"{name}.{metric}", np.nan if left_out else figures[metric]) for metric in METRICS)
         self._watch.step = step
         if self._watch.metric and self._watch.see(step, values[self._watch.metric]):

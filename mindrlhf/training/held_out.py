@@ -12,9 +12,9 @@ from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import check_same_tokenizer
 from mindrlhf.errors import Problems, UserError
 
-__all__ = ["HeldOut", "Schedule", "check_held_out", "open_held_out", "schedule_of"]
+__all__ = ["NO_NAME", "HeldOut", "Schedule", "check_held_out", "open_held_out", "schedule_of"]
 
-_NO_NAME = "eval"
+NO_NAME = "eval"  # of the set that paths without a name make up
 _NAMED = re.compile(r"(\w[\w-]*)=(.+)", re.DOTALL)
 _SAME = ("prompt_template", "add_eos", "too_long")
 
@@ -67,7 +67,7 @@ def _by_name(paths: Sequence[str]) -> Dict[str, List[str]]:
     sets: Dict[str, List[str]] = {}
     for path in paths:
         named = None if Path(path).exists() else _NAMED.fullmatch(path)
-        sets.setdefault(named[1] if named else _NO_NAME, []).append(named[2] if named else path)
+        sets.setdefault(named[1] if named else NO_NAME, []).append(named[2] if named else path)
     return sets
 
 

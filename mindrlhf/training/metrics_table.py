@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Iterable, List, Mapping, Optional, Sequence
 
-from mindrlhf.atomic import partial_file
+from mindrlhf.atomic import append_whole, partial_file
 
 __all__ = ["EVALUATION_COLUMNS", "TABLE_COLUMNS", "EvaluationTable", "MetricsTable"]
 
@@ -92,13 +92,9 @@ class MetricsTable:
         """
         if not self._begun:
             return None  # there is no table to add to, as `begin` has said
-        with open(self.path, "ab", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            line = _lines([*[self.columns] * (not size), [row.get(name, "") for name in self.columns]])
-            if file.write(line) < len(line):  # the disk has no room for the rest
-                file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        return None if size else f"{self.path} was removed or emptied: a new table begins with step {row['step']}"
+        line = _lines([[row.get(name, "") for name in self.columns]])
+        there = append_whole(self.path, line, begin=_lines([self.columns]))
+        return None if there else f"{self.path} was removed or emptied: a new table begins with step {row['step']}"
 
     def _rows(self) -> List[Sequence[str]]:
         """The rows of the file; a last line without its end is none.

@@ -24,7 +24,8 @@ from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import stack_over_processes
 from mindrlhf.training.metrics_table import MetricsTable
 
-__all__ = ["Extras", "RewardMonitor", "callbacks_of_process", "of_whole_batch"]
+__all__ = ["Extras", "RewardMonitor", "callbacks_of_process", "of_whole_batch",
+           "writes_figures"]
 
 _FIRST = ("CheckpointMonitor", "RewardMonitor")
 
@@ -71,6 +72,12 @@ def _figures_of_scores(sums: np.ndarray, extremes: np.ndarray) -> Dict[str, floa
         known = np.isfinite(sums[1])  # what the largest of several numbers is of which one is NaN, kernels disagree
         figures.update(min_score=lowest if known else np.nan, max_score=highest if known else np.nan)
     return {name: rounded(value) for name, value in figures.items()}
+
+
+def writes_figures() -> bool:
+    """Whether this process writes the figures of training: the first one of the last stage, which has them."""
+    ranks, stages = get_real_group_size(), ms.get_auto_parallel_context("pipeline_stages")
+    return get_real_rank() == ranks - ranks // stages
 
 
 class Extras:
@@ -121,16 +128,16 @@ class RewardMonitor(Extras, Callback):
         first_step:      steps of the run before this one, where it continues (filled in by `RewardTrainer`)
         per_print_times: steps between two log lines; the table has all steps
         run_number:      in the names of both files, for a further run in the folder (filled in by `train`)
+        events:          an `EventFile`, which gets the same figures (filled in by `RewardTrainer`)
     """
 
     def __init__(self, facts: Optional[Dict[str, Any]] = None, micro_batches: int = 1, first_step: int = 0,
-                 per_print_times: int = 1, run_number: int = 0):
+                 per_print_times: int = 1, run_number: int = 0, events: Any = None):
         super().__init__()
         self.facts = dict(facts or {})
         self.micro_batches = micro_batches
         self.per_print_times = per_print_times
-        ranks, stages = get_real_group_size(), ms.get_auto_parallel_context("pipeline_stages")
-        self.writes = get_real_rank() == ranks - ranks // stages  # the first process of the last stage
+        self.writes, self._events = writes_figures(), events
         data_parallel = ms.get_auto_parallel_context("parallel_mode") == "data_parallel"
         self._parts = get_real_group_size() if data_parallel else 1  # of a batch, one a process
         folder = Path(get_output_root_path())
@@ -182,6 +189,9 @@ class RewardMonitor(Extras, Callback):
         if self.writes:
             with self.extra(self.table):
                 self.warn(self._table.add(row))
+            if self._events:
+                with self.extra(self._events.folder):
+                    self._events.add_step(row, outputs.scale, _rates(row, steps))
         # The first step compiles the graph and says nothing about the time left.
         self._recent = (self._recent + [step_ms])[-20:] if run.cur_step_num > steps else []
         if run.cur_step_num % self.per_print_times == 0:
@@ -207,7 +217,7 @@ class RewardMonitor(Extras, Callback):
         figures = ", ".join(f"{name}: {row[name]:.4f}" for name in ("accuracy", "margin", "reward") if name in row)
         logger.info("step %d of %d, loss: %.4f, %s, lr: %.3e, global_norm: %s, %.0f ms a step, %stime left: %s",
                     row["step"], self._total, row["loss"], figures, row["learning_rate"] or 0,
-                    row["global_norm"], row["step_ms"], _rates(row, steps), left, extra=STEP)
+                    row["global_norm"], row["step_ms"], _rates_text(row, steps), left, extra=STEP)
 
     def _advance(self, row, steps):
         """The progress bar, which begins behind the first step, since that one's time says nothing about the others."""
@@ -233,10 +243,16 @@ class RewardMonitor(Extras, Callback):
                 logger.info("the figures of all steps are in %s, their curves in %s", self.table, self.curves)
 
 
-def _rates(row, steps: int) -> str:
-    """Pairs and text tokens a second of a row of so many steps, and how many of the computed tokens are text."""
-    if not row.get("pairs"):
-        return ""
+def _rates(row, steps: int) -> Dict[str, float]:
+    """Pairs and text tokens a second of a row of so many steps; {} where it has none."""
     seconds = max(row["step_ms"], 1e-3) / 1000 * steps
-    return (f"{row['pairs'] / seconds:.1f} pairs/s, {row['text_tokens'] / seconds:.0f} text tokens/s "
+    return {f"{name}_per_second": row[name] / seconds for name in ("pairs", "text_tokens")} if row.get("pairs") else {}
+
+
+def _rates_text(row, steps: int) -> str:
+    """The same for the log, and how many of the computed tokens are text."""
+    rates = _rates(row, steps)
+    if not rates:
+        return ""
+    return (f"{rates['pairs_per_second']:.1f} pairs/s, {rates['text_tokens_per_second']:.0f} text tokens/s "
             f"({row['text_tokens'] / row['computed_tokens']:.0%} of those computed), ")

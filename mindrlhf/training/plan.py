@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -133,7 +134,8 @@ def plan_training(args) -> TrainingPlan:
                       lambda: _check_size(config, records, mixture), lambda: _check_objective(config, records), *checks]
         if records and held_out:
             checks.append(lambda: doubts.extend(check_held_out(config, held_out, records)))
-        for check in [lambda: _check_callbacks(config), lambda: _check_sink_mode(config), *checks]:
+        for check in [lambda: _check_callbacks(config), lambda: _check_sink_mode(config),
+                      lambda: _check_tensorboard(config), *checks]:
             with problems:
                 check()
     problems.raise_all()
@@ -167,6 +169,23 @@ def _check_sink_mode(config: RunConfig) -> None:
     if config.sink_mode and config.layout.device == "CPU":
         raise_located(config.path, ["runner_config.sink_mode is True, expected False on device_target CPU, which has "
                                     "no queue of its own"], config.settings)
+
+
+def _check_tensorboard(config: RunConfig) -> None:
+    """Raise `UserError` unless what writes for TensorBoard is there: a package, and the callback with the figures. The
+    package is not imported: it brings protobuf along, which MindSpore has to set up first.
+    """
+    if not config.tensorboard:
+        return
+    problems = []
+    if not find_spec("tensorboardX"):
+        problems.append("tensorboard needs the package tensorboardX, which is not installed: pip install tensorboardX, "
+                        "or take this block out of the YAML")
+    monitors = sum(callback["type"] == "RewardMonitor" for callback in config.mapping["callbacks"])
+    if monitors != 1:
+        problems.append(f"callbacks has {monitors or 'no'} RewardMonitor, expected one with tensorboard: it has the "
+                        "figures")
+    raise_located(config.path, problems, config.settings)
 
 
 def _check_size(config: RunConfig, records: RecordSet, mixture: Optional[Mixture]) -> None:

@@ -9,17 +9,18 @@ from typing import Any, Callable, Dict, Iterator, Optional
 import numpy as np
 
 from mindrlhf.checkpoints.find import DATA_SETTINGS, Place, file_of_run, place_of
+from mindrlhf.config.run_config import RunConfig
 from mindrlhf.errors import UserError
 from mindrlhf.json_file import read_json_object
 from mindrlhf.locks import lock, open_locked
 from mindrlhf.processes import stack_over_processes
 
-__all__ = ["check_alone", "choose_run", "only_run_in", "run_notes"]
+__all__ = ["check_alone", "choose_run", "event_folder", "only_run_in", "run_notes"]
 
 _LOCK = ".training.lock"
 _WORD = 1 << 24  # of a float32, in which processes tell each other whole numbers
 # What a run leaves in its output folder, and below its folders of checkpoints; the number is that of the run.
-_OF_RUN = re.compile(r"(?:metrics|curves|strategy|data_settings|eval(?=(?:_\d+)?\.csv))(?:_(\d+))?"
+_OF_RUN = re.compile(r"(?:metrics|curves|strategy|tensorboard|data_settings|eval(?=(?:_\d+)?\.csv))(?:_(\d+))?"
                      r"(?:\.csv|\.png|\.json)?$")
 _CHECKPOINT = re.compile(r"_rank_\d+(?:_(\d+))?-[^-]*\.ckpt$")
 
@@ -95,6 +96,21 @@ def choose_run(output: Path, checkpoints: Path, resumed: Optional[Path], rank: i
     left = (*before.left, (before.branch, before.step or 0)) if before else ()
     identity = (before.run if before else "") or "".join(f"{word:06x}" for word in words)
     return Place(number, identity, branch, left)
+
+
+def event_folder(config: RunConfig, place: Optional[Place] = None) -> Optional[Path]:
+    """Where the figures of a run go for TensorBoard, which takes a folder for a run: beside metrics.csv, or in the
+    folder that the YAML names, which runs with other output folders may name too; None: they are not asked for.
+
+    Args:
+        config: of the run
+        place:  of the run among others; None: it has not begun
+    """
+    if not config.tensorboard:
+        return None
+    if not config.tensorboard.folder:
+        return file_of_run(config.output / "tensorboard", place.number if place else 0)
+    return config.tensorboard.folder / f"{config.output.resolve().name}-{place.run[:8] if place else '...'}"
 
 
 def run_notes(place: Place) -> Dict[str, Any]:

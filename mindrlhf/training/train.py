@@ -7,7 +7,7 @@ from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.config.known_keys import ignored_keys
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.training.plan import TrainingPlan, check_space
-from mindrlhf.training.run_folder import choose_run, only_run_in, run_notes
+from mindrlhf.training.run_folder import choose_run, event_folder, only_run_in, run_notes
 from mindrlhf.training.start_from import (
     StartingPoint,
     choose_starting_point,
@@ -70,8 +70,9 @@ def _train(plan: TrainingPlan, run) -> None:
                              seed=config.batching.seed, micro_batches=config.micro_batches)
     run.model.model_config.track_step_metrics = True
     run.callbacks = callbacks_of_process(run.callbacks, saves=rank == 0 or config.layout.semi_auto)
+    events = event_folder(config, place)
     known = {
-        "RewardMonitor": {"facts": _facts(plan, ranks, begin), "micro_batches": config.micro_batches,
+        "RewardMonitor": {"facts": _facts(plan, ranks, begin, events), "micro_batches": config.micro_batches,
                           "run_number": place.number},
         "SkippedStepMonitor": {"files": list(records.files)},
         "CheckpointMonitor": {"notes": {**plan.notes, "run": run_notes(place)}},
@@ -81,7 +82,7 @@ def _train(plan: TrainingPlan, run) -> None:
     for callback in run.callbacks:
         callback.update(known.get(callback["type"], {}))
     RewardTrainer(plan.task, run.trainer.model_name).train(
-        plan, run, begin, lambda: put_strategies_away(config.output, strategies, rank, ranks))
+        plan, run, begin, lambda: put_strategies_away(config.output, strategies, rank, ranks), events)
 
 
 def _save_strategies_in(folder: Path) -> None:
@@ -92,7 +93,8 @@ def _save_strategies_in(folder: Path) -> None:
     ms.set_auto_parallel_context(strategy_ckpt_save_file=str(folder / name))
 
 
-def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint]) -> Dict[str, str]:
+def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint],
+           events: Optional[Path] = None) -> Dict[str, str]:
     """What the first log block says, so that the model that trains can be seen to be the one that was asked for."""
     config, model, size = plan.config, plan.config.model, plan.config.model.dimensions
     layout = config.layout
@@ -116,4 +118,5 @@ def _facts(plan: TrainingPlan, ranks: int, begin: Optional[StartingPoint]) -> Di
                   + (f", {layout}" if layout.semi_auto else ""),
         "precision": f"parameters {model.parameter_type}, computation {model.compute_type}, "
                      f"flash attention {'on' if model.flash_attention else 'off'}",
+        **({"TensorBoard": f"{events} (tensorboard --logdir {events} shows it)"} if events else {}),
     }

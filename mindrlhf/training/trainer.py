@@ -1,4 +1,5 @@
 """A training run from top to bottom, made of the steps that MindFormers' trainers have in all releases."""
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import mindspore as ms
@@ -16,7 +17,7 @@ from mindrlhf.compat.trainer import arguments_of_optimizer
 from mindrlhf.training.best import Watch
 from mindrlhf.training.evaluation import EvaluationMonitor, Evaluator
 from mindrlhf.training.held_out import schedule_of
-from mindrlhf.training.monitor import RewardMonitor
+from mindrlhf.training.monitor import RewardMonitor, writes_figures
 from mindrlhf.training.plan import TrainingPlan, check_sink_size
 from mindrlhf.training.start_from import Counters, StartingPoint
 from mindrlhf.training.stopping import InterruptionGuard
@@ -38,7 +39,7 @@ class RewardTrainer(BaseTrainer):
     """
 
     def train(self, plan: TrainingPlan, config, start: Optional[StartingPoint] = None,
-              loaded: Callable[[], object] = lambda: None) -> None:
+              loaded: Callable[[], object] = lambda: None, event_folder: Optional[Path] = None) -> None:
         """Train.
 
         Args:
@@ -46,6 +47,7 @@ class RewardTrainer(BaseTrainer):
             config: the configuration that `set_up_mindspore` returned for it; completed in place
             start:  the checkpoint to start from; None: random weights
             loaded: called when a checkpoint that was cut anew is loaded
+            event_folder: of the run's figures for TensorBoard; None: there are none
 
         Raises:
             UserError: the data, the checkpoint, or what happens while training.
@@ -85,8 +87,12 @@ class RewardTrainer(BaseTrainer):
         self.count_parameters()
         optimizer = self.create_optimizer_scheduler(network, **arguments_of_optimizer(self.create_optimizer_scheduler))
         step = self.create_model_wrapper(network, optimizer)
+        events = None
+        if event_folder and writes_figures():
+            from mindrlhf.training.event_file import EventFile  # imports tensorboardX
+            events = EventFile(event_folder, plan.config.tensorboard, first_step, evaluates_first)
         callbacks = self._create_callbacks(config, optimizer, counters, {
-            "evaluator": evaluator, "schedule": schedule, "watch": watch})
+            "evaluator": evaluator, "schedule": schedule, "watch": watch}, {"events": events})
         model = ms.Model(step)
         self._load(config, semi_auto, model, step, dataset, start, counters, evaluates_first)
         if plan.config.start.reshard:
@@ -125,14 +131,14 @@ class RewardTrainer(BaseTrainer):
                 config.runner_wrapper.scale_sense = counters.loss_scale
 
     def _create_callbacks(self, config, optimizer, counters: Optional[Counters],
-                          evaluation: Dict[str, Any]) -> List[Callback]:
+                          evaluation: Dict[str, Any], events: Dict[str, Any]) -> List[Callback]:
         """The YAML's callbacks in its order, with what the run alone knows."""
         runner = config.runner_config
         first_step = {"first_step": runner.initial_step}
         known: Dict[str, Dict[str, Any]] = {
-            "RewardMonitor": first_step,
+            "RewardMonitor": {**first_step, **events},
             "SkippedStepMonitor": first_step,
-            "EvaluationMonitor": {**evaluation, **first_step},
+            "EvaluationMonitor": {**evaluation, **first_step, **events},
             "MFLossMonitor": {
                 "learning_rate": optimizer.learning_rate, "origin_epochs": runner.origin_epochs,
                 "dataset_size": config.data_size, "micro_batch_num": config.parallel_config.micro_batch_num,
