@@ -38,7 +38,8 @@ TROUBLESHOOTING = EXAMPLE / "TROUBLESHOOTING.md"
 CHINESE = re.compile(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 
 # What a command leaves behind, other projects' files, and names that stand for the user's own.
-NOT_OURS = re.compile(r"(?:/path|output|checkpoint|\.\./shared|\.venv|mindformers|rewards|glm-4-9b|LOG_DIR)[-\w]*/")
+NOT_OURS = re.compile(r"(?:/path|output|checkpoint|\.\./shared|\.venv|mindformers|rewards|glm-4-9b|LOG_DIR)[-\w]*/|"
+                      r"(?:train|eval)/\w+$")  # curves in TensorBoard
 # Bare file names in compat/README.md are those of MindFormers.
 NOT_OUR_NAMES = {"glm2_transformer.py", "glm2_modules.py", "llama_layer.py", "base_trainer.py",
                  "transform_checkpoint.py", "wrapper.py"}
