@@ -1,4 +1,5 @@
 """What an evaluation shows: tables, the most confidently wrong pairs, pictures. Knows MindSpore by its log alone."""
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from mindrlhf.checkpoints.find import place_of
 from mindrlhf.data.tokenizer import Tokenizer
+from mindrlhf.output_paths import follow_link
 from mindrlhf.pair_figures import PairScores, by_group, figures_of, reliability, wilson_interval
 from mindrlhf.plots import plot_accuracy_over_steps, plot_groups_and_reliability, plot_score_histogram
 from mindrlhf.scoring.pair_lines import WrongPair, WrongPairs, shortened
@@ -109,7 +111,13 @@ def _described(number: int, pair: WrongPair, tokenizer: Optional[Tokenizer]) -> 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 def draw(results: Sequence[EvalResult], histogram: Path, groups: Path, steps: Path) -> None:
-    """The pictures of an evaluation: the last checkpoint's, and accuracy over steps where several have figures."""
+    """The pictures of an evaluation: the last checkpoint's, and accuracy over steps where several have figures. Those
+    of an earlier one go first, so that none stays beside other figures where there is nothing to draw, or it fails.
+    """
+    for path in (histogram, groups, steps):
+        if path.is_file():
+            with contextlib.suppress(OSError):  # then it cannot be replaced either, of which drawing says the reason
+                follow_link(path).unlink()
     last = results[-1]
     _try_to_draw(histogram, "the distributions of the scores are", lambda: plot_score_histogram(
         last.scores.chosen.tolist(), last.scores.rejected.tolist(), Path(last.checkpoint).name, histogram))

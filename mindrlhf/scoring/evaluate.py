@@ -1,5 +1,6 @@
 """Evaluation: what the scores of checkpoints on preference pairs say of them."""
 import json
+from collections import Counter
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -77,13 +78,14 @@ def evaluate(plan: EvaluationPlan, verbose: bool = False) -> List[EvalResult]:
                 rows.append([str(checkpoint.path), *["-"] * 7, str(error)])
                 logger.error("not evaluated: %s", error)
                 continue
-            results.append(_evaluate_one(scorer, plan, str(checkpoint.path), lines))
+            counts: Counter = Counter()
+            results.append(_evaluate_one(scorer, plan, str(checkpoint.path), lines, counts))
             entries.append({"checkpoint": results[-1].checkpoint, "data": list(records.files),
                             **results[-1].figures})
             rows.append([*results[-1].as_row(), ""])
             logger.info(results[-1].as_line())
             if isinstance(records, TextPairs) and len(results) == 1:
-                logger.info(records.account())
+                logger.info(records.account(counts))
         if len(rows) > 1:
             logger.info("all checkpoints:\n%s", as_table(rows))
         if results:
@@ -111,7 +113,7 @@ class _Outputs:
             file_of_run(folder / name, number) for name in OUTPUT_NAMES)
 
 
-def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str, lines: PairLines) -> EvalResult:
+def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str, lines: PairLines, counts: Counter) -> EvalResult:
     from mindformers.tools.logger import logger
 
     from mindrlhf.compat.logs import DETAIL
@@ -120,7 +122,7 @@ def _evaluate_one(scorer: Scorer, plan: EvaluationPlan, name: str, lines: PairLi
     names: Dict[Optional[str], Optional[str]] = {}  # one string a group, however many pairs it has
     benchmark: List[ScoredRow] = []
     wrong, right, others = WrongPairs(), 0, 0
-    rows, asked = tee(_read(plan))
+    rows, asked = tee(_read(plan, counts))
     scored = zip(scorer.score(row.ids for row in asked), rows)
     lines.begin()
     with progress("evaluate", "pairs", plan.records.pairs) as bar:
@@ -156,9 +158,11 @@ def _pair_scores(found: Sequence[Tuple[float, float, int, int]]) -> PairScores:
                       np.array(chosen_tokens, np.int64), np.array(rejected_tokens, np.int64))
 
 
-def _read(plan: EvaluationPlan) -> Iterator[EvalRow]:
-    """Each pair, with the ids of both texts."""
-    return plan.records.read() if isinstance(plan.records, TextPairs) else rows_of_records(plan.records, plan.group_by)
+def _read(plan: EvaluationPlan, counts: Counter) -> Iterator[EvalRow]:
+    """Each pair, with the ids of both texts; `counts` gets what became of pairs that are read as text."""
+    if isinstance(plan.records, TextPairs):
+        return plan.records.read(counts)
+    return rows_of_records(plan.records, plan.group_by)
 
 
 def _write_figures(outputs: _Outputs, plan: EvaluationPlan, entries: Sequence[Dict[str, Any]],

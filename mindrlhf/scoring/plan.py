@@ -1,4 +1,5 @@
 """What a run that scores is given: everything about it that can be checked before a device is touched."""
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Tuple, Union
@@ -154,7 +155,7 @@ def _text_pairs(args, plan: ScoringPlan, notes: TrainingNotes, problems: Problem
     pairs = BenchmarkPairs(sources, encoder, length, benchmark=args.format) if args.format in BENCHMARKS else \
         TextPairs(sources, encoder, length)
     with problems:
-        row = next(pairs.read())
+        row = next(pairs.read(Counter()))
         check_names_are_free(row.place, row.values, args.score_key)
     return pairs
 

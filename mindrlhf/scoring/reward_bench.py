@@ -3,7 +3,7 @@
 Names of subsets and sections, counts of examples and the rules are those of rewardbench 0.1.4.
 """
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -61,20 +61,22 @@ class BenchmarkPairs(TextPairs):
 
     benchmark: str = BENCHMARKS[0]
 
-    def read(self) -> Iterator[EvalRow]:
+    def read(self, counts: Counter) -> Iterator[EvalRow]:
         """Each row.
+
+        Args:
+            counts: gets the rows that were read, and those that were cut
 
         Raises:
             UserError: a row is invalid, or there is none.
         """
-        self._counts.clear()
-        for row in self._rows():
-            self._counts["read"] += 1
+        for row in self._rows(counts):
+            counts["read"] += 1
             yield row
-        if not self._counts["read"]:
+        if not counts["read"]:
             raise UserError(f"--data_file: {self.sources}: no row in it, expected at least one")
 
-    def _rows(self) -> Iterator[EvalRow]:
+    def _rows(self, counts: Counter) -> Iterator[EvalRow]:
         reading = self.sources.reading
         for file in self.sources.files:
             for given in read_rows(file.path, file.name):
@@ -89,7 +91,7 @@ class BenchmarkPairs(TextPairs):
                         raise NoAnswers(EMPTY_TEXT)
                 except (NoAnswers, UserError) as reason:
                     raise row.invalid(str(reason)).as_error() from None
-                self._counts["cut"] += fitted.cut_prompt or any(fitted.cut_answers)
+                counts["cut"] += fitted.cut_prompt or any(fitted.cut_answers)
                 yield EvalRow(row.place, tuple(np.array(ids, np.int32) for ids in fitted.ids), given.values,
                               group_name(given.values, reading.keep), tuple(pairs), (prompt, tuple(answers)))
 
@@ -99,8 +101,8 @@ class BenchmarkPairs(TextPairs):
         subset, name = (row.values[values.get(key, key)] for key in ("subset", "id"))
         return ScoredRow(subset, str(name), scores, 1 + max(better for better, _ in row.pairs))
 
-    def account(self) -> str:
-        return (f"{self.sources}: {self.benchmark}, {self._counts['read']} rows, of which {self._counts['cut']} have "
+    def account(self, counts: Mapping[str, int]) -> str:
+        return (f"{self.sources}: {self.benchmark}, {counts['read']} rows, of which {counts['cut']} have "
                 f"texts that are cut at {self.length} tokens")
 
 

@@ -1,7 +1,7 @@
 """Pairs to evaluate on that are read as text, each time that they are scored."""
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -31,7 +31,6 @@ class TextPairs:
     encoder: TextEncoder
     length: int
     doubts: Tuple[str, ...] = ()
-    _counts: Counter = field(default_factory=Counter, repr=False, compare=False)  # of the last reading
 
     @property
     def files(self) -> Tuple[str, ...]:
@@ -48,35 +47,41 @@ class TextPairs:
         """How the texts are made, as a `RecordSet` has it."""
         return {"prompt_template": self.encoder.noted, "add_eos": self.encoder.add_eos}
 
-    def read(self) -> Iterator[EvalRow]:
+    def read(self, counts: Counter) -> Iterator[EvalRow]:
         """Each pair, of the group that the keys of `Reading.keep` give it. Pairs of which both texts are the same, or
         are the same after the cut, are left out.
+
+        Args:
+            counts: gets what became of the pairs, for `account`
 
         Raises:
             UserError: a row is invalid, or there is no pair.
         """
-        self._counts.clear()
         for read in self.sources.preferences():
             row, = encode_rows([read], self.encoder, self.length)
             if isinstance(row, InvalidRow):
                 raise row.as_error()
             if isinstance(row, Skipped):
-                self._counts[row.reason] += row.pairs
+                counts[row.reason] += row.pairs
             elif isinstance(row, EncodedPair) and np.array_equal(*row.ids()):
-                self._counts[_LOST if row.different else _SAME] += 1
+                counts[_LOST if row.different else _SAME] += 1
             elif isinstance(read, Preference):
-                self._counts[_READ] += 1
-                self._counts[_CUT] += row.cut_answer or row.cut_prompt
+                counts[_READ] += 1
+                counts[_CUT] += row.cut_answer or row.cut_prompt
                 yield EvalRow(read.place, row.ids(), read.values,
                               group_name(read.values, self.sources.reading.keep),
                               texts=(read.prompt, (read.chosen, read.rejected)))
-        if not self._counts[_READ]:
+        if not counts[_READ]:
             raise UserError(f"--data_file: {self.sources}: no pair in it, expected at least one")
 
-    def account(self) -> str:
-        """What became of the pairs when they were read last, for the log."""
-        left_out = "; ".join(f"{count} for {reason}" for reason, count in self._counts.items()
+    def account(self, counts: Mapping[str, int]) -> str:
+        """What became of the pairs, for the log.
+
+        Args:
+            counts: those of one reading
+        """
+        left_out = "; ".join(f"{count} for {reason}" for reason, count in counts.items()
                              if reason not in (_READ, _CUT))
         formats = ", ".join(file.format for file in self.sources.files)
-        return (f"{self.sources}: format {formats}, {self._counts[_READ]} pairs, of which {self._counts[_CUT]} are cut "
+        return (f"{self.sources}: format {formats}, {counts[_READ]} pairs, of which {counts[_CUT]} are cut "
                 f"at {self.length} tokens; pairs left out: {left_out or 'none'}")

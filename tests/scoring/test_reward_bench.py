@@ -13,6 +13,7 @@ The values of rewardbench are in `tests/reference/reward_bench.json`.
 """
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_file_of_rewardbench_2_is_evaluated(run):
 def test_a_row_without_its_place_is_named(in_tmp_path, change, message):
     rows = [{"prompt": "q", "chosen": ["a"], "rejected": ["b"], "subset": "Math", "id": "1", **change}]
     with pytest.raises(UserError) as error:
-        next(benchmark_pairs("reward-bench-2", rows).read())
+        next(benchmark_pairs("reward-bench-2", rows).read(Counter()))
     assert str(error.value) == message
     with pytest.raises(UserError, match="no row in it, expected at least one"):
-        next(benchmark_pairs("reward-bench-2", []).read())
+        next(benchmark_pairs("reward-bench-2", []).read(Counter()))

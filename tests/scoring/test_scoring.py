@@ -18,11 +18,12 @@
 | test_pairs_of_mindrecord_have_ ...       | groups, own keys, texts, of MindRecord | rows by hand             |
 | test_what_was_not_kept_ ...              | refused before anything is loaded      | messages                 |
 | test_what_becomes_of_pairs_that_are_ ... | pairs cut and left out, for the log    | rows by hand             |
-| test_a_picture_that_cannot_be_drawn ...  | the figures are written all the same   | eval.json                |
+| test_a_picture_that_cannot_be_drawn ...  | the figures are there, no earlier one  | eval.json, files         |
 | test_a_copied_checkpoint_is_scored_ ...  | template, dimensions, number of a run  | what was noted           |
 | test_inference_writes_the_rows ...       | rows, scores, answers belong together  | lengths of the texts     |
 """
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -436,6 +437,9 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(configure, checkpoint, pair
         raise RuntimeError("no display")
 
     warned = []
+    (in_tmp_path / "output").mkdir()
+    for name in ("scores", "steps"):  # of an earlier evaluation, of several checkpoints
+        (in_tmp_path / "output" / f"eval_{name}.png").write_bytes(b"earlier")
     monkeypatch.setattr(eval_report, "plot_score_histogram", fails)
     monkeypatch.setattr(logger, "warning", lambda text, *values: warned.append(text % values))
     evaluate(EvaluationPlan(configure(64, 6), str(checkpoint), {}, RecordSet.open(str(pairs[0])), False))
@@ -651,8 +655,9 @@ def test_what_becomes_of_pairs_that_are_read_as_text_is_said(in_tmp_path):
     sources = open_sources([(Path("rows.jsonl"), None)], Path(), None, AS_THEY_ARE)
     texts = TextPairs(sources, TextEncoder(CharacterTokenizer(), "{prompt}:{response}"), 7)
     for _ in range(2):
-        assert [list(map(len, row.ids)) for row in texts.read()] == [[3, 3], [3, 7]]
-        assert texts.account() == (
+        counts = Counter()
+        assert [list(map(len, row.ids)) for row in texts.read(counts)] == [[3, 3], [3, 7]]
+        assert texts.account(counts) == (
             "rows.jsonl: format answers, 2 pairs, of which 1 are cut at 7 tokens; pairs left out: 1 for a difference "
             "that the cut took; 1 for two equal answers; 1 for equally good answers")
 
