@@ -4,6 +4,7 @@
 | test_figures_of_pairs_...         | loss, accuracy, margin, means, deviations           | by hand           |
 | test_pairs_whose_scores_are_...   | NaN and infinity are in no figure                   | by hand           |
 | test_training_is_the_same_...     | weights, moments, loss scale, mode, random numbers  | a run without it  |
+| test_a_run_in_sink_mode_...       | steps and weights, also of a run that goes on       | step by step      |
 | test_damaged_data_is_found_...    | no run ends later for its sake                      | a changed byte    |
 | test_each_evaluation_is_a_row_... | steps, sets, order; what is left out is warned of   | by hand           |
 | test_a_run_that_goes_on_...       | the table, and the evaluation that a kill cut off   | by hand           |
@@ -16,6 +17,7 @@
 import csv
 from types import SimpleNamespace
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
@@ -27,9 +29,10 @@ from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.errors import UserError
 from mindrlhf.training import evaluation as module
+from mindrlhf.training import monitor as monitor_module
 from mindrlhf.training.best import Watch
 from mindrlhf.training.evaluation import EvaluationMonitor, Evaluator, figures_of_pairs
-from mindrlhf.training.held_out import HeldOut, Schedule
+from mindrlhf.training.held_out import HeldOut, Schedule, schedule_of
 from mindrlhf.training.step import RewardTrainOneStepCell, SkippingAdamWeightDecay
 
 pytestmark = pytest.mark.stack
@@ -97,20 +100,29 @@ def batch(pairs, length):
     return [np.ascontiguousarray(column) for column in columns[:5]]
 
 
-def test_training_is_the_same_with_and_without_evaluation(build_model, load_reference_weights, evaluator,
-                                                          pairs, reference):
-    """Four steps, and the same again with an evaluation before each."""
-    length = reference["input_ids"].shape[1]
+@pytest.fixture(scope="module")
+def training(build_model, load_reference_weights, pairs, reference):
+    """(the step that trains, a batch for it, a function that gives it its first weights and moments again)."""
     network = load_reference_weights(build_model(track_step_metrics=True)).set_train(True)
     cell = RewardTrainOneStepCell(
         network, SkippingAdamWeightDecay(network.trainable_params(), 1e-2), use_clip_grad=True,
         scale_sense=nn.DynamicLossScaleUpdateCell(1024, 2, 2)).set_train()
-    columns = [Tensor(column) for column in batch(pairs[:2], length)]
     begin = [parameter.asnumpy().copy() for parameter in cell.get_parameters()]
-    states, found = [], []
-    for evaluates in (False, True):
+
+    def reset():
         for parameter, value in zip(cell.get_parameters(), begin):
             parameter.set_data(Tensor(value))
+
+    return cell, [Tensor(column) for column in batch(pairs[:2], reference["input_ids"].shape[1])], reset
+
+
+def test_training_is_the_same_with_and_without_evaluation(training, evaluator, pairs):
+    """Four steps, and the same again with an evaluation before each."""
+    cell, columns, reset = training
+    network = cell.network
+    states, found = [], []
+    for evaluates in (False, True):
+        reset()
         np.random.seed(1)
         losses = []
         for _ in range(4):
@@ -126,6 +138,74 @@ def test_training_is_the_same_with_and_without_evaluation(build_model, load_refe
     assert [(name, left_out) for name, _, left_out in found] == 4 * [("eval", 0)]
     assert len({figures["loss"] for _, figures, _ in found}) == 4
     assert evaluator.size()[2] == sum(len(side) for pair in pairs for side in pair)
+
+
+class Sink:
+    """What MindSpore's loop takes for a queue of the device, and for the step that reads it: some steps at a time."""
+
+    def __init__(self, step, size):
+        self._step, self._size = step, size
+
+    def __iter__(self):
+        yield ()
+
+    def __call__(self):
+        return [self._step() for _ in range(self._size)][-1]
+
+    def sink_size(self):
+        return self._size
+
+    def continue_send(self):
+        pass
+
+    stop_send = release = continue_send
+
+
+def test_a_run_in_sink_mode_evaluates_the_weights_that_a_sink_ends_with(training, evaluator, monkeypatch, tmp_path):
+    """Sinks of 3 steps, of which two and a run that goes on behind the second; MindSpore's own loop, which on a CPU has
+    no queue, and so no sink mode.
+    """
+    cell, columns, reset = training
+    for owner in (module, monitor_module):
+        monkeypatch.setattr(owner, "get_output_root_path", lambda: str(tmp_path))
+    monkeypatch.setattr(monitor_module, "plot_training_curves", lambda *paths: None)
+    sink = Sink(lambda: cell(*columns), 3)
+    monkeypatch.setattr(ms.Model, "_exec_preprocess", lambda *_, **__: (sink, sink))
+    monkeypatch.setattr(ms.Model, "_check_network_mode", lambda _self, network, _is_train: network)
+    monkeypatch.setattr(ms.Model, "_train_process", lambda self, epoch, data, callbacks, parameters, first, infos:
+                        self._train_dataset_sink_process(epoch, data, callbacks, parameters, 3, first, infos))
+    evaluation = Evaluation(steps=4, epochs=0, at_start=False, at_end=True, best=None, best_set=None, patience=None,
+                            threshold=0.0)
+    schedule = schedule_of(SimpleNamespace(evaluation=evaluation, sink_mode=True, epochs=2, mapping={
+        "runner_config": {"sink_size": 3}}), steps_of_epoch=5)
+
+    def run(sinks, first_step=0):
+        callback = EvaluationMonitor(evaluator, schedule, Watch(None), first_step)
+        callback.prepare(cell, schedule.is_due(first_step))
+        ms.Model(cell)._train(sinks, SimpleNamespace(get_dataset_size=lambda: 5), dataset_sink_mode=True, sink_size=3,
+                              callbacks=[monitor_module.RewardMonitor(first_step=first_step), callback])
+        return [rows(tmp_path, name) for name in ("metrics.csv", "eval.csv")]
+
+    reset()
+    steps, evaluations = run(3)
+    assert [row["step"] for row in steps] == ["3", "6", "9"]
+    assert [row["pairs"] for row in steps] == ["6", "6", "6"]
+    expected = []
+    reset()
+    for step in range(1, 10):
+        cell(*columns)
+        if step in (6, 9):  # behind 4 and behind 8, the last of which the run hears
+            expected += [{"step": step, "set": "eval", **figures} for _, figures, _ in evaluator.evaluate(cell.network)]
+    assert [row["step"] for row in evaluations] == ["6", "9"]
+    assert [{name: row[name] if name == "set" else float(row[name]) for name in row} for row in evaluations] == [
+        {name: pytest.approx(value, rel=1e-5) if name != "set" else value for name, value in row.items()}
+        for row in expected]
+
+    reset()
+    run(2)
+    resumed, again = run(1, first_step=6)
+    assert again == evaluations
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in steps]
 
 
 def test_damaged_data_is_found_before_the_run(pairs, reference, tmp_path):
