@@ -8,6 +8,7 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_fields_are_those_of_tiktoken      | template, tokenizer and encoding fit together       | tiktoken, by hand |
 | test_counts_and_lengths_by_hand        | cut, empty, identical, invalid; maxima and averages | literal numbers   |
 | test_keys_that_are_kept_ ...           | --keep: values, names, processes, held-out pairs    | rows by hand      |
+| test_without_keep_the_files_are_...    | no byte is another for the option's sake            | MindRecord's own  |
 | test_what_is_kept_has_a_limit          | a row of a page of MindRecord                       | message           |
 | test_number_of_processes_changes_...   | every file is the same, byte by byte                | one process       |
 | test_shards_hold_the_pairs_of_...      | every pair once, the same sidecar                   | one file          |
@@ -31,6 +32,7 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 """
 import base64
 import contextlib
+import filecmp
 import hashlib
 import json
 import multiprocessing
@@ -172,6 +174,27 @@ def test_keys_that_are_kept_go_along_with_their_pairs(tmp_path, tokenizer, optio
     assert found == {row["question"]: {"类": row["类"], "n": row["n"]} for row in rows}
     assert all((content["schema"], content["fields"], content["keep"]) == (2, ["kept"], ["类", "n"])
                for content in map(read_sidecar, files))
+
+
+def test_without_keep_the_files_are_those_of_mindrecords_own_writer(tmp_path, tokenizer):
+    """The seven fields, header and pages as they were before the option; beside them a sidecar without its keys."""
+    from mindspore.mindrecord import FileWriter
+    rows = [{**pair(letter, "x", "y"), "kind": letter} for letter in "abc"]
+    convert(tmp_path, rows, tokenizer)
+    (tmp_path / "by_hand").mkdir()
+    writer = FileWriter(str(tmp_path / "by_hand" / "out.mindrecord"), shard_num=1)
+    writer.add_schema({**{name: {"type": "int32", "shape": [-1]} for name in FIELDS[:5]},
+                       "loss_mask": {"type": "float32", "shape": [-1]}, "end_ind": {"type": "int64"}},
+                      "preference pairs")
+    writer.set_header_size(64 << 20)
+    writer.set_page_size(512 << 10)
+    arrays = [{name: np.array(value, np.float32 if name == "loss_mask" else np.int32) if name != "end_ind" else value
+               for name, value in row.items()} for row in read_record(tmp_path / "out.mindrecord")]
+    writer.write_raw_data(arrays)
+    writer.commit()
+    for name in ("out.mindrecord", "out.mindrecord.db"):
+        assert filecmp.cmp(tmp_path / name, tmp_path / "by_hand" / name, shallow=False), name
+    assert not {"schema", "fields", "keep"} & set(sidecar(tmp_path))
 
 
 def test_what_is_kept_has_a_limit(tmp_path, tokenizer):
