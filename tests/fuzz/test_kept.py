@@ -85,7 +85,7 @@ def scored(folder, rows):
 @example((("n",), [{"n": "x" * (MOST_KEPT - 9), "prompt": "q", **OURS}]))
 @example((("n", "prompt"), [{"n": None, "prompt": " q ", **OURS}]))
 @given(cases())
-@fuzz(few=8, full=500)
+@fuzz(few=5, full=500)
 def test_what_is_kept_comes_back_as_it_was(folder, outcomes, case):
     keep, rows = case
     path, record, reading = folder / "rows.jsonl", folder / "out.mindrecord", Reading((), None, keep)

@@ -8,10 +8,12 @@
 | test_starts_in_the_same_second_...     | a file of its own each, in order                      | names             |
 | test_what_cannot_be_written_...        | one warning, the run goes on; later steps are written | warnings, events  |
 | test_where_a_run_writes                | a folder for a run, whoever shares the one above      | by hand           |
-| test_the_package_and_the_figures_...   | what is missing is said before training, in one line  | messages          |
+| test_the_package_and_the_figures_...   | what is missing is said before training, in one line; | messages          |
+|                                        | the dry run says where the figures go                 |                   |
 | test_a_block_asks_...                  | on, off, and each of the keys                         | by hand           |
 """
 import math
+import re
 import resource
 import sys
 from pathlib import Path
@@ -31,6 +33,7 @@ from mindrlhf.config.run_config import TensorBoard
 from mindrlhf.errors import UserError
 from mindrlhf.training import evaluation, monitor
 from mindrlhf.training.check_parts import check_parts
+from mindrlhf.training.dry_run import describe
 from mindrlhf.training.event_file import EventFile
 from mindrlhf.training.plan import plan_training
 from mindrlhf.training.run_folder import event_folder
@@ -279,6 +282,10 @@ def test_the_package_and_the_figures_are_missed_before_training(in_tmp_path, mon
             "seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume",
             "tokenizer"))))
 
+    assert re.search(r"^  TensorBoard +the figures of each step go to output/tensorboard, with the number of a further",
+                     describe(plan(tensorboard={})), re.MULTILINE)
+    assert re.search(r"^  TensorBoard +the figures of each step go to board/output-\.\.\.$",
+                     describe(plan(tensorboard={"tensorboard_dir": "board"})), re.MULTILINE)
     others = [callback for callback in config["callbacks"] if callback["type"] != "RewardMonitor"]
     checked = plan(tensorboard={}).config
     assert checked.tensorboard == PLAIN

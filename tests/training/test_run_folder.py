@@ -99,6 +99,7 @@ def test_without_locks_a_warning_is_given(tmp_path, monkeypatch):
     (("checkpoint/data_settings_2.json",), 3), (("strategy/ckpt_strategy_rank_0.ckpt",), 1),
     (("strategy_before_7/a.ckpt",), 0), (("checkpoint/rank_1/a_rank_1_4-1_2.ckpt",), 5),
     (("checkpoint_network/rank_0/b_rank_0-network.ckpt",), 1), (("eval_2.csv",), 3), (("eval.csv",), 1),
+    (("tensorboard_1/events.out.tfevents.1.a.2",), 2),
     (("eval.json", "eval_scores.png", "eval_1.json"), 0), (("checkpoint_best/rank_0/b_rank_0_1-best.ckpt",), 2)])
 def test_a_new_run_has_the_first_number_that_no_file_has(tmp_path, left, number):
     for name in left:
