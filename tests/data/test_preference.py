@@ -150,6 +150,22 @@ def test_nesting_without_end_is_a_bad_line(tmp_path, line):
     assert good == preference(f"{path}:2", 2, "q", "good", "bad")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(("depth", "is_read"), [(100, True), (101, False), (500, False)])
+def test_what_could_not_be_written_again_is_not_read(tmp_path, name, depth, is_read):
+    """A row's own keys go to scores and evaluations; the row itself is the first level."""
+    nested = b"[" * (depth - 1) + b"]" * (depth - 1)
+    row = GOOD_LINE.strip().replace(b"{", b'{"own": ' + nested + b", ", 1)
+    path = write(tmp_path, row if name == "a.jsonl" else b"[" + row + b"]", name)
+    try:
+        read, = read_preferences(path)
+        assert isinstance(read, InvalidRow) != is_read
+        reason = getattr(read, "reason", None)
+    except UserError as error:
+        reason = str(error)
+    assert is_read or "not JSON: lists and objects are nested more than 100 deep" in reason
+
+
 def test_integer_of_thousands_of_digits_does_not_end_the_reading(tmp_path):
     """Python from 3.9.14 on refuses to convert it; before, it is a number where text is expected."""
     path = write(tmp_path, b'{"prompt": ' + b"9" * 5000 + b', "pos_resp": "a", "neg_resp": "b"}\n' + GOOD_LINE)

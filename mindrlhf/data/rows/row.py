@@ -7,8 +7,10 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from mindrlhf.errors import UserError
 
-__all__ = ["InvalidRow", "NotJson", "Row", "each_key_once", "kind_of_value", "parse_json", "readable", "row_or_reason",
-           "without_mark"]
+__all__ = ["InvalidRow", "NotJson", "Row", "check_nesting", "each_key_once", "kind_of_value", "parse_json", "readable",
+           "row_or_reason", "without_mark"]
+
+_MOST_NESTED = 100  # lists and objects within each other; Python writes and reads about 1,000, fewer in deep calls
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,28 @@ def parse_json(raw: bytes) -> Any:
         NotJson: why there is none.
     """
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=each_key_once, parse_constant=_no_number,
-                          parse_float=_finite)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=each_key_once, parse_constant=_no_number,
+                           parse_float=_finite)
+        if raw.count(b"[") + raw.count(b"{") > _MOST_NESTED:
+            check_nesting(value)
+        return value
     except UnicodeDecodeError as error:
         raise NotJson(f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}") from None
     except json.JSONDecodeError as error:
         raise NotJson(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; a key twice; deep nesting
         raise NotJson(f"not JSON: {error}") from None
+
+
+def check_nesting(value: Any) -> None:
+    """Raise `ValueError` if a value of JSON is nested so deep that it might not be written as JSON again."""
+    level = [[value]]  # lists and objects so deep
+    for _ in range(_MOST_NESTED + 1):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)
+                 if isinstance(inner, (dict, list))]
+        if not level:
+            return
+    raise ValueError(f"lists and objects are nested more than {_MOST_NESTED} deep")
 
 
 def _no_number(name: str) -> float:
