@@ -8,6 +8,7 @@
 | test_a_pair_compares_what ...   | the tokens that padded rows compare           | `encode_pair`'s fields |
 | test_every_group_stands_in ...  | the plan loses, repeats, overfills nothing    | property, many seeds   |
 | test_random_decides_neither ... | ranks and epochs have equally many steps      | property, many seeds   |
+| test_a_plan_is_that_of_ ...     | all groups of a length are placed at once     | groups placed singly   |
 | test_many_small_groups ...      | 95 % of the rows are text                     | counted tokens         |
 | test_two_pairs_in_a_row_by_hand | the row: places, segments, weights            | literal arrays         |
 | test_no_two_groups_share ...    | a group can see nothing of another            | property               |
@@ -17,6 +18,7 @@ import pytest
 
 from mindrlhf.data.encode import encode_pair
 from mindrlhf.data.row_packing import (
+    RowPlan,
     Step,
     common_length,
     pack_groups,
@@ -194,6 +196,54 @@ def test_the_same_generator_gives_the_same_plan_and_another_one_another():
     one, again, other = (plan_steps(lengths, [(2, 16)], 8, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one == again
     assert one != other
+
+
+def placed_one_by_one(lengths, shapes, most, random):
+    """The plan as its rule says it, a group after the other: what runs of earlier releases were trained with."""
+    order = np.lexsort((random.permutation(len(lengths)) if random else np.arange(len(lengths)), -lengths))
+    rows = {size: [] for _, size in shapes}
+    open_rows = {}  # by free tokens
+    for group in order.tolist():
+        length = int(lengths[group])
+        free = min((free for free in open_rows if free >= length and open_rows[free]), default=None)
+        if free is None:
+            free, row = next(size for _, size in shapes if size >= length), []
+            rows[free].append(row)
+        else:
+            row = open_rows[free].pop()
+        row.append(group)
+        if len(row) < most and free > length:
+            open_rows.setdefault(free - length, []).append(row)
+    steps = []
+    for count, size in reversed(shapes):
+        of_size = rows[size]
+        if random:
+            of_size = [of_size[place] for place in random.permutation(len(of_size))]
+        for begin in range(0, len(of_size), count):
+            part = [tuple(row) for row in of_size[begin:begin + count]]
+            steps.append(Step(size, tuple(part + [()] * (count - len(part)))))
+    return [steps[place] for place in random.permutation(len(steps))] if random else steps
+
+
+@pytest.mark.parametrize("longest", [12, 60, 70000], ids=["many alike", "few alike", "no 16 bits"])
+def test_a_plan_is_that_of_groups_that_are_placed_one_by_one(longest):
+    """Also where a row may take no more groups though it has room."""
+    random = np.random.default_rng(2)
+    for seed in [None, *range(20)]:
+        sizes = np.cumsum(random.integers(longest // 4, longest + 1, random.integers(1, 5))).tolist()
+        shapes = [(int(random.integers(1, 5)), size) for size in sizes]
+        lengths = random.integers(1, min(longest, sizes[-1]) + 1, random.integers(1, 150))
+        most = int(random.integers(1, 12))
+        expected = placed_one_by_one(lengths, shapes, most, None if seed is None else np.random.default_rng((seed, 3)))
+        plan = RowPlan(lengths, shapes, most).steps(None if seed is None else np.random.default_rng((seed, 3)))
+        assert list(plan) == expected
+        assert plan.sizes() == [(len(step.rows), step.length) for step in expected]
+        assert plan[-1] == expected[-1]
+
+
+def test_other_numbers_stand_where_the_groups_stood():
+    plan = RowPlan([6, 5, 4, 3], [(2, 10)], 8).steps(None)
+    assert list(plan.with_groups(np.array([9, 8, 7, 9]))) == [Step(10, ((9, 7), (8, 9)))]
 
 
 def test_plan_by_hand():
