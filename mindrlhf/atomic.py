@@ -19,10 +19,14 @@ from mindrlhf.locks import open_locked
 from mindrlhf.output_paths import follow_link, is_stream
 from mindrlhf.signals import removed_at_end
 
-__all__ = ["append_whole", "is_full_disk", "naming_a_full_disk", "partial_file", "partial_folder"]
+__all__ = ["BeingWritten", "append_whole", "is_full_disk", "naming_a_full_disk", "partial_file", "partial_folder"]
 
 _LOCK = "mindrlhf.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of the disk, of the user's part of it, of what a file may have
+
+
+class BeingWritten(UserError):
+    """Another process is writing the target."""
 
 
 @contextlib.contextmanager
@@ -31,8 +35,8 @@ def partial_folder(target: Path) -> Iterator[Path]:
     in it. Files are moved out of it to `follow_link(target)`.
 
     Raises:
-        UserError: another process is writing the target; the target is a device or a FIFO; the hidden folder's name is
-                   taken by something else.
+        BeingWritten: another process is writing the target.
+        UserError: the target is a device or a FIFO; the hidden folder's name is taken by something else.
         OSError: it cannot be made.
     """
     target = follow_link(target)
@@ -129,8 +133,8 @@ def _take_over(folder: Path, target: Path) -> Tuple[Path, Optional[int]]:
         try:
             lock, no_locks = open_locked(folder / _LOCK, os.O_NOFOLLOW, 0o600)
         except BlockingIOError:
-            raise UserError(f"{target}: another process is writing it now and holds {folder / _LOCK}: wait until it "
-                            "has ended, or choose another name") from None
+            raise BeingWritten(f"{target}: another process is writing it now and holds {folder / _LOCK}: wait until it "
+                               "has ended, or choose another name") from None
         except FileNotFoundError:  # the one before has just removed it
             continue
         if no_locks:

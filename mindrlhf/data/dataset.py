@@ -6,7 +6,8 @@ sequence length and every score is read from padding. This one counts the attent
 """
 import copy
 import os
-from typing import List, Optional, Sequence
+from pathlib import Path
+from typing import Optional, Tuple
 
 import mindspore.dataset as ds
 import numpy as np
@@ -15,15 +16,17 @@ from mindformers.tools.register import MindFormerConfig, MindFormerModuleType, M
 from mindformers.tools.utils import get_real_rank
 
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
-from mindrlhf.data.mindrecord_reader import Pair, check_first_row, read_pairs, unreadable
+from mindrlhf.data.mindrecord_reader import check_first_row, unreadable
 from mindrlhf.data.mixture import Draw, Mixture
-from mindrlhf.data.packed_steps import PackedSteps, choose_shapes, group_of, pairs_by_prompt
+from mindrlhf.data.packed_steps import PackedSteps, choose_shapes
 from mindrlhf.data.padded_steps import PaddedSteps, batch_pairs
+from mindrlhf.data.pair_index import open_pairs
+from mindrlhf.data.pairs import Pairs, pairs_by_prompt
 from mindrlhf.data.planned_steps import PlannedDataset
 from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.row_packing import longest_row
 from mindrlhf.errors import UserError
-from mindrlhf.objective import DEFAULT, Objective
+from mindrlhf.objective import DEFAULT
 
 __all__ = ["OUTPUT_COLUMNS", "RewardModelDataset", "batch_pairs"]
 
@@ -37,6 +40,7 @@ class RewardModelDataset(BaseDataset):
             data_loader:    {type: MindDataset, dataset_dir: PATHS, shuffle: bool}, where PATHS (or `dataset_files`) is
                             a MindRecord file, a folder of shards, or a list of both
             records:        the `RecordSet` of these files, if it is open already
+            output_dir:     the run's folder, if pairs may be kept in files, there or beside the data (`open_pairs`)
             objective:      what the pairs are read for: with `margin` their margins, with `listwise` prompts as a whole
             probabilities, interleave: of what each conversion wrote, see `Mixture`; otherwise all pairs of all files
             input_columns:  the seven fields of a sample
@@ -82,16 +86,17 @@ class RewardModelDataset(BaseDataset):
         config.objective = config.objective or DEFAULT
         # Or each row when it is needed.
         read_first = config.batching != "padded" or mixture or not records.alike or config.objective.uses_margins
-        if get_real_rank() == 0 or read_first:
-            records.verify_rows()
         files = list(records.files)
-        seq_length = max([check_first_row(file, columns, config.seq_length, exact=config.batching == "padded")
-                          for file in files])
+        if not read_first:
+            if get_real_rank() == 0:
+                records.verify_rows()
+            for file in files:
+                check_first_row(file, columns, config.seq_length, exact=True)
         if config.batch_size % config.micro_batches:
             raise UserError(f"batch_size is {config.batch_size}, expected a multiple of {config.micro_batches} "
                             "(micro-batches)")
         if config.batching != "padded":
-            return _packed(config, records, columns, rank, ranks, mixture)
+            return _packed(config, records, rank, ranks, mixture)
         if ranks > 1 and not config.drop_remainder:
             raise UserError(f"train_dataset.drop_remainder is {config.drop_remainder}, expected True with several "
                             "processes and batching padded: the last, smaller batch cannot be divided among them; "
@@ -103,7 +108,7 @@ class RewardModelDataset(BaseDataset):
         if read_first:
             if config.pad_token_id is None:
                 config.pad_token_id = records.settings.get("pad_token_id")
-            return _padded(config, records, columns, rank, ranks, mixture, seq_length)
+            return _padded(config, records, rank, ranks, mixture)
         dataset = _open(files, columns, bool(config.data_loader.shuffle), config.num_parallel_workers)
         # Every process reads all and keeps its part of each step. MindDataset's own shards are consecutive parts of the
         # whole epoch, so that a step would have other pairs than one process's, and the last ones would come twice.
@@ -116,20 +121,20 @@ class RewardModelDataset(BaseDataset):
         return dataset.project(list(config.output_columns or OUTPUT_COLUMNS)).repeat(config.repeat)
 
 
-def _read(records: RecordSet, columns: Sequence[str], objective: Objective, show_progress: bool) -> List[Pair]:
-    """All pairs, with what the objective needs of them."""
-    further = {file: [name for name in objective.further_fields if name in part.fields]
-               for part in records.parts for file in part.files}
-    pairs = list(read_pairs(records.files, columns, show_progress, further))
-    below = [number for number, pair in enumerate(pairs) if not pair.margin > 0] if objective.margin == "scale" else []
-    if below:
+def _read(config, records: RecordSet, rank: int) -> Tuple[Pairs, int]:
+    """All pairs, with what the objective needs of them, and the longest S of the files' rows."""
+    objective = config.objective
+    pairs, row_length = open_pairs(records, objective.further_fields, config.seq_length, config.batching == "padded",
+                                   Path(config.output_dir) if config.output_dir else None, rank == 0)
+    below = np.flatnonzero(~(pairs.margins > 0)) if objective.margin == "scale" else []
+    if len(below):
         raise UserError(f"{records}: {len(below):,} of {len(pairs):,} pairs have a margin of 0 or below, the first of "
                         f"them is pair {below[0]} (from 0) with {pairs[below[0]].margin:g}, expected margins above 0 "
                         "with model.model_config.objective.margin scale; subtract takes them all")
-    return pairs
+    return pairs, row_length
 
 
-def _padded(config, records, columns, rank, ranks, mixture, seq_length) -> PlannedDataset:
+def _padded(config, records, rank, ranks, mixture) -> PlannedDataset:
     """The dataset of padded rows whose pairs are all read first."""
     if config.pad_token_id is None:
         raise UserError("train_dataset.pad_token_id is missing, which fills up the rows of a mixture, of files with "
@@ -137,7 +142,7 @@ def _padded(config, records, columns, rank, ranks, mixture, seq_length) -> Plann
     if config.repeat != 1:
         raise UserError(f"train_dataset.repeat is {config.repeat}, expected 1 with a mixture, with files with and "
                         "without margins, or where margins are used; runner_config.epochs repeats the pairs")
-    pairs = _read(records, columns, config.objective, rank == 0)
+    pairs, seq_length = _read(config, records, rank)
     seed = config.seed if config.data_loader.shuffle else None
     return PlannedDataset(PaddedSteps(
         pairs, seq_length, config.pad_token_id, config.batch_size, bool(config.drop_remainder),
@@ -145,21 +150,20 @@ def _padded(config, records, columns, rank, ranks, mixture, seq_length) -> Plann
         config.objective.uses_margins))
 
 
-def _packed(config, records, columns, rank, ranks, mixture) -> PlannedDataset:
+def _packed(config, records, rank, ranks, mixture) -> PlannedDataset:
     """The dataset of the two kinds of packed rows."""
     objective = config.objective
-    pairs = _read(records, columns, objective, rank == 0)
+    pairs, _ = _read(config, records, rank)
     prompts = pairs_by_prompt(pairs, [part.pairs for part in records.parts]) if objective.listwise else None
-    lengths = [len(group_of([pairs[number] for number in numbers], objective, config.pad_token_id))
-               for numbers in prompts or ((number,) for number in range(len(pairs)))]
+    lengths = pairs.group_lengths(objective, prompts)
     seed = config.seed if config.data_loader.shuffle else None
     draw = Draw(mixture, lengths, seed) if mixture else None
-    lengths = draw.lengths.tolist() if draw else lengths
+    lengths = draw.lengths if draw else lengths
     most = longest_row(config.seq_length) if config.seq_length else None
-    if objective.listwise and most and max(lengths) > most:
+    if objective.listwise and most and lengths.max() > most:
         raise UserError(f"model.model_config.seq_length (or --seq_length) is {config.seq_length}, expected at least "
-                        f"{-(-max(lengths) // 2)}: packed rows have at most twice as many tokens, and the longest "
-                        f"prompt with all of its answers has {max(lengths)}")
+                        f"{-(-lengths.max() // 2)}: packed rows have at most twice as many tokens, and the longest "
+                        f"prompt with all of its answers has {lengths.max()}")
     if config.batching == "packing":
         shapes = [(config.batch_size * ranks, config.row_length or config.seq_length)]
     else:

@@ -1,6 +1,5 @@
 """Preference pairs read back from MindRecord, without their padding."""
-from dataclasses import dataclass
-from typing import Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import mindspore.dataset as ds
 import numpy as np
@@ -8,81 +7,77 @@ from tqdm import tqdm
 
 from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.further_fields import KEPT
-from mindrlhf.data.row_packing import Group, pair_group
+from mindrlhf.data.pairs import Pair, PairArrays, digests_of
+from mindrlhf.data.row_packing import common_length
 from mindrlhf.errors import UserError
 
-__all__ = ["Pair", "check_first_row", "read_kept", "read_pairs", "unreadable"]
+__all__ = ["check_first_row", "check_row_length", "read_arrays", "read_kept", "read_pairs", "unreadable"]
 
 _READ_ROWS = 64
-_FURTHER = {"margin": None, "prompt_id": -1}  # name -> what a pair has where it is not read
+_MARGIN, _PROMPT = "margin", "prompt_id"
+# Of the seven fields, what says all that a pair is.
+_FIELDS = tuple(name for name in FIELDS if name not in ("position_id", "end_ind"))
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A preference pair without padding.
-
-    Attributes:
-        chosen, rejected: (length,) int32
-        compared:         (first, end) of the positions of the sample's rows that the loss compares
-        padded_left_to:   S, if the sample's padding stands in front; None otherwise
-        margin:           by how much the chosen answer is better; None where it is not read
-        prompt:           the prompt's number in its conversion; -1 where it is not read, or has two answers alone
-    """
-
-    chosen: np.ndarray
-    rejected: np.ndarray
-    compared: Tuple[int, int]
-    padded_left_to: Optional[int]
-    margin: Optional[float] = None
-    prompt: int = -1
-
-    def as_group(self, pad_token_id: int) -> Group:
-        """To be compared position by position."""
-        return pair_group(self.chosen, self.rejected, self.compared, self.padded_left_to, pad_token_id, self.margin)
-
-
-def read_pairs(files: Sequence[str], columns: Sequence[str], show_progress: bool = False,
-               further: Optional[Mapping[str, Sequence[str]]] = None) -> Iterator[Pair]:
-    """The pairs of MindRecord files, in their order.
-
-    Args:
-        files:   paths
-        columns: the seven fields
-        further: of each file, which of `margin` and `prompt_id` are read beside them; None: none of any
+def read_pairs(files: Sequence[str]) -> Iterator[Pair]:
+    """The pairs of MindRecord files, in their order, without margins and prompts.
 
     Raises:
-        UserError: a file cannot be read, a sample's loss mask has a hole in it, or a side has no token.
+        UserError: see `read_arrays`.
     """
-    place, done = ", ".join(files), 0
+    for file in files:
+        for part in read_arrays(file):
+            yield from map(part.pair, range(len(part)))
+
+
+def read_arrays(file: str, further: Sequence[str] = (), show_progress: bool = False) -> Iterator[PairArrays]:
+    """The pairs of a MindRecord file, in their order, some at a time.
+
+    Args:
+        further: which of `margin` and `prompt_id` are read beside the seven fields
+
+    Raises:
+        UserError: the file cannot be read, a sample's loss mask has a hole in it, or a side has no token.
+    """
+    further, done = [name for name in (_MARGIN, _PROMPT) if name in further], 0
     try:
-        # One by one: MindRecord does not read files together of which one has fields that another has not.
-        datasets = [ds.MindDataset([file], columns_list=[*columns, *(further or {}).get(file, ())], shuffle=False)
-                    for file in files]
-        with tqdm(desc="read the pairs", total=sum(dataset.get_dataset_size() for dataset in datasets), unit=" pairs",
-                  mininterval=0.5, disable=not show_progress) as bar:
-            for dataset in datasets:
-                for batch in dataset.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
-                    others = [batch.get(name, [empty] * _READ_ROWS) for name, empty in _FURTHER.items()]
-                    for row in zip(*(batch[name] for name in FIELDS), *others):
-                        yield _strip(*row, place=f"{place}: pair {done}")
-                        done += 1
-                        bar.update()
+        rows = ds.MindDataset([file], columns_list=[*_FIELDS, *further], shuffle=False)
+        with tqdm(desc="read the pairs", total=rows.get_dataset_size(), unit=" pairs", mininterval=0.5,
+                  disable=not show_progress) as bar:
+            for batch in rows.batch(_READ_ROWS).create_dict_iterator(num_epochs=1, output_numpy=True):
+                part = _strip(batch, file, done)
+                yield part
+                done += len(part)
+                bar.update(len(part))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise unreadable(place, error) from None
+        raise unreadable(file, error) from None
 
 
-def _strip(chosen_ids, chosen_mask, rejected_ids, rejected_mask, _positions, loss_mask, _end, margin, prompt,
-           place: str) -> Pair:
-    sides = [ids[mask != 0] for ids, mask in ((chosen_ids, chosen_mask), (rejected_ids, rejected_mask))]
-    at = np.flatnonzero(loss_mask)
-    first, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
-    if end - first != len(at) or not all(map(len, sides)):
-        raise UserError(f"{place}: found {'an empty side' if end - first == len(at) else 'a loss mask with a hole'}, "
-                        "expected tokens on both sides and one range of compared positions")
-    # A row without padding is padded on neither side; the other row says then.
-    left = not (chosen_mask[0] and rejected_mask[0])
-    return Pair(*sides, (first, end), len(loss_mask) if left else None, None if margin is None else float(margin),
-                int(prompt))
+def _strip(batch: Dict[str, Any], file: str, done: int) -> PairArrays:
+    """Of rows of equal length, the first of which is pair `done` of its file."""
+    ids, masks = (np.stack([batch[f"{side}_{kind}"] for side in ("chosen", "rejected")], axis=1)
+                  for kind in ("input_ids", "attention_mask"))
+    masks, compared = masks != 0, batch["loss_mask"] != 0
+    lengths = masks.sum(axis=2)
+    found = compared.sum(axis=1)
+    first = compared.argmax(axis=1)
+    last = np.where(found > 0, compared.shape[1] - compared[:, ::-1].argmax(axis=1), 0)
+    whole, empty = last - first == found, ~lengths.all(axis=1)
+    for number in np.flatnonzero(~whole | empty)[:1]:
+        raise UserError(f"{file}: pair {done + number}: found "
+                        f"{'an empty side' if whole[number] else 'a loss mask with a hole'}, expected tokens on both "
+                        "sides and one range of compared positions")
+    offsets = np.cumsum([0, *lengths.ravel()])
+    ids = ids[masks].astype(np.int32, copy=False)
+    sides = np.split(ids, offsets[1:-1])
+    has_prompts = _PROMPT in batch
+    return PairArrays(
+        ids, offsets, np.array(list(map(common_length, zip(sides[::2], sides[1::2]))), np.int32),
+        np.stack([first, last], axis=1).astype(np.int32),
+        # A row without padding is padded on neither side; the other row says then.
+        np.where(masks[:, :, 0].all(axis=1), 0, compared.shape[1]).astype(np.int32),
+        batch[_MARGIN].astype(np.float32) if _MARGIN in batch else None,
+        batch[_PROMPT].astype(np.int32) if has_prompts else None, digests_of(sides) if has_prompts else None)
 
 
 def read_kept(file: str) -> Iterator[str]:
@@ -118,10 +113,15 @@ def check_first_row(file: str, columns: Sequence[str], seq_length: Optional[int]
     if any(shape != ((found,) if name != "end_ind" else ()) for name, shape in shapes.items()) or not found:
         raise UserError(f"{file}: the fields of its first row have the shapes {shapes}, expected one length for all "
                         "but end_ind, which has none: converted by something else, or damaged")
+    check_row_length(file, found, seq_length, exact)
+    return found
+
+
+def check_row_length(file: str, found: int, seq_length: Optional[int], exact: bool) -> None:
+    """Raise `UserError` unless the length of a file's rows is the expected one, or at most that; None: any will do."""
     if seq_length and (found > seq_length or (exact and found != seq_length)):
         raise UserError(f"{file}: its sequence length is {found}, expected {'' if exact else 'at most '}{seq_length} "
                         "(model.model_config.seq_length, or --seq_length)")
-    return found
 
 
 def unreadable(place: str, error: Exception) -> UserError:

@@ -4,8 +4,8 @@ from typing import List, Optional, Sequence, Tuple
 import numpy as np
 
 from mindrlhf.data.encode import FIELDS, OUTPUT_COLUMNS
-from mindrlhf.data.mindrecord_reader import Pair
 from mindrlhf.data.mixture import Draw
+from mindrlhf.data.pairs import Pair
 from mindrlhf.data.planned_steps import PlannedSteps
 
 __all__ = ["PaddedSteps", "batch_pairs", "padded_fields"]

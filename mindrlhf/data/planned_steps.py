@@ -42,6 +42,10 @@ class PlannedSteps(ABC):
         epoch, place = divmod(step - 1, len(self))
         return self._pairs(self._plan(epoch)[place])
 
+    def __deepcopy__(self, _memo) -> "PlannedSteps":
+        """MindSpore copies a dataset for each iterator; all of them read the same steps."""
+        return self
+
     def __iter__(self) -> Iterator[Tuple[np.ndarray, ...]]:
         for number, step in enumerate(self._plan(self.epoch), start=1):
             if number == len(self):  # not before its last step: MindSpore begins epochs only to see what it gets

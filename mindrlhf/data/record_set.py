@@ -54,6 +54,8 @@ class RecordSet:
         row_checksums: CRC-32 of the rows of each file; None where a sidecar does not know it
         unverifiable: files without checksums, as another converter writes them
         unsealed:     sidecars without a checksum of their own, as earlier releases write them
+        fingerprints: sizes and CRC-32 of each file and of its index, as its sidecar has them; None where a sidecar does
+                      not know them
     """
 
     parts: Tuple[Part, ...]
@@ -62,6 +64,7 @@ class RecordSet:
     row_checksums: Optional[Tuple[int, ...]]
     unverifiable: Tuple[str, ...]
     unsealed: Tuple[Path, ...] = ()
+    fingerprints: Tuple[Optional[Tuple[Mapping[str, int], ...]], ...] = ()
 
     @classmethod
     def open(cls, paths: Union[str, Sequence[str]]) -> "RecordSet":
@@ -83,11 +86,14 @@ class RecordSet:
         parts = _parts(files, sidecars)
         files = [file for part in parts for file in part.files]
         written = [sidecars.get(sidecar_path(file), {}).get("files") for file in files]
-        checksums = [(known or {}).get(Path(file).name, {}).get("rows") for file, known in zip(files, written)]
+        names = [(Path(file).name, f"{Path(file).name}.db") for file in files]
+        checksums = [(known or {}).get(name, {}).get("rows") for (name, _), known in zip(names, written)]
         return cls(parts, settings, sidecar,
                    None if None in checksums else tuple(checksums),
                    tuple(file for file, known in zip(files, written) if known is None),
-                   tuple(path for path, content in sidecars.items() if CHECKSUM not in content))
+                   tuple(path for path, content in sidecars.items() if CHECKSUM not in content),
+                   tuple(None if rows is None else tuple(known[name] for name in both)
+                         for rows, known, both in zip(checksums, written, names)))
 
     @property
     def files(self) -> Tuple[str, ...]:

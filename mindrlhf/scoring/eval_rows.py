@@ -8,7 +8,6 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from mindrlhf.data.dialogue import Dialogue
-from mindrlhf.data.encode import FIELDS
 from mindrlhf.data.further_fields import KEPT
 from mindrlhf.data.record_set import RecordSet
 
@@ -57,7 +56,7 @@ def rows_of_records(records: RecordSet, group_by: Sequence[str] = ()) -> Iterato
     """
     from mindrlhf.data.mindrecord_reader import read_pairs
     place = ", ".join(records.files)
-    for number, (pair, kept) in enumerate(zip(read_pairs(records.files, list(FIELDS)), _kept(records))):
+    for number, (pair, kept) in enumerate(zip(read_pairs(records.files), _kept(records))):
         yield EvalRow(f"{place}: pair {number}", (pair.chosen, pair.rejected),
                       {"pair": number} if kept is None else kept, group_name(kept or {}, group_by))
 

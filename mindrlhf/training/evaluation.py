@@ -36,7 +36,7 @@ def read_held_out(config: RunConfig, held_out: HeldOut) -> List[Tuple[np.ndarray
     records.verify_rows()
     for file in records.files:
         check_first_row(file, list(FIELDS), config.model.seq_length, exact=False)
-    return [(pair.chosen, pair.rejected) for pair in read_pairs(records.files, list(FIELDS))]
+    return [(pair.chosen, pair.rejected) for pair in read_pairs(records.files)]
 
 
 def figures_of_pairs(scores: np.ndarray) -> Dict[str, float]:

@@ -67,7 +67,8 @@ def _train(plan: TrainingPlan, run) -> None:
     if config.layout.semi_auto and not run.only_save_strategy:  # which writes those of a run that is there
         _save_strategies_in(strategies_of_cutting(config.output) if begin and begin.to_cut else strategies)
     run.train_dataset.update(records=records, objective=config.objective, seq_length=config.model.seq_length,
-                             seed=config.batching.seed, micro_batches=config.micro_batches)
+                             seed=config.batching.seed, micro_batches=config.micro_batches,
+                             output_dir=str(config.output))
     run.model.model_config.track_step_metrics = True
     run.callbacks = callbacks_of_process(run.callbacks, saves=rank == 0 or config.layout.semi_auto)
     events = event_folder(config, place)

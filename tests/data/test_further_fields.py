@@ -139,7 +139,7 @@ def test_what_is_kept_is_read_back_in_the_order_of_the_pairs(tmp_path, shards):
     fields = [{"kept": text, **(ANSWERS if number == 140 else {})} for number, text in enumerate(texts)]
     path = write(tmp_path / "a.mindrecord", fields, shards)
     files = [path] if shards == 1 else [f"{path}{shard}" for shard in range(shards)]
-    pairs = [int(pair.chosen[0]) for pair in read_pairs(list(map(str, files)), list(FIELDS))]
+    pairs = [int(pair.chosen[0]) for pair in read_pairs(list(map(str, files)))]
     assert [text for file in files for text in read_kept(str(file))] == [texts[number] for number in pairs]
     assert sorted(pairs) == list(range(len(texts)))
     assert read_sidecar(path)["fields"] == [*ANSWERS, "kept"]

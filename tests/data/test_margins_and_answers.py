@@ -15,9 +15,9 @@ from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf.data.dataset import OUTPUT_COLUMNS, RewardModelDataset
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.mindrecord_reader import Pair
 from mindrlhf.data.mindrecord_writer import RecordWriter
-from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedSteps, group_of, pairs_by_prompt
+from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedSteps, group_of
+from mindrlhf.data.pairs import Pair, pairs_by_prompt
 from mindrlhf.errors import UserError
 from mindrlhf.objective import Objective
 
@@ -203,7 +203,7 @@ def test_more_answers_than_a_row_can_tell_apart_are_refused():
     pairs = [pair_of([1], [2, number], 0) for number in range(255)]
     with pytest.raises(UserError, match="the prompt of pair 0 has 256 answers, expected at most 255 with "):
         pairs_by_prompt(pairs, [len(pairs)])
-    assert pairs_by_prompt(pairs[:-1], [254]) == [tuple(range(254))]
+    assert list(pairs_by_prompt(pairs[:-1], [254])) == [tuple(range(254))]
     apart = [pair_of([1, number], [2, number], 0) for number in range(128)]
     with pytest.raises(UserError, match="the prompt of pair 0 has 256 answers"):
         pairs_by_prompt(apart, [128])

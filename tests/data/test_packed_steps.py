@@ -20,9 +20,10 @@ from mindspore import Tensor
 from mindrlhf.data.dataset import OUTPUT_COLUMNS, RewardModelDataset, batch_pairs
 from mindrlhf.data.encode import FIELDS, encode_pair
 from mindrlhf.data.mindrecord_files import find_record_files
-from mindrlhf.data.mindrecord_reader import Pair, check_first_row, read_pairs
+from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs
 from mindrlhf.data.mindrecord_writer import RecordWriter
 from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedSteps, choose_shapes
+from mindrlhf.data.pairs import Pair
 from mindrlhf.data.planned_steps import PlannedDataset
 from mindrlhf.data.row_packing import longest_row, row_lengths
 from mindrlhf.errors import UserError
@@ -52,7 +53,7 @@ def texts(count, longest=SEQ):
 
 
 def read(paths):
-    return list(read_pairs(find_record_files(paths), list(FIELDS)))
+    return list(read_pairs(find_record_files(paths)))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from helpers import loss_and_gradients
 from mindspore import Tensor
 from reference import objective
 
-from mindrlhf.data.mindrecord_reader import Pair
-from mindrlhf.data.packed_steps import PackedSteps, group_of, pairs_by_prompt
+from mindrlhf.data.packed_steps import PackedSteps, group_of
+from mindrlhf.data.pairs import Pair, pairs_by_prompt
 from mindrlhf.objective import Objective
 
 pytestmark = pytest.mark.stack

@@ -10,9 +10,9 @@ import pytest
 from helpers import loss_and_gradients
 from mindspore import Tensor, ops
 
-from mindrlhf.data.mindrecord_reader import Pair
-from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedSteps, group_of, pairs_by_prompt
+from mindrlhf.data.packed_steps import PACKED_COLUMNS, PackedSteps, group_of
 from mindrlhf.data.padded_steps import PaddedSteps
+from mindrlhf.data.pairs import Pair, pairs_by_prompt
 from mindrlhf.models.heads import NO_SCORE
 from mindrlhf.objective import Objective
 
@@ -143,7 +143,7 @@ def test_all_answers_of_a_prompt_count_as_their_pairs_one_by_one_with_each_promp
     keys = OBJECTIVES["end_token, subtract, centering, smoothing"]
     train, pairs = trainer(**keys), list(answers(np.random.default_rng(7)))
     prompts = pairs_by_prompt(pairs, [len(pairs)])
-    assert prompts == [(0, 1, 2), (3, 4), (5,)]
+    assert list(prompts) == [(0, 1, 2), (3, 4), (5,)]
     columns = columns_of(pairs, Objective(**keys, answers="listwise"), prompts=prompts)
     loss, gradients, sums, extremes = train(columns)
     alone = [train(columns_of([pair], Objective(**keys))) for pair in pairs]

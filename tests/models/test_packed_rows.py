@@ -19,8 +19,8 @@ from mindspore import Tensor, ops
 
 from mindrlhf.data.dataset import batch_pairs
 from mindrlhf.data.encode import FIELDS, encode_pair
-from mindrlhf.data.mindrecord_reader import Pair
 from mindrlhf.data.packed_steps import PackedSteps
+from mindrlhf.data.pairs import Pair
 from mindrlhf.data.row_packing import pack_groups, plan_steps, segment_stride, text_group
 from mindrlhf.models.masks import SegmentMask
 
