@@ -81,7 +81,8 @@ class _Source:
         stamps = _stamps(file)
         name = f"{Path(file).name}.{zlib.crc32(os.fsencode(os.path.abspath(file))):08x}.pairs"
         places = (*[Path(f"{file}.pairs")] * bool(known), *([output / _IN_OUTPUT / name] if output else []))
-        return cls(file, fields, stamps, list(map(dict, known)) if known else _fingerprints(file), places)
+        made_of = list(map(dict, known)) if known else _fingerprints(file) if places else []
+        return cls(file, fields, stamps, made_of, places)
 
 
 def open_pairs(records: RecordSet, further: Sequence[str], seq_length: Optional[int], exact: bool,
@@ -193,6 +194,7 @@ def _write(path: Path, source: _Source, seq_length: Optional[int], exact: bool) 
         raise _changed(source)
     row_length = check_first_row(source.file, list(FIELDS), seq_length, exact)
     with open(path, "w+b") as file:
+        os.fchmod(file.fileno(), os.stat(source.file).st_mode & 0o666)  # no more may read it than its source
         file.seek(_HEAD_BYTES)
         parts = []
         for part in read_arrays(source.file, source.fields, show_progress=True):

@@ -1,8 +1,9 @@
 """Evaluation while training: what the network that trains makes of held-out pairs."""
 import contextlib
 import time
+from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 from mindformers.tools.logger import logger
@@ -14,8 +15,8 @@ from mindrlhf.checkpoints.find import file_of_run, place_of
 from mindrlhf.checkpoints.save import WholeCheckpointMonitor
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.config.value_types import METRICS
-from mindrlhf.data.encode import FIELDS
-from mindrlhf.data.mindrecord_reader import check_first_row, read_pairs
+from mindrlhf.data.pair_index import open_pairs
+from mindrlhf.data.pairs import Pairs
 from mindrlhf.models.row_scores import RowScorer
 from mindrlhf.pair_figures import margin_figures
 from mindrlhf.training.best import Watch
@@ -23,20 +24,7 @@ from mindrlhf.training.held_out import HeldOut, Schedule
 from mindrlhf.training.metrics_table import EvaluationTable
 from mindrlhf.training.monitor import Extras
 
-__all__ = ["EvaluationMonitor", "Evaluator", "figures_of_pairs", "read_held_out"]
-
-
-def read_held_out(config: RunConfig, held_out: HeldOut) -> List[Tuple[np.ndarray, np.ndarray]]:
-    """Ids of the chosen and the rejected text of each pair, (length,) int32 each.
-
-    Raises:
-        UserError: the data is not what was written, or does not fit the model.
-    """
-    records = held_out.records
-    records.verify_rows()
-    for file in records.files:
-        check_first_row(file, list(FIELDS), config.model.seq_length, exact=False)
-    return [(pair.chosen, pair.rejected) for pair in read_pairs(records.files)]
+__all__ = ["EvaluationMonitor", "Evaluator", "figures_of_pairs"]
 
 
 def figures_of_pairs(scores: np.ndarray) -> Dict[str, float]:
@@ -64,15 +52,17 @@ class Evaluator:
     Args:
         config: of the run
         sets:   what is evaluated; all of it is read now, so that damage is found before the run begins
+        output: where pairs are kept that cannot lie beside their data; None: none are kept
 
     Raises:
-        UserError: see `read_held_out`.
+        UserError: the data is not what was written, or does not fit the model.
     """
 
-    def __init__(self, config: RunConfig, sets: Sequence[HeldOut]):
+    def __init__(self, config: RunConfig, sets: Sequence[HeldOut], output: Optional[Path] = None):
         layout = config.layout
         divided = layout.parallel and not layout.semi_auto
-        self._pairs = {held_out.name: read_held_out(config, held_out) for held_out in sets}
+        self._pairs = {name: open_pairs(records, (), config.model.seq_length, False, output, False)[0]
+                       for name, records in sets}
         self._rows = RowScorer(config.model.seq_length, config.model.pad_token_id, 2 * config.batching.size,
                                layout.data, lambda *inputs: self._network(*inputs),
                                *((get_real_rank(), get_real_group_size()) if divided else ()))
@@ -81,10 +71,9 @@ class Evaluator:
     def size(self) -> Tuple[int, int, int]:
         """Of one evaluation: (packed rows, tokens computed, tokens of text)."""
         window = self._rows.window
-        windows = [pairs[begin:begin + window] for pairs in self._pairs.values()
-                   for begin in range(0, len(pairs), window)]
-        steps = [step for pairs in windows for step in self._rows.plan(list(map(self._rows.group, pairs)))]
-        text = sum(len(side) for pairs in self._pairs.values() for pair in pairs for side in pair)
+        steps = [step for pairs in self._pairs.values() for begin in range(0, len(pairs), window)
+                 for step in self._rows.plan(list(map(self._rows.group, islice(_texts(pairs, begin), window))))]
+        text = sum(len(side) for pairs in self._pairs.values() for texts in _texts(pairs) for side in texts)
         return (sum(len(step.rows) for step in steps), sum(len(step.rows) * step.length for step in steps), text)
 
     def inputs(self):
@@ -101,9 +90,14 @@ class Evaluator:
         for name, pairs in self._pairs.items():
             with _evaluating(network):
                 self._network = network
-                scores = np.array(list(self._rows.score(pairs)), np.float32)
+                scores = np.array(list(self._rows.score(_texts(pairs))), np.float32)
             figures = figures_of_pairs(scores)
             yield name, figures, len(pairs) - figures["pairs"]
+
+
+def _texts(pairs: Pairs, begin: int = 0) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    """Ids of both texts of each pair, the first of which is number `begin`."""
+    return ((pair.chosen, pair.rejected) for pair in map(pairs.__getitem__, range(begin, len(pairs))))
 
 
 @contextlib.contextmanager

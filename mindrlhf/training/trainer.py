@@ -54,7 +54,7 @@ class RewardTrainer(BaseTrainer):
             Interrupted: a signal has ended the run early, with a checkpoint.
         """
         semi_auto = plan.config.layout.semi_auto
-        evaluator = Evaluator(plan.config, plan.held_out) if plan.held_out else None
+        evaluator = Evaluator(plan.config, plan.held_out, plan.config.output) if plan.held_out else None
         if config.seed and not semi_auto:
             set_seed(config.seed)  # in semi-auto parallel MindSpore draws by the whole tensor's seed
         config = self.set_config(config, is_full_config=True)

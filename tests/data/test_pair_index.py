@@ -134,6 +134,7 @@ def test_without_a_folder_nothing_is_kept_but_what_is_there_is_used(data, tmp_pa
     assert names(data.parent) == before
     read(data, tmp_path)
     assert names(data.parent) == sorted([*before, "a.mindrecord.pairs"])
+    assert data.with_name("a.mindrecord.pairs").stat().st_mode == data.stat().st_mode
     no_reading(monkeypatch)
     assert read(data) == expected
 
