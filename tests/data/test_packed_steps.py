@@ -6,11 +6,14 @@
 | test_each_epoch_has_every_pair_once        | ranks and epochs lose and repeat nothing       | the pairs            |
 | test_seed_and_epoch_decide_the_order       | shuffling can be repeated                      | orders               |
 | test_a_resumed_run_goes_on_at_its_step     | `set_init_step` of MindSpore's datasets        | the whole run        |
+| test_a_copy_of_the_dataset ...             | MindSpore's copies do not copy the pairs       | identity             |
 | test_looking_at_the_dataset ...            | asking for shapes costs no epoch               | the order without    |
 | test_at_most_four_lengths ...              | graphs are few, the longest pair fits          | property             |
 | test_columns_of_packed_batches             | what the network is given                      | literal values       |
 | test_training_in_buckets_follows ...       | the losses of a training run                   | padded batches, 1e-5 |
 """
+import copy
+
 import numpy as np
 import pytest
 from helpers import loss_and_gradients
@@ -293,6 +296,12 @@ def test_looking_at_the_dataset_before_does_not_change_the_order(make_dataset):
     assert dataset.get_col_names() == list(PACKED_COLUMNS)
     assert len(dataset.output_shapes()) == len(dataset.output_types()) == len(PACKED_COLUMNS)
     assert iterate(dataset, 2, 2) == expected
+
+
+def test_a_copy_of_the_dataset_has_no_pairs_of_its_own(make_dataset):
+    """MindSpore makes one for each iterator; the pairs would be in memory twice."""
+    dataset = make_dataset()
+    assert copy.deepcopy(dataset).steps is dataset.steps
 
 
 @pytest.mark.parametrize(("lengths", "tokens", "shapes"), [
