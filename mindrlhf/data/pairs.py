@@ -1,7 +1,7 @@
 """Preference pairs without padding: one of them, and all of a data set as arrays. Pure functions over NumPy."""
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -183,8 +183,8 @@ class Pairs(Sequence[Pair]):
 
     def with_fields(self, fields: Sequence[str]) -> "Pairs":
         """The same; of `margin` and `prompt_id` pairs have what `fields` has."""
-        left_out = {name: None for name, field in (("margin", "margin"), ("prompt", "prompt_id"))
-                    if field not in fields}
+        arrays = {"margin": "margin", "prompt": "prompt_id", "digests": "prompt_id"}
+        left_out = {name: None for name, field in arrays.items() if field not in fields}
         return Pairs([replace(part, **left_out) for part in self.parts])
 
     @property
@@ -240,8 +240,8 @@ class Pairs(Sequence[Pair]):
         first = order[is_new]  # a side of each text
         prompt_of_text = keys[first, 0]
         found = _Texts(np.bincount(prompt_of_text, minlength=len(several)),
-                      np.bincount(prompt_of_text, lengths[numbers].ravel()[first], len(several)).astype(np.int64),
-                      np.minimum.reduceat(common[numbers], np.cumsum(counts) - counts))
+                       np.bincount(prompt_of_text, lengths[numbers].ravel()[first], len(several)).astype(np.int64),
+                       np.minimum.reduceat(common[numbers], np.cumsum(counts) - counts))
         pieces = _connected(text_of.reshape(-1, 2), len(first))
         for prompt in np.unique(prompt_of_text[pieces != pieces[np.searchsorted(prompt_of_text, prompt_of_text)]]):
             texts, _ = texts_of([self[number] for number in prompts[several[prompt]]])
@@ -272,7 +272,7 @@ def digests_of(texts: Iterable[np.ndarray]) -> np.ndarray:
 
 def texts_of(pairs: Sequence[Pair]) -> Tuple[List[np.ndarray], List[Tuple[int, int]]]:
     """The texts of a prompt's pairs, each once, and which two of them each pair compares."""
-    numbers = {}
+    numbers: Dict[bytes, int] = {}
     texts: List[np.ndarray] = []
     for ids in (side for pair in pairs for side in (pair.chosen, pair.rejected)):
         if numbers.setdefault(ids.tobytes(), len(texts)) == len(texts):
