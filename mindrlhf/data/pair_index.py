@@ -123,12 +123,11 @@ def open_pairs(records: RecordSet, further: Sequence[str], seq_length: Optional[
 def _keep(source: _Source, seq_length: Optional[int], exact: bool) -> Optional[_Found]:
     """Keep the pairs of a file in the first place where that is possible; None where none is."""
     for place in source.places:
-        if os.path.lexists(place) and not _is_ours(place):
+        try:
+            if not os.path.lexists(place) or _is_ours(place):
+                return _keep_in(place, source, seq_length, exact)
             logger.warning("%s: not made by this program, and left alone: the pairs of %s cannot be kept there", place,
                            source.file)
-            continue
-        try:
-            return _keep_in(place, source, seq_length, exact)
         except OSError as error:
             logger.warning("%s: the pairs of %s cannot be kept there: %s", place, source.file, error.strerror or error)
     return None
