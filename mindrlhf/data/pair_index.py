@@ -198,7 +198,7 @@ def _write(path: Path, source: _Source, seq_length: Optional[int], exact: bool) 
         parts = []
         for part in read_arrays(source.file, source.fields, show_progress=True):
             file.write(part.ids.astype("<i4").tobytes())
-            parts.append(replace(part, ids=part.ids[:0]))
+            parts.append(replace(part, ids=np.zeros(0, np.int32)))  # a part of the array would keep the whole
         if _stamps(source.file) != source.stamps:
             raise _changed(source)
         rest = PairArrays.joined(parts)

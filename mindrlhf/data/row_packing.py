@@ -239,9 +239,11 @@ class RowPlan:
         self._stacks: Dict[int, List[Tuple[int, List[int]]]] = {}  # by free tokens
         self._free = 0  # a bit for each stack that is not empty
         placed = self._place_all()
-        in_rows = np.argsort(placed, kind="stable")
-        self._places = in_rows  # in the order of lengths, row after row
-        self._begins = np.searchsorted(placed[in_rows], np.arange(len(self._sizes) + 1))
+        self._stacks.clear()  # numbers of most rows, as Python's objects
+        self._places = np.argsort(placed, kind="stable")  # in the order of lengths, row after row
+        self._begins = np.cumsum([0, *np.bincount(placed, minlength=len(self._sizes)).tolist()])
+        self._size_of_row = np.array(self._sizes, np.int64)
+        self._sizes.clear()
 
     def _place_all(self) -> np.ndarray:
         """The row of each group, from the longest to the shortest."""
@@ -297,9 +299,9 @@ class RowPlan:
         if len(groups) and shorter.max() < 1 << 16:
             shorter = shorter.astype(np.uint16)  # which NumPy sorts ten times as fast
         groups = groups[np.argsort(shorter, kind="stable")][self._places]
-        of_row, rows = np.array(self._sizes, np.int64), []
+        rows = []
         for count, size in reversed(self._shapes):
-            of_size = np.flatnonzero(of_row == size)
+            of_size = np.flatnonzero(self._size_of_row == size)
             if random:
                 of_size = of_size[random.permutation(len(of_size))]
             empty = np.full(-len(of_size) % count, -1)
