@@ -8,7 +8,6 @@ from mindrlhf.data.rows.row import (
     InvalidRow,
     NotJson,
     Row,
-    check_nesting,
     each_key_once,
     kind_of_value,
     parse_json,
@@ -118,7 +117,6 @@ class _Text:
             try:
                 value, end = self._scan(self._text, self._at)
                 if end < len(self._text) or self._ended:
-                    check_nesting(value)
                     self._at = end
                     return value
             except json.JSONDecodeError as error:

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from mindrlhf.errors import UserError
 
-__all__ = ["InvalidRow", "NotJson", "Row", "check_nesting", "each_key_once", "kind_of_value", "parse_json", "readable",
+__all__ = ["InvalidRow", "NotJson", "Row", "each_key_once", "kind_of_value", "parse_json", "readable",
            "row_or_reason", "without_mark"]
 
 _MOST_NESTED = 100  # lists and objects within each other; Python writes and reads about 1,000, fewer in deep calls
@@ -73,7 +73,7 @@ def parse_json(raw: bytes) -> Any:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=each_key_once, parse_constant=_no_number,
                            parse_float=_finite)
         if raw.count(b"[") + raw.count(b"{") > _MOST_NESTED:
-            check_nesting(value)
+            _check_nesting(value)
         return value
     except UnicodeDecodeError as error:
         raise NotJson(f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}") from None
@@ -83,7 +83,7 @@ def parse_json(raw: bytes) -> Any:
         raise NotJson(f"not JSON: {error}") from None
 
 
-def check_nesting(value: Any) -> None:
+def _check_nesting(value: Any) -> None:
     """Raise `ValueError` if a value of JSON is nested so deep that it might not be written as JSON again."""
     level = [[value]]  # lists and objects so deep
     for _ in range(_MOST_NESTED + 1):
@@ -121,6 +121,10 @@ def each_key_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
 def row_or_reason(place: str, number: int, value: Any):
     """The `Row` of a value that JSON may have, or with NaN or an infinity in it; otherwise an `InvalidRow`."""
     reason = None if isinstance(value, dict) else f"found {kind_of_value(value)}, expected an object"
+    try:
+        _check_nesting(value)
+    except ValueError as error:
+        return InvalidRow(place, number, reason or str(error), "")
     text = _as_json(value)
     if text is None:
         text = repr(value)
