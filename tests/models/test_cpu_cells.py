@@ -7,6 +7,7 @@
 | test_self_attention_* | output, gradients of input and parameters, their names | mindformers' ChatGLM2SelfAttention |
 | test_rotary_tables_* | their rows | the angles, by hand |
 | test_norm_* | output, gradients of input and weight | mindformers' ChatGLM2RMSNorm |
+| test_feed_forward_* | output, gradients of input and parameters, names of all parameters | mindformers' ChatGLM2MLP |
 | test_masks_in_pieces_* | each piece of a mask | the whole mask |
 | test_mindformers_cells_stay_* | which attention a model has | the conditions, one by one |
 """
@@ -14,14 +15,20 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
-from mindformers.models.glm2.glm2_modules import FreqsMgr
+from mindformers.models.glm2.glm2_modules import ChatGLM2MLP, ChatGLM2RMSNorm, FreqsMgr
 from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer, CoreAttention
 from mindspore import Tensor, nn, ops
 
 from mindrlhf.compat.model import adapt_encoder
 from mindrlhf.models.glm4.attention_pieces import query_pieces
 from mindrlhf.models.glm4.backbone import Glm4Backbone
-from mindrlhf.models.glm4.cpu_cells import PiecewiseAttention, PiecewiseSelfAttention, RotaryTables, use_cpu_cells
+from mindrlhf.models.glm4.cpu_cells import (
+    MaskForHeads,
+    PiecewiseAttention,
+    PiecewiseSelfAttention,
+    RotaryTables,
+    use_cpu_cells,
+)
 from mindrlhf.models.masks import CausalMask, SegmentMask
 
 pytestmark = pytest.mark.stack
@@ -92,12 +99,12 @@ def test_attention_is_that_of_mindformers(random, groups, seq_length):
     class Pieces(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.attention = PiecewiseAttention(config)
+            self.attention, self.for_heads = PiecewiseAttention(config), MaskForHeads(config)
 
         def construct(self, query, key, value, mask):
             pieces = ()
             for first, end in query_pieces(seq_length):
-                pieces += (mask[:, :, first:end, :end],)
+                pieces += (self.for_heads(mask[:, :, first:end, :end]),)
             return self.attention(query, key, value, pieces)
 
     inputs = query, Tensor(key), Tensor(value), Tensor(mask), gradient
@@ -139,15 +146,16 @@ def test_self_attention_is_that_of_mindformers(random, groups, seq_length, kind)
     positions = np.arange(seq_length)
     if kind == "padded":
         mask = CausalMask(config)(Tensor([[0], [2]], ms.int32), 0, seq_length)
-        tables, cache = RotaryTables(freqs.cache, 8)(seq_length), freqs.cache
+        tables, cache = RotaryTables(freqs.cache, 8, 4 + groups)(2, seq_length), freqs.cache
     else:
         first = np.array([[2], [seq_length - 1]])
         segments = Tensor(np.where(positions < first, 257, 513), ms.int32)
         position_id = Tensor(np.where(positions < first, positions, positions - first), ms.int32)
         mask = SegmentMask(config)(segments, 0, seq_length)
-        tables = RotaryTables(freqs.cache, 8)(seq_length, position_id)
+        tables = RotaryTables(freqs.cache, 8, 4 + groups)(2, seq_length, position_id)
         cache = freqs.cache[position_id]
-    pieces = tuple(mask[:, :, begin:end, :end] for begin, end in query_pieces(seq_length))
+    for_heads = MaskForHeads(config)
+    pieces = tuple(for_heads(mask[:, :, begin:end, :end]) for begin, end in query_pieces(seq_length))
 
     class Alone(nn.Cell):
         """A cell as a function of the hidden states alone."""
@@ -172,16 +180,18 @@ def test_self_attention_is_that_of_mindformers(random, groups, seq_length, kind)
 
 def test_rotary_tables_are_the_angles_of_the_positions():
     """Width 8: angles p and p / 100 for two pairs of neighbours, and none for the second half."""
-    tables = RotaryTables(FreqsMgr(dim=4, seq_length=6, rotary_dtype=ms.float32, base=10000, rope_ratio=1).cache, 8)
+    tables = RotaryTables(FreqsMgr(dim=4, seq_length=6, rotary_dtype=ms.float32, base=10000, rope_ratio=1).cache, 8, 3)
     for position_id in (None, Tensor([[0, 1, 0, 5], [3, 4, 5, 0]], ms.int32)):
-        cosine, sine = tables(4, position_id)
-        positions = np.arange(4)[None] if position_id is None else position_id.asnumpy()
+        cosine, sine = tables(2, 4, position_id)
+        assert cosine.shape == sine.shape == (2, 4, 3, 8)
+        positions = np.tile(np.arange(4), (2, 1)) if position_id is None else position_id.asnumpy()
         for row, places in enumerate(positions):
             for column, place in enumerate(places):
                 angles = [place, place, place / 100, place / 100, 0, 0, 0, 0]
-                np.testing.assert_allclose(cosine.asnumpy()[row, column, 0], np.cos(angles), atol=1e-6)
-                np.testing.assert_allclose(sine.asnumpy()[row, column, 0], np.sin(angles) * np.tile([-1, 1], 4),
-                                           atol=1e-6)
+                for head in range(3):
+                    np.testing.assert_allclose(cosine.asnumpy()[row, column, head], np.cos(angles), atol=1e-6)
+                    np.testing.assert_allclose(sine.asnumpy()[row, column, head],
+                                               np.sin(angles) * np.tile([-1, 1], 4), atol=1e-6)
 
 
 def test_norm_is_that_of_mindformers(random):
@@ -193,12 +203,38 @@ def test_norm_is_that_of_mindformers(random):
     x, gradient = (Tensor(random.normal(0, 3, (2, 7, 16)).astype(np.float32)) for _ in range(2))
     weight = Tensor(random.normal(1, 1, 16).astype(np.float32))
     results = []
+    assert not isinstance(transformer.layers[0].input_layernorm, ChatGLM2RMSNorm)
     for norm in (transformer.layers[0].input_layernorm, theirs.layers[0].input_layernorm):
         norm.weight.set_data(weight)
         of_input = Gradients(norm)(x, gradient)
         of_weight = ops.GradOperation(get_by_list=True, sens_param=True)(norm, ms.ParameterTuple([norm.weight]))
         results.append(as_arrays([of_input[0], of_input[1][0], of_weight(x, gradient)[0]]))
-    assert transformer.layers[0].input_layernorm.mean is not transformer.final_layernorm.mean
+    assert transformer.layers[0].input_layernorm.weight is not transformer.final_layernorm.weight
+    for found, wanted in zip(*results):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("change", [{}, {"add_bias_linear": True}])
+def test_feed_forward_is_that_of_mindformers(random, change):
+    config = ChatGLM2Config(**{**SIZE, **change})
+    ours, theirs = ChatGLM2Transformer(config), ChatGLM2Transformer(config)
+    adapt_encoder(ours)
+    adapt_encoder(theirs)
+    use_cpu_cells(ours, config)
+    names = [parameter.name for parameter in theirs.get_parameters()]
+    assert [parameter.name for parameter in ours.get_parameters()] == names
+    x, gradient = (Tensor(random.normal(0, 3, (2, 7, 16)).astype(np.float32)) for _ in range(2))
+    mine, other = ours.layers[0].mlp, theirs.layers[0].mlp
+    assert not isinstance(mine, ChatGLM2MLP)
+    values = [Tensor(random.normal(0, 1, weight.shape).astype(np.float32)) for weight in other.trainable_params()]
+    results = []
+    for cell in (mine, other):
+        for weight, value in zip(cell.trainable_params(), values):
+            weight.set_data(value)
+        (of_input,), of_weights = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)(
+            cell, ms.ParameterTuple(cell.trainable_params()))(x, gradient)
+        results.append(as_arrays([cell(x), of_input, *of_weights]))
+    assert len(results[0]) == len(results[1]) == 2 + len(values)
     for found, wanted in zip(*results):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 

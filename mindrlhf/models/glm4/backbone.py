@@ -13,7 +13,7 @@ from mindspore.ops import operations as P
 
 from mindrlhf.compat.model import adapt_encoder, on_whole_cpu
 from mindrlhf.models.glm4.attention_pieces import query_pieces
-from mindrlhf.models.glm4.cpu_cells import RotaryTables, use_cpu_cells
+from mindrlhf.models.glm4.cpu_cells import MaskForHeads, RotaryTables, use_cpu_cells
 from mindrlhf.models.masks import CausalMask, SegmentMask
 
 __all__ = ["Glm4Backbone"]
@@ -50,7 +50,9 @@ class Glm4Backbone(GLM2PreTrainedModel):
         adapt_encoder(self.encoder)
         self.in_pieces = on_whole_cpu() and use_cpu_cells(self.encoder, config)
         if self.in_pieces:
-            self.rotary_tables = RotaryTables(self.freqs_mgr.cache, config.kv_channels)
+            self.mask_for_heads = MaskForHeads(config)
+            self.rotary_tables = RotaryTables(self.freqs_mgr.cache, config.kv_channels,
+                                              config.num_attention_heads + self.mask_for_heads.groups)
         self.slice_cache = P.StridedSlice().shard(((1, 1, 1),))
         self.gather_cache = P.Gather().shard(((1, 1, 1), (layout.data_parallel, 1)))
         # Layers unpack three tensors and read the last. The compiler of MindSpore 2.5.0.dev20250119 crashes where a
@@ -66,12 +68,13 @@ class Glm4Backbone(GLM2PreTrainedModel):
         self.embedding.shard(layout)
 
     def construct(self, input_ids, first_token, position_id=None, segments=None):
-        _, seq_length = input_ids.shape
+        rows, seq_length = input_ids.shape
         if self.in_pieces:
             mask = ()
             for first, end in query_pieces(seq_length):
-                mask += (self._mask(first_token, segments, first, end),)        # (N, 1, end - first, end) each
-            rotary = self.rotary_tables(seq_length, position_id if segments is not None else None)
+                piece = self._mask(first_token, segments, first, end)           # (N, 1, end - first, end)
+                mask += (self.mask_for_heads(piece),)
+            rotary = self.rotary_tables(rows, seq_length, position_id if segments is not None else None)
         else:
             mask = self._mask(first_token, segments, 0, seq_length)             # (N, 1, S, S)
             rotary = self._rotary(seq_length, position_id, segments)

@@ -4,20 +4,32 @@ On a CPU MindSpore sums and broadcasts with one or two operations a nanosecond, 
 machine's peak: on two cores, `CoreAttention` and `ChatGLM2RMSNorm` take twice as long as all other layers together.
 The cells of this module sum by matrix products, leave out what causality hides, and keep intermediate results small
 enough for the cache. Values and gradients are those of the cells that they replace, up to rounding.
+
+MindSpore's kernels of Add, Sub, Mul, RealDiv and Pow there keep two tables of 8 bytes for each element of their output
+for as long as the graph lives, outside the memory pool, where the shapes of their inputs differ: four times the output
+itself, for each operator and each length of rows. So nothing as large as the hidden states is broadcast here: columns
+and rows are widened by products with ones, which are exact, and what all layers share is tiled once.
+
+Of the results of the forward pass that the backward pass computes again, common-subexpression elimination would keep
+the first: `F.depend` on the gradient keeps the two apart.
 """
+
+from typing import Callable
 
 import mindspore.common.dtype as mstype
 import numpy as np
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
-from mindformers.models.glm2.glm2_modules import ChatGLM2RMSNorm
+from mindformers.models.glm2.glm2_modules import ChatGLM2MLP, ChatGLM2RMSNorm
 from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
+from mindformers.modules.layers import Linear
 from mindspore import Tensor, nn
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
+from mindspore.ops.operations import _grad_ops as G
 
 from mindrlhf.models.glm4.attention_pieces import MOST_PIECES
 
-__all__ = ["PiecewiseAttention", "PiecewiseSelfAttention", "RotaryTables", "use_cpu_cells"]
+__all__ = ["MaskForHeads", "PiecewiseAttention", "PiecewiseSelfAttention", "RotaryTables", "use_cpu_cells"]
 
 _MASKED = -10000.0  # CoreAttention's
 
@@ -27,7 +39,8 @@ class PiecewiseAttention(nn.Cell):
 
     A piece of the queries attends to the keys up to its own end. The backward pass computes the weights again and takes
     the sum that the softmax's gradient needs from the output, both as FlashAttention does
-    (https://arxiv.org/abs/2205.14135, appendix B.4). Key and value are not repeated for the heads of a group.
+    (https://arxiv.org/abs/2205.14135, appendix B.4); it subtracts that sum within a product, by one more column of the
+    gradient and of the values. Key and value are not repeated for the heads of a group.
 
     Args:
         config: the model's dimensions
@@ -35,7 +48,7 @@ class PiecewiseAttention(nn.Cell):
     Inputs:
         query      (N, H, S, d) float32
         key, value (N, G, S, d) float32
-        mask       for each of `query_pieces(S)` (N, 1, end - first, end) float32: 1 where attention is forbidden, or 0
+        mask       of `MaskForHeads`, for each of `query_pieces(S)` (N, G, H/G * (end - first), end) float32
 
     Output:
         (N, S, H * d) float32
@@ -50,20 +63,16 @@ class PiecewiseAttention(nn.Cell):
         self.times = P.BatchMatMul()
         self.transposed_times = P.BatchMatMul(transpose_a=True)
         self.softmax = P.Softmax(-1)
-        self.join = P.Concat(2)
+        self.join, self.widen = P.Concat(2), P.Concat(3)
         self.split = [P.Split(2, count) for count in range(1, MOST_PIECES + 1)]
         self.transpose = P.Transpose()
         self.reshape = P.Reshape()
         self.head_sum = P.MatMul()
-        self.ones = Tensor(np.ones((self.head_dim, 1)), mstype.float32)
+        self.minus_ones = Tensor(np.full((self.head_dim, 1), -1), mstype.float32)
 
     def _weights(self, query, key, mask):
-        """(N, G, H/G * c, e) of queries (N, G, H/G * c, d), keys (N, G, e, d) and mask (N, 1, c, e)."""
-        rows, _, length, end = mask.shape
-        scores = self.times_transposed(query, key)                                              # (N, G, H/G * c, e)
-        shape = (rows, self.groups, self.heads // self.groups, length, end)
-        scores = self.reshape(scores, shape) + self.reshape(mask * _MASKED, (rows, 1, 1, length, end))
-        return self.reshape(self.softmax(scores), (rows, self.groups, -1, end))
+        """(N, G, H/G * c, e) of queries (N, G, H/G * c, d), keys (N, G, e, d) and mask (N, G, H/G * c, e)."""
+        return self.softmax(self.times_transposed(query, key) + mask)
 
     def _pieces(self, tensor, count):
         """`count` tensors (N, ., S / count, .)."""
@@ -90,27 +99,29 @@ class PiecewiseAttention(nn.Cell):
         return self.reshape(context, (rows, seq_length, self.heads * self.head_dim))            # (N, S, H * d)
 
     def bprop(self, query, key, value, mask, out, gradient):
-        rows, _, seq_length, _ = query.shape
+        rows, groups, seq_length, _ = value.shape
         count = len(mask)
         by_head = (rows, seq_length, self.heads, -1)
-        total = self.head_sum(self.reshape(gradient * out, (-1, self.head_dim)), self.ones)     # (N * S * H, 1)
+        total = self.head_sum(self.reshape(gradient * out, (-1, self.head_dim)), self.minus_ones)       # (N * S * H, 1)
         totals = self._pieces(self.transpose(self.reshape(total, by_head), (0, 2, 1, 3)), count)        # (N, H, c, 1)
         gradients = self._pieces(self.transpose(self.reshape(gradient, by_head), (0, 2, 1, 3)), count)  # (N, H, c, d)
-        queries = self._pieces(query * self.scale, count)                                       # (N, H, c, d) each
-        keys, values = self._pieces(key, count), self._pieces(value, count)                     # (N, G, c, d) each
+        queries = self._pieces(F.depend(query, gradient) * self.scale, count)                   # (N, H, c, d) each
+        keys = self._pieces(key, count)                                                         # (N, G, c, d) each
+        values = self._pieces(self.widen((value, F.ones((rows, groups, seq_length, 1), mstype.float32))), count)
         of_query, of_key, of_value, of_mask = (), [()] * count, [()] * count, ()
         for number in range(count):
             piece = self._by_group(queries[number])                                             # (N, G, H/G * c, d)
             seen = self._joined(keys[:number + 1])                                              # (N, G, e, d)
             weights = self._weights(piece, seen, mask[number])                                  # (N, G, H/G * c, e)
             of_out = self._by_group(gradients[number])                                          # (N, G, H/G * c, d)
-            of_weights = self.times_transposed(of_out, self._joined(values[:number + 1]))       # (N, G, H/G * c, e)
-            of_scores = weights * (of_weights - self._by_group(totals[number]))                 # (N, G, H/G * c, e)
+            wide = self.widen((of_out, self._by_group(totals[number])))                         # (N, G, H/G * c, d + 1)
+            of_weights = self.times_transposed(wide, self._joined(values[:number + 1]))         # (N, G, H/G * c, e)
+            of_scores = weights * of_weights                                                    # (N, G, H/G * c, e)
             of_piece = self.times(of_scores, seen)                                              # (N, G, H/G * c, d)
             of_query += (self.reshape(of_piece, (rows, self.heads, -1, self.head_dim)),)        # (N, H, c, d)
             parts = (self._pieces(self.transposed_times(of_scores, piece), number + 1),         # (N, G, c, d) each
                      self._pieces(self.transposed_times(weights, of_out), number + 1))          # (N, G, c, d) each
-            of_mask += (F.zeros_like(mask[number]),)                                            # (N, 1, c, e)
+            of_mask += (F.zeros_like(mask[number]),)                                            # (N, G, H/G * c, e)
             for place in range(number + 1):
                 of_key[place] += (parts[0][place],)
                 of_value[place] += (parts[1][place],)
@@ -124,6 +135,31 @@ class PiecewiseAttention(nn.Cell):
         return self._joined(sums)
 
 
+class MaskForHeads(nn.Cell):
+    """What `PiecewiseAttention` adds to its scores: a mask, times -10000, for all heads; made once for all layers.
+
+    Args:
+        config: the model's dimensions
+
+    Inputs:
+        mask (N, 1, c, e) float32: 1 where attention is forbidden, or 0
+
+    Output:
+        (N, G, H/G * c, e) float32
+    """
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.groups = config.multi_query_group_num if config.multi_query_attention else self.heads
+        self.tile, self.reshape = P.Tile(), P.Reshape()
+
+    def construct(self, mask):
+        rows, _, _, end = mask.shape
+        mask = self.tile(mask * _MASKED, (1, self.heads, 1, 1))                                 # (N, H, c, e)
+        return self.reshape(mask, (rows, self.groups, -1, end))                                 # (N, G, H/G * c, e)
+
+
 class RotaryTables(nn.Cell):
     """Cosine and sine of each position's angles, for `PiecewiseSelfAttention`.
 
@@ -134,16 +170,17 @@ class RotaryTables(nn.Cell):
     Args:
         cache: (P, d / 4, 2), cosine and sine of positions and pairs, as MindFormers' `FreqsMgr` has them
         width: d, of a head
+        heads: that are turned, H + G
 
     Inputs:
-        seq_length  a Python int, S
-        position_id (N, S) int32; None: each row counts from its start
+        rows, seq_length Python ints, N and S
+        position_id      (N, S) int32; None: each row counts from its start
 
     Outputs:
-        cosine, sine (N or 1, S, 1, d) float32
+        cosine, sine (N, S, H + G, d) float32, the same for all heads
     """
 
-    def __init__(self, cache: Tensor, width: int):
+    def __init__(self, cache: Tensor, width: int, heads: int):
         super().__init__()
         pairs = cache.asnumpy().astype(np.float32)                                              # (P, d / 4, 2)
         positions, rest = len(pairs), width - 2 * pairs.shape[1]
@@ -151,19 +188,20 @@ class RotaryTables(nn.Cell):
         sine = np.stack((-pairs[..., 1], pairs[..., 1]), axis=-1).reshape(positions, -1)        # (P, d / 2)
         self.cosine = Tensor(np.concatenate((cosine, np.ones((positions, rest), np.float32)), axis=-1))   # (P, d)
         self.sine = Tensor(np.concatenate((sine, np.zeros((positions, rest), np.float32)), axis=-1))      # (P, d)
-        self.width = width
-        self.slice, self.gather, self.reshape = P.StridedSlice(), P.Gather(), P.Reshape()
+        self.width, self.heads = width, heads
+        self.slice, self.gather, self.reshape, self.tile = P.StridedSlice(), P.Gather(), P.Reshape(), P.Tile()
 
-    def construct(self, seq_length, position_id=None):
+    def construct(self, rows, seq_length, position_id=None):
+        return (self._table(self.cosine, rows, seq_length, position_id),                        # (N, S, H+G, d)
+                self._table(self.sine, rows, seq_length, position_id))                          # (N, S, H+G, d)
+
+    def _table(self, table, rows, seq_length, position_id):
         if position_id is None:
-            shape = (1, seq_length, 1, self.width)
-            cosine = self.slice(self.cosine, (0, 0), (seq_length, self.width), (1, 1))          # (S, d)
-            sine = self.slice(self.sine, (0, 0), (seq_length, self.width), (1, 1))              # (S, d)
+            table = self.slice(table, (0, 0), (seq_length, self.width), (1, 1))                 # (S, d)
         else:
-            shape = (-1, seq_length, 1, self.width)
-            cosine = self.gather(self.cosine, position_id, 0)                                   # (N, S, d)
-            sine = self.gather(self.sine, position_id, 0)                                       # (N, S, d)
-        return self.reshape(cosine, shape), self.reshape(sine, shape)                           # (N or 1, S, 1, d) each
+            table = self.gather(table, position_id, 0)                                          # (N, S, d)
+        times = (rows if position_id is None else 1, 1, self.heads, 1)
+        return self.tile(self.reshape(table, (-1, seq_length, 1, self.width)), times)           # (N, S, H+G, d)
 
 
 class _Rotation(nn.Cell):
@@ -245,68 +283,132 @@ class PiecewiseSelfAttention(nn.Cell):
         return self.dense(self.core_attention(query, key, value, attention_mask))               # (N, S, hidden)
 
 
-class _RowMean(nn.Cell):
-    """Mean over the last axis: (N, S, C) to (N, S, 1), float32."""
+class _NormOfRows(nn.Cell):
+    """RMSNorm: x / sqrt(mean of x^2 + eps) * weight, each of whose broadcasts is a product of a column and a row.
 
-    def __init__(self, width: int):
+    Inputs:
+        x      (T, C) float32
+        weight (1, C) float32
+
+    Output:
+        (T, C) float32
+    """
+
+    def __init__(self, width: int, eps: float):
         super().__init__()
-        self.product, self.reshape = P.MatMul(), P.Reshape()
+        self.product, self.transposed_product = P.MatMul(), P.MatMul(transpose_a=True)
+        self.product_transposed = P.MatMul(transpose_b=True)
+        self.rsqrt = P.Rsqrt()
+        self.eps = eps
         self.share = Tensor(np.full((width, 1), 1 / width), mstype.float32)
+        self.shares = Tensor(np.full((1, width), 1 / width), mstype.float32)
 
-    def construct(self, x, _axis):
-        rows, seq_length, width = x.shape
-        return self.reshape(self.product(self.reshape(x, (-1, width)), self.share), (rows, seq_length, 1))
+    def _factor(self, x):
+        return self.rsqrt(self.product(x * x, self.share) + self.eps)                           # (T, 1)
+
+    def construct(self, x, weight):
+        return x * self.product(self._factor(x), weight)                                        # (T, C)
+
+    def bprop(self, x, weight, _out, gradient):
+        x = F.depend(x, gradient)                                                               # (T, C)
+        factor, of_out = self._factor(x), gradient * x                                          # (T, 1), (T, C)
+        of_weight = self.transposed_product(factor, of_out)                                     # (1, C)
+        pull = self.product_transposed(of_out, weight) * (factor * factor * factor)             # (T, 1)
+        of_x = gradient * self.product(factor, weight) - x * self.product(pull, self.shares)    # (T, C)
+        return of_x, of_weight
 
 
-class _TimesColumn(nn.Cell):
-    """(N, S, C) times (N, S, 1)."""
+class _RmsNorm(nn.Cell):
+    """MindFormers' `ChatGLM2RMSNorm`, whose weight it takes over: (N, S, C) to (N, S, C)."""
 
-    def __init__(self, width: int):
+    def __init__(self, norm: ChatGLM2RMSNorm):
         super().__init__()
-        self.product, self.reshape = P.MatMul(), P.Reshape()
-        self.ones = Tensor(np.ones((width, 1)), mstype.float32)
+        self.weight = norm.weight
+        self.width, = norm.weight.shape
+        self.rows = _NormOfRows(self.width, float(norm.eps.asnumpy()))
+        self.reshape, self.cast = P.Reshape(), P.Cast()
 
-    def construct(self, x, factor):
-        return x * factor                                                                       # (N, S, C)
-
-    def bprop(self, x, factor, _out, gradient):
-        total = self.product(self.reshape(gradient * x, (-1, x.shape[2])), self.ones)           # (N * S, 1)
-        return gradient * factor, self.reshape(total, factor.shape)                             # (N, S, C), (N, S, 1)
+    def construct(self, x):
+        flat = self.cast(self.reshape(x, (-1, self.width)), mstype.float32)                     # (N * S, C)
+        weight = self.cast(self.reshape(self.weight, (1, self.width)), mstype.float32)          # (1, C)
+        return self.cast(self.reshape(self.rows(flat, weight), x.shape), x.dtype)               # (N, S, C)
 
 
-class _TimesRow(nn.Cell):
-    """(N, S, C) times (C,)."""
+class _PlusRow(nn.Cell):
+    """(T, C) plus (C,)."""
 
     def __init__(self):
         super().__init__()
-        self.product, self.reshape, self.ones = P.MatMul(), P.Reshape(), P.Ones()
+        self.plus, self.product, self.reshape, self.ones = P.BiasAdd(), P.MatMul(), P.Reshape(), P.Ones()
 
-    def construct(self, x, factor):
-        return x * factor                                                                       # (N, S, C)
+    def construct(self, x, bias):
+        return self.plus(x, bias)                                                               # (T, C)
 
-    def bprop(self, x, factor, _out, gradient):
-        rows, seq_length, width = x.shape
-        ones = self.ones((1, rows * seq_length), mstype.float32)                                # (1, N * S)
-        total = self.product(ones, self.reshape(gradient * x, (-1, width)))                     # (1, C)
-        return gradient * factor, self.reshape(total, (width,))                                 # (N, S, C), (C,)
+    def bprop(self, x, bias, _out, gradient):
+        total = self.product(self.ones((1, x.shape[0]), mstype.float32), gradient)              # (1, C)
+        return gradient, self.reshape(total, bias.shape)                                        # (T, C), (C,)
+
+
+class _SwiGlu(nn.Cell):
+    """silu(a) * b of (N, S, 2 C), which has a and b side by side: (N, S, C), float32; keeps its input alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.split, self.join = P.Split(2, 2), P.Concat(2)
+        self.sigmoid, self.sigmoid_gradient = P.Sigmoid(), G.SigmoidGrad()
+
+    def construct(self, x):
+        gate, linear = self.split(x)                                                            # (N, S, C) each
+        return gate * self.sigmoid(gate) * linear                                               # (N, S, C)
+
+    def bprop(self, x, _out, gradient):
+        gate, linear = self.split(F.depend(x, gradient))                                        # (N, S, C) each
+        opening = self.sigmoid(gate)                                                            # (N, S, C)
+        of_linear, of_silu = gradient * (gate * opening), gradient * linear                     # (N, S, C) each
+        of_gate = of_silu * opening + self.sigmoid_gradient(opening, of_silu * gate)            # (N, S, C)
+        return (self.join((of_gate, of_linear)),)                                               # (N, S, 2 C)
+
+
+class _FeedForward(nn.Cell):
+    """MindFormers' `ChatGLM2MLP`, whose projections it takes over: (N, S, hidden) to (N, S, hidden)."""
+
+    def __init__(self, mlp: ChatGLM2MLP):
+        super().__init__()
+        self.dense_h_to_4h, self.dense_4h_to_h = mlp.dense_h_to_4h, mlp.dense_4h_to_h
+        self.activation = _SwiGlu()
+
+    def construct(self, hidden_states):
+        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(hidden_states)))           # (N, S, hidden)
+
+
+def _replace(parent: nn.Cell, name: str, kind: Callable[..., nn.Cell], *arguments) -> None:
+    """Put a new cell, made of that which it replaces, in its place; its parameters keep the names that they had."""
+    replaced = getattr(parent, name)
+    named = [(parameter, parameter.name) for parameter in replaced.get_parameters()]
+    setattr(parent, name, kind(replaced, *arguments))
+    for parameter, own in named:  # a Cell puts its child's name before those of the child's parameters
+        parameter.name = own
 
 
 def use_cpu_cells(transformer: ChatGLM2Transformer, config: ChatGLM2Config) -> bool:
     """Put this module's cells into a transformer, where their conditions hold.
 
     Returns:
-        whether its attention is `PiecewiseSelfAttention`, which takes a mask in pieces and `RotaryTables`
+        whether its attention is `PiecewiseSelfAttention`, which takes `MaskForHeads` in pieces and `RotaryTables`
     """
-    for _, cell in transformer.cells_and_names():
-        if isinstance(cell, ChatGLM2RMSNorm) and cell.self_define and config.layernorm_compute_type == mstype.float32:
-            width, = cell.weight.shape
-            cell.mean, cell.mul, cell.mul2 = _RowMean(width), _TimesColumn(width), _TimesRow()
-    if config.use_flash_attention or config.attention_dropout or config.compute_dtype != mstype.float32 \
+    computes_float32 = config.compute_dtype == mstype.float32
+    for _, parent in list(transformer.cells_and_names()):
+        for name, cell in list(parent.name_cells().items()):
+            if isinstance(cell, ChatGLM2RMSNorm) and cell.self_define \
+                    and config.layernorm_compute_type == mstype.float32:
+                _replace(parent, name, _RmsNorm)
+            elif isinstance(cell, ChatGLM2MLP) and computes_float32 and hasattr(cell, "dense_h_to_4h"):
+                _replace(parent, name, _FeedForward)
+            elif isinstance(cell, Linear) and cell.has_bias and computes_float32:
+                cell.bias_add = _PlusRow()
+    if config.use_flash_attention or config.attention_dropout or not computes_float32 \
             or not config.apply_query_key_layer_scaling:
         return False
     for layer in transformer.layers:
-        named = [(parameter, parameter.name) for parameter in layer.self_attention.get_parameters()]
-        layer.self_attention = PiecewiseSelfAttention(layer.self_attention, config)
-        for parameter, name in named:  # a Cell puts its child's name before those of the child's parameters
-            parameter.name = name
+        _replace(layer, "self_attention", PiecewiseSelfAttention, config)
     return True
