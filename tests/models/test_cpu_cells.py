@@ -7,13 +7,18 @@
 | test_self_attention_* | output, gradients of input and parameters, their names | mindformers' ChatGLM2SelfAttention |
 | test_rotary_tables_* | their rows | the angles, by hand |
 | test_norm_* | output, gradients of input and weight | mindformers' ChatGLM2RMSNorm |
-| test_feed_forward_* | output, gradients of input and parameters, names of all parameters | mindformers' ChatGLM2MLP |
+| test_feed_forward_* | output, gradients of input and parameters, all names | mindformers' ChatGLM2MLP |
 | test_masks_in_pieces_* | each piece of a mask | the whole mask |
+| test_nothing_large_* | what leaves tables behind in the compiled step, and its size | tokens of a batch |
 | test_mindformers_cells_stay_* | which attention a model has | the conditions, one by one |
 """
+import math
+
 import mindspore as ms
 import numpy as np
 import pytest
+from compiled_graph import read_graph
+from mindformers.core.lr import CosineWithWarmUpLR
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindformers.models.glm2.glm2_modules import ChatGLM2MLP, ChatGLM2RMSNorm, FreqsMgr
 from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer, CoreAttention
@@ -29,7 +34,9 @@ from mindrlhf.models.glm4.cpu_cells import (
     RotaryTables,
     use_cpu_cells,
 )
+from mindrlhf.models.glm4.glm_reward import Glm4RewardModel
 from mindrlhf.models.masks import CausalMask, SegmentMask
+from mindrlhf.training.step import RewardTrainOneStepCell, SkippingAdamWeightDecay
 
 pytestmark = pytest.mark.stack
 
@@ -266,3 +273,39 @@ def test_mindformers_cells_stay_in_a_sliced_layout():
         ms.reset_auto_parallel_context()
     assert isinstance(backbone.encoder.layers[0].self_attention.core_attention, CoreAttention)
     assert isinstance(backbone.encoder.layers[0].input_layernorm.mean, ops.Primitive)
+
+
+# Kernels that keep 16 bytes for each element of their output where shapes differ, and those that always do.
+TABLES_OF_BROADCASTS, TABLES = {"Add", "Sub", "Mul", "RealDiv", "Pow"}, {"Div", "FloorDiv", "SquaredDifference"}
+
+
+def leaves_tables(node):
+    (_, shape), *others = node.after
+    elements = math.prod(shape)
+    broadcast = any(math.prod(before) not in (1, elements) for _, before in node.before)
+    return not others and (node.operator in TABLES or (node.operator in TABLES_OF_BROADCASTS and broadcast))
+
+
+@pytest.mark.parametrize("kind", ["packed", pytest.param("padded", marks=pytest.mark.further)])
+def test_nothing_large_is_broadcast(tmp_path, monkeypatch, kind):
+    """Of a step of 2 rows of 128 tokens, in two pieces: nothing that leaves tables has more elements than tokens."""
+    monkeypatch.setenv("MS_DEV_DUMP_IR_PASSES", "validate")
+    rows, length = 2, 128
+    model = Glm4RewardModel(ChatGLM2Config(**{**SIZE, "seq_length": length, "track_step_metrics": True}))
+    zeros = Tensor(np.zeros((rows, length)), ms.int32)
+    if kind == "padded":
+        inputs = zeros, zeros, zeros + 1, zeros[:1], Tensor([3, 4], ms.int32)
+    else:
+        inputs = zeros, zeros, zeros, zeros.astype(ms.float32), zeros[:, :4], zeros, zeros
+    optimizer = SkippingAdamWeightDecay(model.trainable_params(), CosineWithWarmUpLR(0.1, total_steps=9))
+    network = RewardTrainOneStepCell(model, optimizer, use_clip_grad=True,
+                                     scale_sense=nn.DynamicLossScaleUpdateCell(1024, 2, 1000)).set_train()
+    ms.set_context(save_graphs=1, save_graphs_path=str(tmp_path))
+    try:
+        network.compile(*inputs)
+    finally:
+        ms.set_context(save_graphs=0)
+    nodes = read_graph(tmp_path).values()
+    assert sum(node.operator == "BatchMatMul" for node in nodes) >= 4  # the graph is there, with its attention
+    assert [(node.operator, node.before, node.scope) for node in nodes
+            if node.after and leaves_tables(node) and math.prod(node.after[0][1]) > rows * length] == []

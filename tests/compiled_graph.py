@@ -1,4 +1,4 @@
-"""The graph that MindSpore compiles, read from the text that `context.save_graphs` writes; for test_collectives.py."""
+"""The graph that MindSpore compiles, read from the text that `context.save_graphs` writes."""
 import math
 import re
 from collections import deque
