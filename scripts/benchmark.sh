@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure conversion, training, scoring and start-up; print a table in Markdown and write it with all raw figures as JSON.
 #   bash scripts/benchmark.sh [--with-peers] [--quick] [--rounds N] [--output DIR] [--parts PART,...]
-# Parts: conversion, training, scoring, start-up. Default output: output/benchmark.
+# Parts: conversion, training, training-16, training-large, scoring, scoring-8, start-up. Default output: output/benchmark.
 # --with-peers makes .venv-torch (once; setup.py's extra "peers") and runs transformers and TRL alternately with this
 # project; without it they are measured if .venv-torch is there, or the interpreter that REFERENCE_PYTHON names.
 set -euo pipefail

@@ -68,9 +68,8 @@ def main() -> int:
     from mindrlhf.training.plan import plan_training
     plan = plan_training(args)
     if args.dry_run:
-        from mindrlhf.training.dry_run import check_run, describe
-        print(describe(plan))
-        check_run(plan)
+        from mindrlhf.training.dry_run import dry_run
+        dry_run(plan, print)
         print("OK")
     else:
         from mindrlhf.training.train import train

@@ -1,13 +1,13 @@
 """The dry run: reads the data as training does, and says what a run will do and need. It touches no device."""
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 from mindrlhf.config.known_keys import ignored_keys
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.errors import Problems
 from mindrlhf.tables import size_text
 from mindrlhf.training.held_out import schedule_of
-from mindrlhf.training.memory import MemoryEstimate, Size, estimate_memory
+from mindrlhf.training.memory import MemoryEstimate, check_memory, estimate_memory, sizes_of_rows
 from mindrlhf.training.plan import (
     CheckpointSpace,
     TrainingPlan,
@@ -18,12 +18,19 @@ from mindrlhf.training.plan import (
 )
 from mindrlhf.training.run_folder import check_alone, event_folder
 
-__all__ = ["check_run", "describe"]
+__all__ = ["check_run", "describe", "dry_run"]
 
 
-def check_run(plan: TrainingPlan) -> None:
-    """Raise `UserError` unless the disk has room, no other run is alive in the output folder, and MindFormers' classes
-    take what the YAML says of them.
+def dry_run(plan: TrainingPlan, tell: Callable[[str], None]) -> None:
+    """Tell what a run will do and need; then raise `UserError` if something of that is not there."""
+    dataset = _open_dataset(plan)
+    tell(describe(plan, dataset))
+    check_run(plan, dataset)
+
+
+def check_run(plan: TrainingPlan, dataset=None) -> None:
+    """Raise `UserError` unless the disk and, for the dataset's rows, the memory have room, no other run is alive in the
+    output folder, and MindFormers' classes take what the YAML says of them.
     """
     from mindrlhf.training.check_parts import check_parts
     problems = Problems()
@@ -33,24 +40,30 @@ def check_run(plan: TrainingPlan) -> None:
         check_space(plan)
     with problems:
         check_alone(plan.config.output)
+    if dataset is not None:
+        with problems:
+            check_memory(plan.config, sizes_of_rows(plan.config, dataset))
     problems.raise_all()
 
 
-def describe(plan: TrainingPlan) -> str:
+def describe(plan: TrainingPlan, dataset=None) -> str:
     """What a run will do and need, as lines of text.
+
+    Args:
+        dataset: the plan's, of the whole step; None: it is opened
 
     Raises:
         UserError: what is found only by reading the data: an unreadable file, a pair that is too long for a row.
     """
-    config, dataset = plan.config, _open_dataset(plan)
+    config, dataset = plan.config, _open_dataset(plan) if dataset is None else dataset
     steps = dataset.get_dataset_size()
     check_sink_size(config, steps)
     if config.batching.padded:
         tokens = f"{steps * 2 * config.global_batch * config.model.seq_length:,} computed"
-        sizes = [Size(2 * config.batching.size, config.model.seq_length)]
     else:
-        computed, text, sizes = _packed_tokens(dataset.steps, config)
+        computed, text = _packed_tokens(dataset.steps)
         tokens = f"{computed:,} computed, {text:,} of text"
+    sizes = sizes_of_rows(config, dataset)
     resumed = starting_checkpoint(config) if config.start.resume else None
     done = _steps_done(config, resumed, steps) if resumed else 0
     space = space_for_checkpoints(config, steps * config.epochs, done)
@@ -70,8 +83,7 @@ def describe(plan: TrainingPlan) -> str:
         **({"TensorBoard": f"the figures of each step go to {event_folder(config)}"
                            + ("" if config.tensorboard.folder else ", with the number of a further run behind it")}
            if config.tensorboard else {}),
-        "memory": _memory_text(config, max((estimate_memory(config, size) for size in sizes),
-                                           key=lambda estimate: estimate.total)),
+        "memory": _memory_text(config, estimate_memory(config, *sizes)),
     }
     ignored = ignored_keys(config.mapping)
     if ignored:
@@ -126,13 +138,9 @@ def _open_dataset(plan: TrainingPlan):
            "objective": config.objective, "seed": config.batching.seed, "seq_length": config.model.seq_length}))
 
 
-def _packed_tokens(steps, config: RunConfig) -> Tuple[int, int, List[Size]]:
-    """(tokens computed, tokens of text, sizes of a device's batches) of an epoch of packed rows."""
-    planned = steps.planned_sizes()
-    parts = config.global_batch // config.batching.size  # devices x micro-batches
-    sizes = [Size(-(-rows // parts), length) for rows, length in sorted(set(planned))]
-    return (sum(rows * length for rows, length in planned),
-            steps.planned_text_tokens(), sizes)
+def _packed_tokens(steps) -> Tuple[int, int]:
+    """(tokens computed, tokens of text) of an epoch of packed rows."""
+    return sum(rows * length for rows, length in steps.planned_sizes()), steps.planned_text_tokens()
 
 
 def _layout_text(config: RunConfig) -> str:

@@ -1,14 +1,18 @@
 """An estimate of the memory that training takes of a device, by formula."""
-from dataclasses import dataclass
-from typing import Tuple
+from dataclasses import dataclass, replace
+from typing import Callable, List, Sequence, Tuple
 
 from mindrlhf.compat.installed import repeats_key_and_value
 from mindrlhf.config.run_config import RunConfig
+from mindrlhf.data.row_packing import ROW_STEP
+from mindrlhf.errors import UserError
+from mindrlhf.free_memory import free_memory
 from mindrlhf.models.glm4.attention_pieces import query_pieces
 from mindrlhf.models.glm4.dimensions import MOMENT_BYTES, Dimensions, values_of, weights_of
+from mindrlhf.tables import size_text
 from mindrlhf.weights.tensors import FLOAT_BYTES
 
-__all__ = ["MemoryEstimate", "Size", "estimate_memory", "memory_of_backward"]
+__all__ = ["MemoryEstimate", "Size", "check_memory", "estimate_memory", "memory_of_backward", "sizes_of_rows"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class MemoryEstimate:
     """Bytes of one device, of the process that holds most, at one moment of a step.
 
     Attributes:
-        parameters, optimizer, gradients: what their names say; `gradients` with the copy that clipping makes on a CPU
+        parameters, optimizer, gradients: what their names say; `gradients` with copies of them on a CPU
         weights:     weights that are put together again, or cast to the type of computation
         activations: what the backward pass needs, and on a CPU all other intermediate results
         program:     compiled graphs, on a CPU
@@ -42,29 +46,89 @@ class MemoryEstimate:
         return sum(vars(self).values())
 
 
-def estimate_memory(config: RunConfig, size: Size) -> MemoryEstimate:
-    """Memory of one device at the fullest moment of a training step.
+def sizes_of_rows(config: RunConfig, dataset) -> List[Size]:
+    """The sizes of a device's batches, of which the dataset has planned whole steps unless rows are padded."""
+    if config.batching.padded:
+        return [Size(2 * config.batching.size, config.model.seq_length)]
+    parts = config.global_batch // config.batching.size  # devices x micro-batches
+    return [Size(-(-rows // parts), length) for rows, length in sorted(set(dataset.steps.planned_sizes()))]
 
-    On Ascend and GPU see `memory_of_backward`. On a CPU MindSpore's runtime keeps most results of both passes, in
-    float32. Coefficients are measured on tiny models with MindSpore 2.9.0 and 2.5.0.dev20250119, between which they lie
-    (hidden size 64 to 1024, feed-forward width 172 to 2048, 1 to 8 layers, 64 to 1024 tokens a row). P: values of the
-    weights; T = rows x length: tokens; h, w, f: hidden size; width of query, key and value; feed-forward width.
-        P x 20                parameter, moments, gradient and its clipped copy
-        a layer               T x 4 x (80 h + 8 w + 10 f), and attention matrices, below the diagonal: 10 float32
-                              for each head, 2 for the masks
-        program               100 MB, 34 MB a layer for its graph, and 10 MB for each further piece of the attention
+
+def check_memory(config: RunConfig, sizes: Sequence[Size]) -> None:
+    """Raise `UserError` if a run on a CPU needs more memory than is free there; several processes each look at their
+    own share alone.
+    """
+    free = free_memory() if config.layout.device == "CPU" else None
+    if free is None:
+        return
+    needed = estimate_memory(config, *sizes).total
+    if needed <= free:
+        return
+    size = config.batching.size
+    fits = _largest(size, lambda rows: estimate_memory(config, *(
+        replace(each, rows=-(-each.rows * rows // size)) for each in sizes)).total <= free)
+    ways = [f"runner_config.batch_size {fits}"] if fits else []
+    if config.batching.kind == "packing":
+        steps = _largest(config.batching.row_length // ROW_STEP, lambda count: estimate_memory(config, *(
+            replace(each, length=count * ROW_STEP) for each in sizes)).total <= free)
+        ways += [f"train_dataset.row_length {steps * ROW_STEP} if no pair is longer"] if steps else []
+    least = estimate_memory(config, Size(0, 1)).total
+    if ways:
+        remedy = f"{' or '.join(ways)} would fit"
+    elif least > free:
+        remedy = f"weights, optimizer and gradients alone take {size_text(least)}: it needs another machine or model"
+    else:
+        remedy = "no batch_size is small enough: a smaller seq_length needs less"
+    raise UserError(f"memory: found {size_text(free)} free, expected {size_text(needed)}, the estimate for this run "
+                    f"({', '.join(f'{each.rows} x {each.length}' for each in sizes)} tokens): {remedy}")
+
+
+def _largest(below: int, fits: Callable[[int], bool]) -> int:
+    """The largest number below `below` that fits, or 0; all below one that fits do."""
+    low, high = 0, below
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def estimate_memory(config: RunConfig, *sizes: Size) -> MemoryEstimate:
+    """Memory of one device at the fullest moment of a training step, of rows of these sizes.
+
+    On Ascend and GPU see `memory_of_backward`. On a CPU MindSpore keeps, in float32, what the backward pass needs, and
+    gives up the rest as soon as it is used; but what it has once taken of the machine stays with the process, and does
+    not fit together without gaps. Coefficients are fitted to training steps of MindSpore 2.9.0 (hidden size 256 and
+    1024, 1 to 8 layers, 1,088 to 4,224 tokens, vocabulary 1,024 and 151,552), of which they are off by 13 % at most.
+    P: values of the weights; T = rows x length: tokens; h, q, w, f: hidden size; width of query; of query, key and
+    value; feed-forward width.
+        P x 28                parameter, moments, and four times the gradient: with its square, its clipped copy and
+                              what the optimizer returns
+        a layer               T x 4 x (4 h + q + w + 3 f)
+        attention             three times the scores of a layer, below the diagonal
+        of the last two sums and of the gradients the larger counts whole, the smaller for 60 %
+        program               for each size of rows 15 MB and 45 MB a layer; for the largest one T x 4 x (16.5 h +
+                              57 h up to 14,600), of results too small to be given back to the machine
     """
     if config.layout.device != "CPU":
-        return max(memory_of_backward(config, size), key=lambda moment: moment.total)
+        return max((moment for size in sizes for moment in memory_of_backward(config, size)),
+                   key=lambda moment: moment.total)
     model = config.model.dimensions
     values, width = values_of(weights_of(model)), FLOAT_BYTES[config.model.parameter_type]
-    pieces = len(query_pieces(size.length))
-    seen = size.rows * size.length ** 2 * (pieces + 1) / (2 * pieces)
-    layer = 4 * (size.rows * size.length * (80 * model.hidden_size + 8 * sum(_attention_widths(model))
-                                            + 10 * model.ffn_hidden_size)
-                 + seen * (10 * model.num_attention_heads + 2))
-    return MemoryEstimate(values * width, values * MOMENT_BYTES, 2 * values * width, 0,
-                          int(model.num_layers * layer), (100 + 34 * model.num_layers + 10 * (pieces - 1)) << 20)
+    gradients, activations = 4 * values * width, max(_activations_of_cpu(model, size) for size in sizes)
+    shared = int(0.4 * min(gradients, activations))
+    small = int(4 * max(size.rows * size.length for size in sizes)
+                * (16.5 * model.hidden_size + min(57 * model.hidden_size, 14600)))
+    return MemoryEstimate(values * width, values * MOMENT_BYTES, gradients, 0, activations - shared,
+                          len(sizes) * (15 + 45 * model.num_layers << 20) + small)
+
+
+def _activations_of_cpu(model: Dimensions, size: Size) -> int:
+    """Bytes of what the layers keep, and of the attention of one of them."""
+    query, others = _attention_widths(model)
+    tokens, pieces = size.rows * size.length, len(query_pieces(size.length))
+    scores = tokens * size.length * model.num_attention_heads * (pieces + 1) / (2 * pieces)
+    kept = tokens * (4 * model.hidden_size + 2 * query + others + 3 * model.ffn_hidden_size)
+    return int(4 * (model.num_layers * kept + 3 * scores))
 
 
 def _attention_widths(model: Dimensions) -> Tuple[int, int]:

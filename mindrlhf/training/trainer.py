@@ -17,6 +17,7 @@ from mindrlhf.compat.trainer import arguments_of_optimizer
 from mindrlhf.training.best import Watch
 from mindrlhf.training.evaluation import EvaluationMonitor, Evaluator
 from mindrlhf.training.held_out import schedule_of
+from mindrlhf.training.memory import check_memory, sizes_of_rows
 from mindrlhf.training.monitor import RewardMonitor, writes_figures
 from mindrlhf.training.plan import TrainingPlan, check_sink_size
 from mindrlhf.training.start_from import Counters, StartingPoint
@@ -61,6 +62,7 @@ class RewardTrainer(BaseTrainer):
         dataset = self.create_train_dataset()
         steps_of_epoch = dataset.get_dataset_size()
         check_sink_size(plan.config, steps_of_epoch)
+        check_memory(plan.config, sizes_of_rows(plan.config, dataset))
         logger.info("the data has %d steps an epoch", steps_of_epoch)
         counters = None
         if start and start.resumed:

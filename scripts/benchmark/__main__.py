@@ -27,7 +27,7 @@ from measure_scoring import scoring
 from measure_start_up import start_up
 from measure_training import training
 from runner import Bench
-from settings import BATCH, EPOCHS, FULL, OPTIMIZER, PARTS, QUICK, ROOT, THREADS, WARM_UP
+from settings import EPOCHS, FULL, OPTIMIZER, PARTS, QUICK, ROOT, THREADS, WARM_UP, shapes
 
 from mindrlhf.cli import new_parser, positive_int
 from mindrlhf.errors import run_main
@@ -76,13 +76,14 @@ def measure(bench: "Bench", args: argparse.Namespace) -> Dict[str, Any]:
     ceilings: List[Dict[str, Any]] = []
     if "conversion" in args.parts:
         results["conversion"] = conversion(bench)
-    if {"training", "scoring"} & set(args.parts):
-        bench.make_model()
+    models = shapes(bench.amounts)
+    for part in PARTS:
+        if part in args.parts and part.startswith("training"):
+            results[part] = training(bench, part, models[part], ceilings)
+        elif part in args.parts and part.startswith("scoring"):
+            results[part] = scoring(bench, part, models["training"], ceilings)
+    if ceilings:
         results["sgemm"] = ceilings
-    if "training" in args.parts:
-        results["training"] = training(bench, ceilings)
-    if "scoring" in args.parts:
-        results["scoring"] = scoring(bench, ceilings)
     if "start-up" in args.parts:
         results["start-up"] = start_up(bench)
     elapsed = (time.perf_counter() - begin) * os.cpu_count()
@@ -106,8 +107,8 @@ def time_of_others() -> float:
 
 def settings_of(bench: "Bench", quick: bool) -> Dict[str, Any]:
     """What the figures depend on."""
-    return {"quick": quick, "amounts": asdict(bench.amounts), "threads": THREADS, "pairs_a_step": BATCH,
-            "dimensions": bench.dimensions, "type": "float32", **OPTIMIZER,
+    return {"quick": quick, "amounts": asdict(bench.amounts), "threads": THREADS,
+            "dimensions": shapes(bench.amounts)["training"].dimensions, "type": "float32", **OPTIMIZER,
             "epochs": EPOCHS, "warm_up_steps_of_one_epoch": WARM_UP}
 
 

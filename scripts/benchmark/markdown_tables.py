@@ -3,7 +3,7 @@ from statistics import median
 from typing import Any, Dict, List, Sequence
 
 from runner import model_text
-from settings import BATCH, OURS, SEQ, SGEMM_SIZE, THREADS, TRL
+from settings import ANSWER_TOKENS, ANSWERS, OURS, PARTS, PROMPT_TOKENS, SEQ, SGEMM_SIZE, THREADS, TRL
 
 
 def report(results: Dict[str, Any]) -> List[str]:
@@ -18,12 +18,16 @@ def report(results: Dict[str, Any]) -> List[str]:
     if "conversion" in results:
         lines += ["", "Conversion, pairs/s:", "", *conversion_table(results["conversion"])]
     model = model_text(results["settings"]["dimensions"])
-    if "training" in results:
-        lines += ["", f"Training ({model}, {BATCH} pairs a step, sequence length {SEQ}, {amounts['training']} pairs):",
-                  "", *training_table(results)]
-    if "scoring" in results:
-        lines += ["", f"Scoring ({model}; both answers of {amounts['scoring']} questions):", "",
-                  *scoring_table(results)]
+    for part in PARTS:
+        if part in results and part.startswith("training"):
+            here = results[part]
+            lines += ["", f"Training ({model_text(here['dimensions'])}, {here['pairs_a_step']} pairs a step, sequence "
+                      f"length {SEQ}, {amounts['training'][part]} pairs):", "", *training_table(results, part)]
+        elif part in results and part.startswith("scoring"):
+            asked = f"both answers of {results[part]['questions']} questions" if part == "scoring" else (
+                f"{ANSWERS} answers of {ANSWER_TOKENS} tokens to each of {results[part]['questions']} prompts of "
+                f"{PROMPT_TOKENS}")
+            lines += ["", f"Scoring ({model}; {asked}):", "", *scoring_table(results, part)]
     if "sgemm" in results:
         lines += ["", *ceiling_lines(results)]
     if "start-up" in results:
@@ -50,11 +54,11 @@ def conversion_table(rounds: Dict[str, List[Dict[str, Any]]]) -> List[str]:
     return markdown(rows)
 
 
-def training_table(results: Dict[str, Any]) -> List[str]:
+def training_table(results: Dict[str, Any], name: str) -> List[str]:
     """A row a way of batching, and TRL's."""
-    part = results["training"]
+    part = results[name]
     rates = {way: median(one["pairs"] / one["seconds"] for one in found) for way, found in part["rounds"].items()}
-    allowed, text_tokens = allowed_tokens(results, "training"), part["text_tokens"] * 2 / part["texts"]
+    allowed, text_tokens = allowed_tokens(results, name), part["text_tokens"] * 2 / part["texts"]
     rows = [["", "pairs/s", "real tokens/s", "padding", "computed a real token", "pairs a step", "peak memory",
              "of sgemm", *(["to TRL"] if TRL in rates else [])]]
     for way, found in part["rounds"].items():
@@ -68,11 +72,11 @@ def training_table(results: Dict[str, Any]) -> List[str]:
     return markdown(rows)
 
 
-def scoring_table(results: Dict[str, Any]) -> List[str]:
+def scoring_table(results: Dict[str, Any], name: str) -> List[str]:
     """A row for this project, and those of transformers."""
-    part = results["scoring"]
+    part = results[name]
     seconds = {way: median(one["seconds"] for one in found) for way, found in part["rounds"].items()}
-    allowed = allowed_tokens(results, "scoring")
+    allowed = allowed_tokens(results, name)
     best = min((taken for way, taken in seconds.items() if way != OURS), default=None)
     rows = [["", "texts/s", "real tokens/s", "padding", "computed a real token", "peak memory", "of sgemm",
              *(["to transformers' best"] if best else [])]]
@@ -98,7 +102,7 @@ def sgemm_rates(results: Dict[str, Any]) -> Dict[str, float]:
 
 def allowed_tokens(results: Dict[str, Any], part: str) -> float:
     """Real tokens/s if all were matrix products at the rate of the fastest library; backward costs twice forward."""
-    times = 3 if part == "training" else 1
+    times = 3 if part.startswith("training") else 1
     return max(sgemm_rates(results).values()) * 1e9 / (times * results[part]["flop_a_token"])
 
 
@@ -109,13 +113,15 @@ def ceiling_lines(results: Dict[str, Any]) -> List[str]:
             "tokens, of which fewer are computed than are real where answers share their prompt."]
     text += [f"sgemm of {SGEMM_SIZE} x {SGEMM_SIZE} on {THREADS} threads, GFLOP/s: "
             + ", ".join(f"{library} {rate:.0f}" for library, rate in rates.items()) + "."]
-    for part, times in (("training", 3), ("scoring", 1)):
-        if part in results:
+    for part in PARTS:
+        times = 3 if part.startswith("training") else 1
+        if part in results and part.startswith(("training", "scoring")):
             text.append(f"At the highest of these, {part} could do {allowed_tokens(results, part):,.0f} real tokens/s "
                         f"({times * results[part]['flop_a_token'] / 1e6:.1f} MFLOP each, without embedding, optimizer "
                         "and padding).")
-    if "scoring" in results and len(results["scoring"]["rounds"]) > 1:
-        text.append(f"Largest difference between the scores of both sides: "
-                    f"{results['scoring']['largest_difference_of_scores']:.1e}; they range over "
-                    f"{results['scoring']['spread_of_scores']:.2f}.")
+    for part in ("scoring", "scoring-8"):
+        if part in results and len(results[part]["rounds"]) > 1:
+            text.append(f"Largest difference between the scores of both sides in {part}: "
+                        f"{results[part]['largest_difference_of_scores']:.1e}; they range over "
+                        f"{results[part]['spread_of_scores']:.2f}.")
     return [" ".join(text)]

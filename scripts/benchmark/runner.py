@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import yaml
-from settings import BATCH, DIMENSIONS, EXAMPLE, OPTIMIZER, SEQ, SGEMM_SIZE, SHARED, THREADS, TINY_YAML, Amounts
+from settings import EXAMPLE, OPTIMIZER, SEQ, SGEMM_SIZE, SHARED, THREADS, TINY_YAML, Amounts, Shape
 
 from mindrlhf.config.read import put, read_config
 from mindrlhf.data.encode import encode_pair
@@ -30,7 +30,6 @@ class Bench:
 
     def __init__(self, output: Path, work: Path, amounts: Amounts, peers: Optional[str]):
         self.output, self.work, self.amounts, self.peers = output, work, amounts, peers
-        self.dimensions = {"num_layers": amounts.layers, **DIMENSIONS}
         self.begin = time.perf_counter()
         shared = (SHARED / "hh_harmless_train.jsonl").is_file() and (SHARED / "tokenizer.model").is_file()
         self.source = SHARED / "hh_harmless_train.jsonl" if shared else EXAMPLE / "sample_data" / "train.jsonl"
@@ -40,7 +39,6 @@ class Bench:
         self.pairs = encoded_pairs(self.source, tokenizer)
         name = "hh_harmless_train.jsonl (../shared/data)" if shared else "the bundled sample, repeated"
         self.data = {"name": name, "tokenizer_ids": tokenizer.vocab_size, "pairs": len(self.pairs)}
-        self.yaml, self.checkpoint, self.model = (self.work / name for name in ("model.yaml", "model.ckpt", "model_hf"))
 
     def say(self, text: str) -> None:
         """A line of progress, with the seconds since the start."""
@@ -90,24 +88,39 @@ class Bench:
         peak = self.run(name, [python, script, part, arguments])
         return {**json.loads(result.read_text()), "peak_mb": peak}
 
-    def make_model(self) -> None:
-        """A YAML with the benchmark's dimensions, a checkpoint with random weights, and the same for transformers."""
+    def make_model(self, shape: Shape) -> "Model":
+        """A YAML with a shape's dimensions, a checkpoint with random weights, and the same for transformers."""
+        text = model_text(shape.dimensions)
+        model = Model(*(self.work / f"{text.replace(', ', '_').replace(' ', '')}{end}"
+                        for end in (".yaml", ".ckpt", "_hf")))
+        if model.checkpoint.exists():
+            return model
         config = read_config(TINY_YAML)
-        for key, value in {**{f"model.model_config.{key}": value for key, value in self.dimensions.items()},
+        for key, value in {**{f"model.model_config.{key}": value for key, value in shape.dimensions.items()},
                            **{f"{block}.pad_token_id": self.pad_token_id
                               for block in ("train_dataset", "eval_dataset", "model.model_config")},
                            "model.model_config.eos_token_id": self.pad_token_id,
-                           "context.runtime_num_threads": THREADS, "runner_config.batch_size": BATCH, **OPTIMIZER,
+                           "context.runtime_num_threads": THREADS, **OPTIMIZER,
                            "callbacks": [{**callback, **_SAVE_LAST} if callback["type"] == "CheckpointMonitor" else
                                          callback for callback in config["callbacks"]]}.items():
             put(config, key, value)
-        self.write_yaml(self.yaml, config)
-        self.say(f"model with random weights: {model_text(self.dimensions)}")
-        self.call("model", "model", yaml=self.yaml, checkpoint=self.checkpoint, folder=self.model,
+        self.write_yaml(model.yaml, config)
+        self.say(f"model with random weights: {text}")
+        self.call("model", "model", yaml=model.yaml, checkpoint=model.checkpoint, folder=model.folder,
                   tokenizer=self.tokenizer)
+        return model
 
     def write_yaml(self, path: Path, config: Dict[str, Any]) -> None:
         path.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model's YAML, its random weights, and the folder for transformers are."""
+
+    yaml: Path
+    checkpoint: Path
+    folder: Path
 
 
 def model_text(size: Dict[str, int]) -> str:

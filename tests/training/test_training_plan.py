@@ -23,6 +23,9 @@
 | test_checkpoints_are_counted_as_they_...  | boundary values of CheckpointMonitor's keys  | by hand            |
 | test_space_for_checkpoints                | bytes and number of what will be kept        | by hand            |
 | test_memory_of_glm4_9b ...                | shares of a layout; see also tests/parallel  | by hand            |
+| test_a_run_that_does_not_fit_into ...     | it is refused; what is named instead fits    | the estimate       |
+| test_the_memory_of_this_machine_says_...  | the check is for a CPU                       | no error           |
+| test_memory_that_is_not_there_is_told ... | the dry run, and training, before a network  | messages           |
 | test_the_estimate_holds_for_a_real_run    | within 20 % of what a training process takes | VmHWM of a process |
 """
 import copy
@@ -51,9 +54,10 @@ from mindrlhf.data.record_set import RecordSet
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.models.glm4.dimensions import weights_of
+from mindrlhf.training import memory
 from mindrlhf.training import plan as training_plan
-from mindrlhf.training.dry_run import describe
-from mindrlhf.training.memory import Size, estimate_memory, memory_of_backward
+from mindrlhf.training.dry_run import describe, dry_run
+from mindrlhf.training.memory import Size, check_memory, estimate_memory, memory_of_backward
 from mindrlhf.training.plan import (
     CheckpointSpace,
     check_space,
@@ -671,6 +675,49 @@ def test_flash_attention_and_recomputation_save_what_their_terms_say(configured)
     scores = 16 * 8192 * 8192 * (4 + 2)  # of one layer, 16 heads a device: softmax in float32 and its bfloat16
     assert without - flash == pytest.approx(scores, rel=0.1)
     assert kept > 5 * flash
+
+
+@pytest.mark.parametrize(("changes", "sizes", "free", "message"), [
+    ({}, [Size(40, SEQ)], 0, "weights, optimizer and gradients alone take "),
+    ({"runner_config.batch_size": 20}, [Size(40, SEQ)], 0.9, r"runner_config.batch_size 1[0-9] would fit$"),
+    ({"train_dataset.batching": "packing", "train_dataset.row_length": 128, "runner_config.batch_size": 20},
+     [Size(20, 128)], 0.9,
+     r"runner_config.batch_size 1[0-9] or train_dataset.row_length (112|96) if no pair is longer would fit$"),
+    ({"train_dataset.batching": "buckets", "runner_config.batch_size": 20}, [Size(20, 64), Size(10, 128)], 0.9,
+     r"\(20 x 64, 10 x 128 tokens\): runner_config.batch_size [0-9]+ would fit$")],
+    ids=("too large a model", "padded", "packing", "buckets"))
+def test_a_run_that_does_not_fit_into_memory_is_told_with_what_would(arguments, monkeypatch, changes, sizes, free,
+                                                                     message):
+    """What is free is made up, as a share of what rows take beside the model; what is named does fit."""
+    config = plan_training(arguments(changes)).config
+    fixed, needed = (estimate_memory(config, *found).total for found in ([Size(0, 1)], sizes))
+    there = int(fixed + (needed - fixed) * free) if free else fixed - 1
+    monkeypatch.setattr(memory, "free_memory", lambda: there)
+    with pytest.raises(UserError, match=f"^memory: found .* free, expected .*, the estimate for this run .*{message}"):
+        check_memory(config, sizes)
+    for enough in (needed, None):
+        monkeypatch.setattr(memory, "free_memory", lambda enough=enough: enough)
+        check_memory(config, sizes)
+
+
+def test_the_memory_of_this_machine_says_nothing_of_a_device(configured, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 1)
+    check_memory(configured(), [Size(1, 8192)])
+
+
+def test_memory_that_is_not_there_is_told_before_a_network_is_made(arguments, monkeypatch, capsys):
+    """By the dry run behind what it has to say, and by training as soon as the data is planned."""
+    from mindrlhf.training.trainer import RewardTrainer
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    plan = plan_training(arguments({"train_dataset.batching": "buckets"}))
+    with pytest.raises(UserError, match="^memory: found 0.0 MB free, expected "):
+        dry_run(plan, print)
+    assert "  memory        about " in capsys.readouterr().out
+    monkeypatch.setattr(RewardTrainer, "set_config", lambda _, config, **__: config)
+    monkeypatch.setattr(RewardTrainer, "create_train_dataset", lambda _: SimpleNamespace(
+        get_dataset_size=lambda: 4, steps=SimpleNamespace(planned_sizes=lambda: [(6, 64)])))
+    with pytest.raises(UserError, match=r"^memory: found 0.0 MB free, expected .* \(6 x 64 tokens\)"):
+        RewardTrainer("text_generation", "tiny").train(plan, SimpleNamespace(seed=None))
 
 
 MEASURE = """
