@@ -29,7 +29,7 @@ class MemoryEstimate:
 
     Attributes:
         parameters, optimizer, gradients: what their names say; `gradients` with copies of them on a CPU
-        weights:     weights that are put together again, or cast to the type of computation
+        weights:     weights that are put together again, cast to the type of computation, or, on a CPU, saved
         activations: what the backward pass needs, and on a CPU all other intermediate results
         program:     compiled graphs, on a CPU
     """
@@ -96,39 +96,42 @@ def estimate_memory(config: RunConfig, *sizes: Size) -> MemoryEstimate:
     """Memory of one device at the fullest moment of a training step, of rows of these sizes.
 
     On Ascend and GPU see `memory_of_backward`. On a CPU MindSpore keeps, in float32, what the backward pass needs, and
-    gives up the rest as soon as it is used; but what it has once taken of the machine stays with the process, and does
-    not fit together without gaps. Coefficients are fitted to training steps of MindSpore 2.9.0 (hidden size 256 and
-    1024, 1 to 8 layers, 1,088 to 4,224 tokens, vocabulary 1,024 and 151,552), of which they are off by 13 % at most.
+    gives up the rest as soon as it is used; but what it has once taken of the machine stays with the process.
+    Coefficients are fitted to ten steps and runs of MindSpore 2.9.0 (hidden size 64 to 1024, feed-forward width 172 to
+    2752, 1 to 8 layers, rows of 64 to 1,216 tokens, 1,088 to 4,224 of them a step, vocabulary 1,010 to 151,552).
     P: values of the weights; T = rows x length: tokens; h, q, w, f: hidden size; width of query; of query, key and
     value; feed-forward width.
         P x 28                parameter, moments, and four times the gradient: with its square, its clipped copy and
                               what the optimizer returns
-        a layer               T x 4 x (4 h + q + w + 3 f)
-        attention             three times the scores of a layer, below the diagonal
-        of the last two sums and of the gradients the larger counts whole, the smaller for 60 %
-        program               for each size of rows 15 MB and 45 MB a layer; for the largest one T x 4 x (16.5 h +
-                              57 h up to 14,600), of results too small to be given back to the machine
+        P x 8                 a checkpoint that is being written
+        layers, K             T x 4 x (4 h + q + w + 3 f) each, two times, beside the pool of MindSpore's memory
+        the pool              the larger of four gradients, and of K with three times a layer's scores, below the
+                              diagonal
+        program               250 MB, and for each further size of rows 30 MB a layer
     """
     if config.layout.device != "CPU":
         return max((moment for size in sizes for moment in memory_of_backward(config, size)),
                    key=lambda moment: moment.total)
     model = config.model.dimensions
     values, width = values_of(weights_of(model)), FLOAT_BYTES[config.model.parameter_type]
-    gradients, activations = 4 * values * width, max(_activations_of_cpu(model, size) for size in sizes)
-    shared = int(0.4 * min(gradients, activations))
-    small = int(4 * max(size.rows * size.length for size in sizes)
-                * (16.5 * model.hidden_size + min(57 * model.hidden_size, 14600)))
-    return MemoryEstimate(values * width, values * MOMENT_BYTES, gradients, 0, activations - shared,
-                          len(sizes) * (15 + 45 * model.num_layers << 20) + small)
+    gradients, kept = 4 * values * width, max(_kept_on_cpu(model, size) for size in sizes)
+    largest = max(_kept_on_cpu(model, size) + 3 * _scores_on_cpu(model, size) for size in sizes)
+    return MemoryEstimate(values * width, values * MOMENT_BYTES, gradients, 2 * values * width,
+                          2 * kept + max(largest - gradients, 0),
+                          250 * 10 ** 6 + 30 * 10 ** 6 * model.num_layers * (len(sizes) - 1))
 
 
-def _activations_of_cpu(model: Dimensions, size: Size) -> int:
-    """Bytes of what the layers keep, and of the attention of one of them."""
+def _kept_on_cpu(model: Dimensions, size: Size) -> int:
+    """Bytes of what the backward pass needs of all layers."""
     query, others = _attention_widths(model)
-    tokens, pieces = size.rows * size.length, len(query_pieces(size.length))
-    scores = tokens * size.length * model.num_attention_heads * (pieces + 1) / (2 * pieces)
-    kept = tokens * (4 * model.hidden_size + 2 * query + others + 3 * model.ffn_hidden_size)
-    return int(4 * (model.num_layers * kept + 3 * scores))
+    return 4 * model.num_layers * size.rows * size.length * (
+        4 * model.hidden_size + 2 * query + others + 3 * model.ffn_hidden_size)
+
+
+def _scores_on_cpu(model: Dimensions, size: Size) -> int:
+    """Bytes of the attention's scores of a layer, of all pieces."""
+    pieces = len(query_pieces(size.length))
+    return 2 * model.num_attention_heads * size.rows * size.length ** 2 * (pieces + 1) // pieces
 
 
 def _attention_widths(model: Dimensions) -> Tuple[int, int]:
