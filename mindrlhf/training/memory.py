@@ -104,7 +104,7 @@ def estimate_memory(config: RunConfig, *sizes: Size) -> MemoryEstimate:
         P x 28                parameter, moments, and four times the gradient: with its square, its clipped copy and
                               what the optimizer returns
         P x 8                 a checkpoint that is being written
-        layers, K             T x 4 x (4 h + q + w + 3 f) each, two times, beside the pool of MindSpore's memory
+        layers, K             T x 4 x (4 h + q + w + 3 f) each, 1.35 times, beside the pool of MindSpore's memory
         the pool              the larger of four gradients, and of K with three times a layer's scores, below the
                               diagonal
         program               250 MB, and for each further size of rows 30 MB a layer
@@ -117,7 +117,7 @@ def estimate_memory(config: RunConfig, *sizes: Size) -> MemoryEstimate:
     gradients, kept = 4 * values * width, max(_kept_on_cpu(model, size) for size in sizes)
     largest = max(_kept_on_cpu(model, size) + 3 * _scores_on_cpu(model, size) for size in sizes)
     return MemoryEstimate(values * width, values * MOMENT_BYTES, gradients, 2 * values * width,
-                          2 * kept + max(largest - gradients, 0),
+                          kept * 135 // 100 + max(largest - gradients, 0),
                           250 * 10 ** 6 + 30 * 10 ** 6 * model.num_layers * (len(sizes) - 1))
 
 

@@ -7,8 +7,9 @@ enough for the cache. Values and gradients are those of the cells that they repl
 
 MindSpore's kernels of Add, Sub, Mul, RealDiv and Pow there keep two tables of 8 bytes for each element of their output
 for as long as the graph lives, outside the memory pool, where the shapes of their inputs differ: four times the output
-itself, for each operator and each length of rows. So nothing as large as the hidden states is broadcast here: columns
-and rows are widened by products with ones, which are exact, and what all layers share is tiled once.
+itself, for each operator and each length of rows. That of Transpose always keeps one. So nothing as large as the hidden
+states is broadcast or transposed here: columns and rows are widened by products with ones, which are exact, what all
+layers share is tiled once, and heads are split and joined.
 
 Of the results of the forward pass that the backward pass computes again, common-subexpression elimination would keep
 the first: `F.depend` on the gradient keeps the two apart.
@@ -32,6 +33,30 @@ from mindrlhf.models.glm4.attention_pieces import MOST_PIECES
 __all__ = ["MaskForHeads", "PiecewiseAttention", "PiecewiseSelfAttention", "RotaryTables", "use_cpu_cells"]
 
 _MASKED = -10000.0  # CoreAttention's
+
+
+class _HeadsFirst(nn.Cell):
+    """(N, S, H * d) to (N, H, S, d), without `Transpose`, whose kernel keeps tables as those of broadcasts do."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.heads, self.reshape = heads, P.Reshape()
+        self.split, self.join = P.Split(2, heads), P.Concat(1)
+        self.split_heads, self.join_heads = P.Split(1, heads), P.Concat(2)
+
+    def construct(self, x):
+        rows, seq_length, _ = x.shape
+        x = self.join(self.split(x)) if self.heads > 1 else x                                   # (N, H * S, d)
+        return self.reshape(x, (rows, self.heads, seq_length, -1))                              # (N, H, S, d)
+
+    def back(self, x):
+        """(N, H, S, d) to (N, S, H * d)."""
+        rows, _, seq_length, width = x.shape
+        x = self.reshape(x, (rows, self.heads * seq_length, width))                             # (N, H * S, d)
+        return self.join_heads(self.split_heads(x)) if self.heads > 1 else x                    # (N, S, H * d)
+
+    def bprop(self, _x, _out, gradient):
+        return (self.back(gradient),)
 
 
 class PiecewiseAttention(nn.Cell):
@@ -65,7 +90,7 @@ class PiecewiseAttention(nn.Cell):
         self.softmax = P.Softmax(-1)
         self.join, self.widen = P.Concat(2), P.Concat(3)
         self.split = [P.Split(2, count) for count in range(1, MOST_PIECES + 1)]
-        self.transpose = P.Transpose()
+        self.heads_first = _HeadsFirst(self.heads)
         self.reshape = P.Reshape()
         self.head_sum = P.MatMul()
         self.minus_ones = Tensor(np.full((self.head_dim, 1), -1), mstype.float32)
@@ -87,7 +112,7 @@ class PiecewiseAttention(nn.Cell):
         return self.reshape(piece, (piece.shape[0], self.groups, -1, piece.shape[3]))
 
     def construct(self, query, key, value, mask):
-        rows, _, seq_length, _ = query.shape
+        rows = query.shape[0]
         queries = self._pieces(query * self.scale, len(mask))                                   # (N, H, c, d) each
         keys, values = self._pieces(key, len(mask)), self._pieces(value, len(mask))             # (N, G, c, d) each
         context = ()
@@ -95,16 +120,15 @@ class PiecewiseAttention(nn.Cell):
             weights = self._weights(self._by_group(piece), self._joined(keys[:number + 1]), mask[number])
             out = self.times(weights, self._joined(values[:number + 1]))                        # (N, G, H/G * c, d)
             context += (self.reshape(out, (rows, self.heads, -1, self.head_dim)),)              # (N, H, c, d)
-        context = self.transpose(self._joined(context), (0, 2, 1, 3))                           # (N, S, H, d)
-        return self.reshape(context, (rows, seq_length, self.heads * self.head_dim))            # (N, S, H * d)
+        return self.heads_first.back(self._joined(context))                                     # (N, S, H * d)
 
     def bprop(self, query, key, value, mask, out, gradient):
         rows, groups, seq_length, _ = value.shape
         count = len(mask)
-        by_head = (rows, seq_length, self.heads, -1)
         total = self.head_sum(self.reshape(gradient * out, (-1, self.head_dim)), self.minus_ones)       # (N * S * H, 1)
-        totals = self._pieces(self.transpose(self.reshape(total, by_head), (0, 2, 1, 3)), count)        # (N, H, c, 1)
-        gradients = self._pieces(self.transpose(self.reshape(gradient, by_head), (0, 2, 1, 3)), count)  # (N, H, c, d)
+        total = self.reshape(total, (rows, seq_length, self.heads))                             # (N, S, H)
+        totals = self._pieces(self.heads_first(total), count)                                   # (N, H, c, 1) each
+        gradients = self._pieces(self.heads_first(gradient), count)                             # (N, H, c, d) each
         queries = self._pieces(F.depend(query, gradient) * self.scale, count)                   # (N, H, c, d) each
         keys = self._pieces(key, count)                                                         # (N, G, c, d) each
         values = self._pieces(self.widen((value, F.ones((rows, groups, seq_length, 1), mstype.float32))), count)
@@ -270,16 +294,18 @@ class PiecewiseSelfAttention(nn.Cell):
         self.cut_value = _Cut(2, (heads + groups) * self.width)
         self.cut_key = _Cut(1, heads)
         self.rotation = _Rotation(self.width)
-        self.reshape, self.transpose = P.Reshape(), P.Transpose()
+        self.all_heads_first, self.groups_first = _HeadsFirst(heads + groups), _HeadsFirst(groups)
+        self.reshape = P.Reshape()
 
     def construct(self, hidden_states, attention_mask, rotary, batch_valid_length=None, prefix_key_value=None,
                   block_tables=None, slot_mapping=None, kv_mask=None, seq_chunk=None):
         rows, seq_length, _ = hidden_states.shape
-        by_head, by_token = (rows, seq_length, -1, self.width), (0, 2, 1, 3)
         turned, value = self.cut_value(self.query_key_value(hidden_states))         # (N, S, (H+G) * d), (N, S, G * d)
-        turned = self.rotation(self.reshape(turned, by_head), rotary[0], rotary[1])             # (N, S, H+G, d)
-        query, key = self.cut_key(self.transpose(turned, by_token))                 # (N, H, S, d), (N, G, S, d)
-        value = self.transpose(self.reshape(value, by_head), by_token)                          # (N, G, S, d)
+        by_head = self.reshape(turned, (rows, seq_length, -1, self.width))                      # (N, S, H+G, d)
+        by_head = self.rotation(by_head, rotary[0], rotary[1])                                  # (N, S, H+G, d)
+        turned = self.all_heads_first(self.reshape(by_head, turned.shape))                      # (N, H+G, S, d)
+        query, key = self.cut_key(turned)                                           # (N, H, S, d), (N, G, S, d)
+        value = self.groups_first(value)                                                        # (N, G, S, d)
         return self.dense(self.core_attention(query, key, value, attention_mask))               # (N, S, hidden)
 
 
