@@ -104,9 +104,9 @@ def estimate_memory(config: RunConfig, *sizes: Size) -> MemoryEstimate:
         P x 28                parameter, moments, and four times the gradient: with its square, its clipped copy and
                               what the optimizer returns
         P x 8                 a checkpoint that is being written
-        layers, K             T x 4 x (4 h + q + w + 3 f) each, 1.35 times, beside the pool of MindSpore's memory
-        the pool              the larger of four gradients, and of K with three times a layer's scores, below the
-                              diagonal
+        layers, K             T x 4 x (4 h + q + w + 3 f) and the attention's scores, below the diagonal, each; 1.35
+                              times, beside the pool of MindSpore's memory
+        the pool              the larger of four gradients, and of K with three times a layer's scores
         program               250 MB, and for each further size of rows 30 MB a layer
     """
     if config.layout.device != "CPU":
@@ -125,7 +125,8 @@ def _kept_on_cpu(model: Dimensions, size: Size) -> int:
     """Bytes of what the backward pass needs of all layers."""
     query, others = _attention_widths(model)
     return 4 * model.num_layers * size.rows * size.length * (
-        4 * model.hidden_size + 2 * query + others + 3 * model.ffn_hidden_size)
+        4 * model.hidden_size + 2 * query + others + 3 * model.ffn_hidden_size) \
+        + model.num_layers * _scores_on_cpu(model, size)
 
 
 def _scores_on_cpu(model: Dimensions, size: Size) -> int:

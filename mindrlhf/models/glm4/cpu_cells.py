@@ -11,8 +11,9 @@ itself, for each operator and each length of rows. That of Transpose always keep
 states is broadcast or transposed here: columns and rows are widened by products with ones, which are exact, what all
 layers share is tiled once, and heads are split and joined.
 
-Of the results of the forward pass that the backward pass computes again, common-subexpression elimination would keep
-the first: `F.depend` on the gradient keeps the two apart.
+Backward passes write down what they need of the forward pass as if they computed it again; common-subexpression
+elimination keeps the first. To compute it again in truth, which `F.depend` on the gradient would make of it, takes 15 %
+longer and saves 5 % of a process's memory (packed rows of 1,088 tokens, 4 layers of width 256).
 """
 
 from typing import Callable
@@ -62,10 +63,10 @@ class _HeadsFirst(nn.Cell):
 class PiecewiseAttention(nn.Cell):
     """`CoreAttention` without dropout: softmax(query key^T / sqrt(d) + mask * -10000) value, piece by piece.
 
-    A piece of the queries attends to the keys up to its own end. The backward pass computes the weights again and takes
-    the sum that the softmax's gradient needs from the output, both as FlashAttention does
-    (https://arxiv.org/abs/2205.14135, appendix B.4); it subtracts that sum within a product, by one more column of the
-    gradient and of the values. Key and value are not repeated for the heads of a group.
+    A piece of the queries attends to the keys up to its own end. The backward pass takes the sum that the softmax's
+    gradient needs from the output, as FlashAttention does (https://arxiv.org/abs/2205.14135, appendix B.4), and
+    subtracts it within a product, by one more column of the gradient and of the values. Key and value are not repeated
+    for the heads of a group.
 
     Args:
         config: the model's dimensions
@@ -129,7 +130,7 @@ class PiecewiseAttention(nn.Cell):
         total = self.reshape(total, (rows, seq_length, self.heads))                             # (N, S, H)
         totals = self._pieces(self.heads_first(total), count)                                   # (N, H, c, 1) each
         gradients = self._pieces(self.heads_first(gradient), count)                             # (N, H, c, d) each
-        queries = self._pieces(F.depend(query, gradient) * self.scale, count)                   # (N, H, c, d) each
+        queries = self._pieces(query * self.scale, count)                                       # (N, H, c, d) each
         keys = self._pieces(key, count)                                                         # (N, G, c, d) each
         values = self._pieces(self.widen((value, F.ones((rows, groups, seq_length, 1), mstype.float32))), count)
         of_query, of_key, of_value, of_mask = (), [()] * count, [()] * count, ()
@@ -336,7 +337,6 @@ class _NormOfRows(nn.Cell):
         return x * self.product(self._factor(x), weight)                                        # (T, C)
 
     def bprop(self, x, weight, _out, gradient):
-        x = F.depend(x, gradient)                                                               # (T, C)
         factor, of_out = self._factor(x), gradient * x                                          # (T, 1), (T, C)
         of_weight = self.transposed_product(factor, of_out)                                     # (1, C)
         pull = self.product_transposed(of_out, weight) * (factor * factor * factor)             # (T, 1)
@@ -376,7 +376,7 @@ class _PlusRow(nn.Cell):
 
 
 class _SwiGlu(nn.Cell):
-    """silu(a) * b of (N, S, 2 C), which has a and b side by side: (N, S, C), float32; keeps its input alone."""
+    """silu(a) * b of (N, S, 2 C), which has a and b side by side: (N, S, C), float32."""
 
     def __init__(self):
         super().__init__()
@@ -388,7 +388,7 @@ class _SwiGlu(nn.Cell):
         return gate * self.sigmoid(gate) * linear                                               # (N, S, C)
 
     def bprop(self, x, _out, gradient):
-        gate, linear = self.split(F.depend(x, gradient))                                        # (N, S, C) each
+        gate, linear = self.split(x)                                                            # (N, S, C) each
         opening = self.sigmoid(gate)                                                            # (N, S, C)
         of_linear, of_silu = gradient * (gate * opening), gradient * linear                     # (N, S, C) each
         of_gate = of_silu * opening + self.sigmoid_gradient(opening, of_silu * gate)            # (N, S, C)
