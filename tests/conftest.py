@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("GLOG_v", "3")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of 200 processes would compile our modules again
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, and so in what tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

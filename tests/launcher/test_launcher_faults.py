@@ -185,7 +185,8 @@ def test_a_worker_that_fails_while_msrun_still_starts_others_is_named(jobs):
     assert jobs.processes() == []
 
 
-@pytest.mark.parametrize("msrun", [NO_SETSID, IN_BASH], ids=("no-setsid", "in-bash"))
+@pytest.mark.parametrize("msrun", [pytest.param(NO_SETSID, id="no-setsid", marks=pytest.mark.long),
+                                   pytest.param(IN_BASH, id="in-bash")])
 def test_a_worker_that_dies_is_named_whatever_msrun_makes_of_sessions(msrun, jobs):
     launcher = jobs.start("worker.py SIGKILL 1", "2", free_port(), "logs", "True", "60",
                           first_in_path=jobs.msrun(msrun))
@@ -283,7 +284,8 @@ print(json.dumps([sys.argv, sys.executable, os.getcwd(), os.getsid(0) == os.getp
     assert found[8:] == ["300", "600"]  # what MindSpore documents; time for 105 GB
 
 
-@pytest.mark.parametrize(("rank", "started"), [(None, ["0", "1"]), ("5", ["5"])], ids=("all", "one"))
+@pytest.mark.parametrize(("rank", "started"), [pytest.param(None, ["0", "1"], id="all"),
+                                               pytest.param("5", ["5"], id="one", marks=pytest.mark.long)])
 def test_a_simulation_has_no_scheduler_and_perhaps_one_rank(rank, started, jobs, monkeypatch):
     monkeypatch.delenv("RANK_ID", raising=False)
     (jobs.folder / "simulated.py").write_text("""
@@ -467,6 +469,7 @@ def listening(pids):
     return addresses
 
 
+@pytest.mark.long
 def test_a_stopped_worker_ends_the_job_and_only_the_loopback_address_listens(jobs):
     (jobs.folder / "collective.py").write_text(COLLECTIVE, encoding="utf-8")
     launcher = jobs.start("collective.py", "2", free_port(), "logs", "True", "60", MS_NODE_TIMEOUT="8")

@@ -245,7 +245,7 @@ def test_training_starts_from_a_whole_checkpoint_and_evaluates(slices, whole, tr
         assert same({name: found[name] for name in expected}, expected)
 
 
-@pytest.mark.parametrize("source", ["whole", "slices, to resume"])
+@pytest.mark.parametrize("source", [pytest.param("whole", marks=pytest.mark.long), "slices, to resume"])
 def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, strategies, whole, left_behind, train,
                                                             tmp_path):
     """The first of 2 processes, which does the cutting for both."""
@@ -267,7 +267,7 @@ def test_training_starts_from_a_checkpoint_that_is_cut_anew(source, slices, stra
         assert int(found["global_step"].item()) == 7 * resume
 
 
-@pytest.mark.parametrize("sliced", [True, False])
+@pytest.mark.parametrize("sliced", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_evaluation_takes_the_slices_of_training_and_whole_checkpoints(sliced, slices, whole, train, tmp_path):
     name = "data 4 x model 2, packing"
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[name])
@@ -327,6 +327,7 @@ def test_the_strategy_of_1_3_is_that_of_slices_by_hand(slices_of_1_3, whole, tmp
     assert same(read(file), whole[1])
 
 
+@pytest.mark.long
 def test_slices_of_1_3_are_cut_anew(slices_of_1_3, slices, train, tmp_path):
     two = "data 1 x model 2"
     config = write_yaml(tmp_path / "run.yaml", *LAYOUTS[two])
