@@ -4,7 +4,16 @@ from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mindrlhf.data.row_packing import Group, Step, longest_row, pack_groups, plan_steps, row_lengths, text_group
+from mindrlhf.data.row_packing import (
+    Group,
+    Step,
+    longest_row,
+    pack_groups,
+    plan_steps,
+    row_lengths,
+    segment_stride,
+    text_group,
+)
 from mindrlhf.processes import sum_over_processes
 
 __all__ = ["RowScorer", "row_shapes"]
@@ -34,6 +43,7 @@ class RowScorer:
         self.seq_length, self.pad_token_id = seq_length, pad_token_id
         self.shapes = row_shapes(seq_length, min(texts * seq_length, _TOKENS), split)
         self.most = max(self.shapes[-1][1] // _SHORTEST_GROUP, 1)  # groups of a row
+        self.most_texts = 3 * self.most  # of a row: two of each group, and those of larger ones, see `_has_room`
         self._predict, self._part, self._parts = predict, part, parts
 
     @property
@@ -41,9 +51,31 @@ class RowScorer:
         """Questions that are read, put into rows and scored together."""
         return _WINDOW
 
-    def group(self, texts: Sequence[np.ndarray]) -> Group:
-        """At most two texts of a question, which mostly begin alike: their token ids, (length,) int32 each."""
-        return text_group([np.asarray(text[:self.seq_length], np.int32) for text in texts])
+    def groups(self, texts: Sequence[np.ndarray]) -> List[Group]:
+        """Texts of a question, which mostly begin alike, as the groups that share their beginning: as many texts as a
+        row has room for, and at least two, for which it always has.
+
+        Args:
+            texts: their token ids, (length,) int32 each; longer ones are cut at the sequence length
+        """
+        texts = [np.asarray(text[:self.seq_length], np.int32) for text in texts]
+        found: List[Group] = []
+        first = 0
+        while first < len(texts):
+            end, group = first + 2, text_group(texts[first:first + 2])
+            while end < len(texts):
+                larger = text_group(texts[first:end + 1])
+                if not self._has_room(larger):
+                    break
+                end, group = end + 1, larger
+            found.append(group)
+            first = end
+        return found
+
+    def _has_room(self, group: Group) -> bool:
+        """Whether a row has room for a group of more than two texts, beside whatever else stands in it."""
+        texts = len(group.ends)
+        return texts < segment_stride and texts * _SHORTEST_GROUP <= len(group) <= self.shapes[-1][1]
 
     def plan(self, groups: Sequence[Group]) -> List[Step]:
         """The batches in which a window of groups is scored."""
@@ -52,7 +84,7 @@ class RowScorer:
     def _tensors(self, rows: Sequence[Sequence[Group]], length: int):
         """(the network's inputs, where there is a text)."""
         import mindspore as ms
-        packed = pack_groups(rows, length, 2 * self.most, self.pad_token_id)
+        packed = pack_groups(rows, length, self.most_texts, self.pad_token_id)
         return [ms.Tensor(packed.input_ids), ms.Tensor(packed.positions), ms.Tensor(packed.segments),
                 ms.Tensor(packed.weights), ms.Tensor(packed.end_index)], packed.texts
 
@@ -65,9 +97,7 @@ class RowScorer:
         """
         questions = iter(questions)
         while True:
-            # A row has room for two whole texts: of more answers, two at a time share their beginning.
-            window = [[self.group(texts[first:first + 2]) for first in range(0, len(texts), 2)]
-                      for texts in islice(questions, self.window)]
+            window = [self.groups(texts) for texts in islice(questions, self.window)]
             if not window:
                 return
             scores = iter(self._score_window([group for groups in window for group in groups]))
@@ -87,6 +117,7 @@ class RowScorer:
                      scores: Sequence[np.ndarray], most: int) -> None:
         """Replace the scores of some texts, (group, its texts) each, by those that they have without the others."""
         if chosen:
+            most = min(most, self.most_texts // max(len(texts) for _, texts in chosen))  # equal ones take no tokens
             found, _ = self._score_rows([_group_of(groups[group], texts) for group, texts in chosen], most)
             for (group, texts), score in zip(chosen, found):
                 scores[group][texts] = score

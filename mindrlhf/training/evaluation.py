@@ -1,7 +1,7 @@
 """Evaluation while training: what the network that trains makes of held-out pairs."""
 import contextlib
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
@@ -72,7 +72,8 @@ class Evaluator:
         """Of one evaluation: (packed rows, tokens computed, tokens of text)."""
         window = self._rows.window
         steps = [step for pairs in self._pairs.values() for begin in range(0, len(pairs), window)
-                 for step in self._rows.plan(list(map(self._rows.group, islice(_texts(pairs, begin), window))))]
+                 for step in self._rows.plan(list(chain.from_iterable(
+                     map(self._rows.groups, islice(_texts(pairs, begin), window)))))]
         text = sum(len(side) for pairs in self._pairs.values() for texts in _texts(pairs) for side in texts)
         return (sum(len(step.rows) for step in steps), sum(len(step.rows) * step.length for step in steps), text)
 

@@ -3,6 +3,7 @@
 | test                                     | proves                                 | judged against           |
 | test_scores_are_those_of_each_text_alone | texts of any length, one answer or two | the padded path, 1e-5    |
 | test_many_answers_are_scored_ ...        | more than fit into a row               | each answer alone, 1e-5  |
+| test_answers_of_a_prompt_share_it ...    | one group, or as many as have room     | lengths by hand          |
 | test_scores_come_in_the_order ...        | sorting by length is undone            | the scores in one window |
 | test_questions_are_read_as ...           | memory does not grow with the input    | how far it has been read |
 | test_every_very_short_text ...           | rows have room for all that fit        | the score of one of them |
@@ -139,6 +140,26 @@ def test_many_answers_are_scored_however_long_or_short_they_are(scorer):
     first, *others = scorer.score([many, *[short] * 60])
     np.testing.assert_allclose([*first, *others[-1]], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(others, [others[0]] * 60, rtol=1e-5, atol=1e-5)
+
+
+def test_answers_of_a_prompt_share_it_as_far_as_a_row_has_room(scorer):
+    """All of them in one group, or as many as there is room for; of very short or equal ones two at a time."""
+    random = np.random.default_rng(4)
+    prompt, longest = random.integers(0, 90, 100), scorer.shapes[-1][1]
+
+    def sizes(count, tokens):
+        texts = [np.append(prompt, random.integers(0, 90, tokens)).astype(np.int32) for _ in range(count)]
+        found = scorer.groups(texts)
+        assert all(len(group) <= longest for group in found)
+        return [len(group.ends) for group in found]
+
+    assert sizes(5, 20) == [5]
+    assert sizes(1, 20) == [1]
+    fits = (longest - len(prompt)) // 50
+    assert sizes(2 * fits + 1, 50) == [fits, fits, 1]
+    assert sum(sizes(40, 1)) == 40
+    assert max(sizes(40, 1)) <= 2 + longest // 16
+    assert [len(group.ends) for group in scorer.groups([np.int32([1, 2])] * 5)] == [2, 2, 1]
 
 
 def test_what_is_beyond_the_sequence_length_does_not_count(scorer):
