@@ -73,6 +73,12 @@ def test_the_pair_is_the_one_that_was_asked_for():
         assert f"=={importlib.metadata.version(name)}" == specifier.replace(" ", "")
 
 
+@pytest.fixture(autouse=True)
+def default_pair(monkeypatch):
+    """Scripts that are started here make the environment of the default pair, whichever pair these tests run on."""
+    monkeypatch.delenv("PAIR", raising=False)
+
+
 def run_tests(**environment):
     return subprocess.run(["bash", str(ROOT / "scripts" / "run_tests.sh"), "--version"], capture_output=True, text=True,
                           check=False, env={**os.environ, **environment})

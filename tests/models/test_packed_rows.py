@@ -107,7 +107,8 @@ def test_packed_rows_give_the_loss_the_gradients_and_the_figures_of_padded_rows(
     expected_loss, expected_gradients, expected_metrics = train(padded)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert_same_gradients(gradients, expected_gradients)
-    np.testing.assert_allclose(metrics[:5], expected_metrics[:5], rtol=1e-5, atol=1e-6)
+    # The sum of all scores, of about 1 each and of both signs, may be close to 0.
+    np.testing.assert_allclose(metrics[:5], expected_metrics[:5], rtol=1e-5, atol=1e-5)
     assert (metrics[3], metrics[5]) == (PAIRS, ROWS * LENGTH)
     assert expected_metrics[5] == 2 * PAIRS * SEQ
 
