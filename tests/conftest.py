@@ -189,3 +189,12 @@ def write_numbered_pairs(path, count, seq_length, pad_token_id, first=0):
             writer.write(encode_pair(*sides, seq_length, pad_token_id))
         writer.finish({})
     return str(path)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What the log is warned of."""
+    from mindformers.tools.logger import logger
+    said = []
+    monkeypatch.setattr(logger, "warning", lambda text, *values: said.append(text % values))
+    return said

@@ -24,8 +24,7 @@ from mindrlhf.plots import plot_training_curves
 from mindrlhf.processes import stack_over_processes
 from mindrlhf.training.metrics_table import MetricsTable
 
-__all__ = ["Extras", "RewardMonitor", "callbacks_of_process", "of_whole_batch",
-           "writes_figures"]
+__all__ = ["Extras", "RewardMonitor", "callbacks_of_process", "of_whole_batch", "writes_figures"]
 
 _FIRST = ("CheckpointMonitor", "RewardMonitor")
 

@@ -291,13 +291,6 @@ def rows(folder, name="eval.csv"):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    said = []
-    monkeypatch.setattr(module.logger, "warning", lambda text, *values: said.append(text % values))
-    return said
-
-
 def test_each_evaluation_is_a_row_of_each_set(monitor, warnings, tmp_path):
     monitor(Scores(left_out=3), range(1, 11), run_number=2)
     found = rows(tmp_path, "eval_2.csv")

@@ -82,13 +82,6 @@ def train(monkeypatch, tmp_path):
     return see
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    said = []
-    monkeypatch.setattr(monitor.logger, "warning", lambda text, *values: said.append(text % values))
-    return said
-
-
 def test_a_step_is_shown_as_metrics_csv_has_it(train, tmp_path):
     train(EventFile(tmp_path / "plain", PLAIN), range(1, 8))
     tags = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "global_norm", "accuracy": "accuracy",

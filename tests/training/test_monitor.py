@@ -86,14 +86,6 @@ def test_a_step_of_micro_batches_has_the_loss_and_the_figures_of_the_whole_batch
         [scores[:pairs].mean(), scores[pairs:].mean(), scores.min(), scores.max()], rel=1e-3)
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    """What is warned of."""
-    said = []
-    monkeypatch.setattr(module.logger, "warning", lambda text, *values: said.append(text % values))
-    return said
-
-
 def steps_of(monitor, numbers):
     run = Run(train_network=nn.CellList([]), net_outputs=Tensor(0.5))
     monitor.on_train_begin(run)
