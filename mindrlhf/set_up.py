@@ -1,12 +1,18 @@
 """Starting MindSpore and MindFormers for a checked configuration. The first module of a run that imports them."""
 import os
 import sys
+from pathlib import Path
 
+from mindrlhf.compiled_graphs import forget_cache_of_mindspore, keep_graphs
 from mindrlhf.config.run_config import RunConfig
 from mindrlhf.errors import UserError
 from mindrlhf.job import forget_job, role_in_job
 
 __all__ = ["set_up_mindspore"]
+
+# Keys that say what a run reads and writes, and nothing of what it computes.
+_MAKES_NO_GRAPH = ("output_dir", "load_checkpoint", "resume_training", "auto_trans_ckpt", "src_strategy_path_or_dir",
+                   "train_dataset", "eval_dataset", "callbacks", "tensorboard", "run_mode")
 
 
 def set_up_mindspore(config: RunConfig, verbose: bool = False):
@@ -39,6 +45,7 @@ def set_up_mindspore(config: RunConfig, verbose: bool = False):
     elif not role_in_job():
         raise UserError("use_parallel is True, but this process was not started as one of several: start it with "
                         "msrun_launcher.sh, or set --use_parallel False")
+    switch, place = forget_cache_of_mindspore()
     config.output.mkdir(parents=True, exist_ok=True)
     os.environ["LOCAL_DEFAULT_PATH"] = str(config.output)  # where MindFormers puts what it writes
     os.environ.setdefault("LOG_MF_PATH", str(config.output / "log"))
@@ -51,6 +58,7 @@ def set_up_mindspore(config: RunConfig, verbose: bool = False):
 
     from mindformers import MindFormerConfig
     from mindformers.core.context import build_context
+    from mindformers.tools.logger import logger
     from mindformers.tools.utils import get_real_group_size
 
     from mindrlhf import processes
@@ -66,6 +74,13 @@ def set_up_mindspore(config: RunConfig, verbose: bool = False):
         joining = ", or cannot join the other processes" if parallel else ""
         raise UserError(f"MindSpore cannot be set up for context.device_target {config.layout.device} on this "
                         f"machine{joining}: {str(error).strip().splitlines()[0]}") from None
+    if config.layout.device == "CPU" and not parallel:
+        if switch != "0":
+            keep_graphs(Path(place) if place else config.output / "compiled_graphs",
+                        {key: value for key, value in config.mapping.items() if key not in _MAKES_NO_GRAPH})
+    elif switch == "1":
+        logger.warning("MS_COMPILER_CACHE_ENABLE=1 has no effect: MindSpore takes a compiled graph again for other "
+                       "settings too; graphs of one process on a CPU alone are kept, by their settings")
     use_portable_overflow_check()
     if get_real_group_size() > 1:
         processes.meet()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,14 @@ def pytest_collection_modifyitems(config, items):
     # The files that wait for processes begin first, so that no worker is left with one of them at the end.
     waiting = {item.path for item in items if item.get_closest_marker("process")}
     items.sort(key=lambda item: item.path not in waiting)
+
+
+def pytest_configure(config):
+    """What several processes compile alike, the first of them compiles for all."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="mindrlhf-graphs-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["MS_COMPILER_CACHE_PATH"] = folder.name
 
 
 def pytest_collection():
@@ -162,11 +171,15 @@ def scoring_model(build_model, load_reference_weights):
 
 
 @pytest.fixture(autouse=True)
-def no_layout_of_another_test():
-    """MindSpore's parallel context belongs to the process: what a test sets there, no other one meets."""
+def nothing_of_another_test():
+    """MindSpore's parallel context belongs to the process, and so do graphs that are kept: what a test sets there, no
+    other one meets.
+    """
     yield
     if "mindspore" in sys.modules:
         sys.modules["mindspore"].reset_auto_parallel_context()
+    if "mindrlhf.compiled_graphs" in sys.modules:
+        sys.modules["mindrlhf.compiled_graphs"].keep_graphs(None, {})
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ _ORDER = "the data continues after the step that --resume True resumes"
 _PROFILE = "a callback of type ProfileMonitor under callbacks takes a profile"
 _LOSS = "the loss is a mean over pairs"
 _SKIP = "SkippedStepMonitor, with most_in_a_row, answers for steps that go wrong"
+_GRAPHS = ("MindSpore takes a compiled graph again for other settings too; a run of one process on a CPU keeps its own "
+           "graphs, by their settings, in output_dir/compiled_graphs")
 _ADAMW = "of AdamW, the plain class is in every release of MindFormers"
 _SELECT = "name what to compute again in recompute_config.select_recompute, which every release of MindFormers reads"
 
@@ -56,6 +58,10 @@ REFUSED: Dict[str, Refused] = {
     "use_checkpoint_health_monitor": Refused(_OFF, _SKIP),
     "grouped_lr_schedule": Refused(_EMPTY, "lr_schedule holds for all weights"),
     "layer_scale": Refused(_OFF, "one learning rate holds for all layers"),
+    "context.enable_compile_cache": Refused(_OFF, _GRAPHS),
+    "context.save_compile_cache": Refused(_OFF, _GRAPHS),
+    "context.load_compile_cache": Refused(_OFF, _GRAPHS),
+    "context.compile_cache_path": Refused((".", *_EMPTY), "MS_COMPILER_CACHE_PATH=FOLDER keeps the graphs there"),
     "tensorboard.tensorboard_log_interval": Refused((1, *_OFF), "each step is written"),
     "tensorboard.log_expert_load_to_tensorboard": Refused(_OFF, "GLM-4-9B has no experts"),
     "monitor_config.monitor_on": Refused(_OFF, "metrics.csv in output_dir has what is watched"),

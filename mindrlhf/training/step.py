@@ -15,6 +15,8 @@ from mindspore.ops import composite as C
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
+from mindrlhf.compiled_graphs import KeepsGraphs
+
 __all__ = ["Float32StateAdamWeightDecay", "RewardTrainOneStepCell", "SkippingAdamWeightDecay"]
 
 _square_sum = C.MultitypeFuncGraph("rowwise_square_sum")
@@ -114,7 +116,7 @@ class SkippingAdamWeightDecay(Float32StateAdamWeightDecay):
 
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
-class RewardTrainOneStepCell(MFTrainOneStepCell):
+class RewardTrainOneStepCell(KeepsGraphs, MFTrainOneStepCell):
     """`MFTrainOneStepCell` for a CPU and `SkippingAdamWeightDecay`, with the same results; it has no `local_norm`.
 
     Args:

@@ -13,6 +13,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
+from mindrlhf.compiled_graphs import KeepsGraphs
 from mindrlhf.models.glm4.backbone import Glm4Backbone
 from mindrlhf.models.heads import EndScore, StepMetrics, VHead
 from mindrlhf.models.objective import Centering, PackedPairLoss, PairLoss
@@ -22,7 +23,7 @@ __all__ = ["VHead", "Glm4RewardModel"]
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
-class Glm4RewardModel(GLM2PreTrainedModel):
+class Glm4RewardModel(KeepsGraphs, GLM2PreTrainedModel):
     """GLM-4 backbone, value head and pair loss.
 
     Rows come in two kinds. A padded row is one text with padding on one side. A packed row has several texts, see
