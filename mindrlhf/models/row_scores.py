@@ -13,6 +13,7 @@ from mindrlhf.data.row_packing import (
     row_lengths,
     segment_stride,
     text_group,
+    whole_steps,
 )
 from mindrlhf.processes import sum_over_processes
 
@@ -25,7 +26,7 @@ _SHORTEST_GROUP = 16       # tokens; bounds the groups of a row
 
 
 class RowScorer:
-    """Scores texts in packed rows of at most four lengths, so that at most four graphs are compiled, each when it is
+    """Scores texts in packed rows of at most five lengths, so that at most five graphs are compiled, each when it is
     needed first. All processes must score the same questions.
 
     Args:
@@ -151,12 +152,15 @@ def _group_of(group: Group, texts: Iterable[int]) -> Group:
 
 
 def row_shapes(seq_length: int, tokens: int, split: int) -> List[Tuple[int, int]]:
-    """(rows, length) of the batches: lengths up to two whole texts, about so many tokens each.
+    """(rows, length) of the batches: lengths up to two whole texts, about so many tokens each. Groups of more than one
+    whole text share no row with their like, so that there is a length between one and two texts too.
 
     >>> row_shapes(1024, 4096, 1)
-    [(16, 256), (8, 512), (4, 1024), (2, 2048)]
+    [(16, 256), (8, 512), (4, 1024), (2, 1536), (2, 2048)]
     >>> row_shapes(100, 4096, 2)
     [(20, 208)]
     """
-    return [(-(-max(tokens // length, 1) // split) * split, length)
-            for length in row_lengths(_SHORTEST_ROW, longest_row(seq_length))]
+    longest = longest_row(seq_length)
+    between = whole_steps(longest * 3 // 4)
+    lengths = sorted({*row_lengths(_SHORTEST_ROW, longest), *([between] if between > _SHORTEST_ROW else [])})
+    return [(-(-max(tokens // length, 1) // split) * split, length) for length in lengths]
