@@ -11,12 +11,13 @@ import contextlib
 import enum
 import functools
 import hashlib
-import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import types
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
 
@@ -64,7 +65,7 @@ def keep_graphs(folder: Optional[Path], settings: Mapping[str, Any]) -> None:
         settings: of the run: a graph is taken again for the same ones alone
     """
     global _store
-    _store = folder and _Store(folder.absolute(), json.dumps(settings, sort_keys=True, default=str))
+    _store = folder and _Store(folder.absolute(), settings)
 
 
 class KeepsGraphs:
@@ -120,7 +121,8 @@ class _CacheOfMindSpore:
             self._folder = Path(tempfile.mkdtemp(prefix="mindrlhf-"))
         else:
             self._folder.mkdir(mode=0o700)
-        with removed_at_end(self._folder):
+        from mindrlhf.compat.graph_cache import without_program
+        with removed_at_end(self._folder), without_program():
             try:
                 graph = _Graph(kept, self._folder / _GRAPH.format(self._number))
                 graph.lay_out()
@@ -176,10 +178,10 @@ def _last_used(path: Path) -> float:
 
 
 class _Store(NamedTuple):
-    """Where graphs are kept, and for which settings of a run, as text."""
+    """Where graphs are kept, and for which settings of a run."""
 
     folder: Path
-    settings: str
+    settings: Mapping[str, Any]
 
 
 _cache_of_mindspore = _CacheOfMindSpore()
@@ -193,7 +195,7 @@ def _kinds_of(args, kwargs) -> Optional[Tuple]:
     return tuple((tuple(value.shape), str(value.dtype)) for value in args)
 
 
-def _name_of_graph(settings: str, signature: Tuple, cell) -> str:
+def _name_of_graph(settings: Mapping[str, Any], signature: Tuple, cell) -> str:
     """The same for graphs that compute the same.
 
     Raises:
@@ -207,9 +209,8 @@ def _name_of_graph(settings: str, signature: Tuple, cell) -> str:
 
 @functools.cache
 def _releases() -> Tuple[str, ...]:
-    import mindformers
     import mindspore
-    return platform.python_version(), np.__version__, mindspore.__version__, mindformers.__version__
+    return platform.python_version(), np.__version__, mindspore.__version__, metadata.version("mindformers")
 
 
 @functools.cache
@@ -217,12 +218,11 @@ def _sources() -> str:
     """Checksum of the names, sizes and times of all files of code that take part in making a graph, and of the
     variables that MindSpore reads.
     """
-    import mindformers
     import mindspore
 
     import mindrlhf
     found = [sorted((name, value) for name, value in os.environ.items() if name.startswith("MS_"))]
-    for package in (mindspore, mindformers, mindrlhf):
+    for package in (mindspore, sys.modules["mindformers"], mindrlhf):
         for folder, _, _ in os.walk(os.path.dirname(package.__file__)):
             with os.scandir(folder) as entries:
                 found.append(sorted((entry.path, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries

@@ -313,6 +313,8 @@ print(Scaled(float(sys.argv[1]))(ms.Tensor(np.ones(1, np.float32))).asnumpy()[0]
 def test_mindspores_own_cache_takes_a_graph_of_other_settings(tmp_path):
     (tmp_path / "scaled.py").write_text(MINDSPORE)
     environment = {**ENVIRONMENT, "MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(tmp_path / "cache")}
-    said = [subprocess.run([sys.executable, "scaled.py", factor], cwd=tmp_path, env=environment, capture_output=True,
-                           text=True, check=True, timeout=300).stdout.split()[-1] for factor in "23"]
-    assert said == ["2.0", "2.0"]
+    first, second, no_file = [subprocess.run(
+        [sys.executable, *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        timeout=300) for program in (("scaled.py", "2"), ("scaled.py", "3"), ("-c", MINDSPORE, "3"))]
+    assert first.stdout.split()[-1] == second.stdout.split()[-1] == "2.0"
+    assert "FileNotFoundError" in no_file.stderr

@@ -211,7 +211,7 @@ KINDS = {
         value, bool) or _whole(0, 3)(value))),
     "context.save_graphs_path": _or_none(_PATH),
     **{f"context.{key}": _or_none(_FLAG) for key in (
-        "enable_graph_kernel", "precompile_only", "enable_reduce_precision", "check_bprop", "enable_compile_cache",
+        "enable_graph_kernel", "precompile_only", "enable_reduce_precision", "check_bprop",
         "pynative_synchronize", "memory_offload")},
     "context.ascend_config": _or_none(_KEYS_AND_VALUES),
     "context.jit_config": _or_none(_KEYS_AND_VALUES),
