@@ -93,10 +93,10 @@ class KeepsGraphs:
 
 @contextlib.contextmanager
 def _logged() -> Iterator[None]:
-    """What fails inside means no more than that a graph is compiled again the next time."""
+    """What fails inside, also MindSpore that reads a tensor, means no more than that a graph is compiled again."""
     try:
         yield
-    except (OSError, UserError, Unnameable) as error:
+    except (OSError, UserError, Unnameable, RuntimeError, TypeError, ValueError) as error:
         from mindformers.tools.logger import logger
         logger.info("a compiled graph is not kept: %s", error)
 
