@@ -201,8 +201,12 @@ def _name_of_graph(settings: Mapping[str, Any], signature: Tuple, cell) -> str:
     Raises:
         Unnameable: there is none.
     """
+    import mindspore as ms
+    if ms.get_auto_parallel_context("parallel_mode") != "stand_alone":
+        raise Unnameable("a layout over several processes")
     name = Fingerprint()
-    for part in (settings, _releases(), _sources(), signature, cell):
+    context = [ms.get_context(key) for key in ("mode", "device_target", "enable_graph_kernel")]
+    for part in (settings, _releases(), _sources(), context, signature, cell):
         name.add(part)
     return name.hexdigest()
 

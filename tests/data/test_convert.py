@@ -719,6 +719,7 @@ def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_process_that_was_killed_is_an_error_and_nothing_is_left(tmp_path, tokenizer, monkeypatch, num_workers):
     monkeypatch.setattr(encoding_processes, "_encode_chunks", killed)

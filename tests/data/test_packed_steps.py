@@ -436,6 +436,7 @@ def descend(weights, function, columns, factor=1.0):
     return float(loss) * factor
 
 
+@pytest.mark.further
 def test_training_in_buckets_follows_training_in_padded_batches(build_model, load_reference_weights):
     """From the same weights, step for step on the same pairs: the same losses, in rows of two lengths."""
     marked, lengths = in_memory(20)

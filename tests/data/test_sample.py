@@ -40,6 +40,7 @@ def tiny_config():
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.process
 def test_scripts_write_the_committed_bytes(tmp_path):
     """make_tokenizer.py reads the train.jsonl that make_sample.py has written beside it."""
     for script, names in (("make_sample.py", FILES), ("make_tokenizer.py", ["tokenizer.model"])):

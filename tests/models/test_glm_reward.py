@@ -138,6 +138,7 @@ def test_loss_and_gradients_equal_pytorch(build_model, load_reference_weights, l
     assert reward == pytest.approx(reference["end_scores"].sum() / 2, abs=1e-4)
 
 
+@pytest.mark.further
 def test_hidden_states_equal_chatglm2_model_with_a_float_mask(scoring_model, reference):
     dimensions = scoring_model.config
     backbone = ChatGLM2Model(ChatGLM2Config(

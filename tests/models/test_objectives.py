@@ -30,8 +30,8 @@ OBJECTIVES = {
     "token_wise, scale": {"margin": "scale"},
 }
 EACH = pytest.mark.parametrize("name", [
-    name if "," in name and "scale" not in name else pytest.param(name, marks=pytest.mark.long)
-    for name in OBJECTIVES])
+    pytest.param(name, marks=pytest.mark.long) if "," not in name or "scale" in name else
+    pytest.param(name, marks=pytest.mark.further) if name.startswith("token_wise") else name for name in OBJECTIVES])
 
 
 def pairs_of(reference):

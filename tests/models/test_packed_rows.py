@@ -266,6 +266,7 @@ def test_segment_mask_by_hand(flash_attention, dtype):
     ]
 
 
+@pytest.mark.further
 def test_the_rotary_table_may_come_as_a_stack_as_in_a_pipeline(build_model, load_reference_weights):
     """Layers unpack three tensors, of a tuple or of a stack, to the same scores."""
     rows = np.arange(2 * LENGTH, dtype=np.int32).reshape(2, LENGTH)

@@ -132,6 +132,7 @@ def test_scores_are_those_of_each_text_alone(scorer, questions, build_model, loa
     assert len({round(value, 3) for value in expected.tolist()}) > 10
 
 
+@pytest.mark.further
 def test_many_answers_are_scored_however_long_or_short_they_are(scorer):
     """More tokens, or more texts, than a row has room for."""
     many = [*make_texts(*[500] * 3, 1, 499), *make_texts(*[500] * 4, seed=9)]
@@ -480,6 +481,7 @@ def save_step(folder, scoring_model, step, number=0, branch=0, left=(), **model)
     return path
 
 
+@pytest.mark.further
 @pytest.mark.usefixtures("start", "in_tmp_path")
 def test_a_checkpoint_that_cannot_be_evaluated_has_its_reason_in_the_table_and_the_others_their_figures(
         configure, scoring_model, pairs, tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ def training(build_model, load_reference_weights, pairs, reference):
     return cell, [Tensor(column) for column in batch(pairs[:2], reference["input_ids"].shape[1])], reset
 
 
+@pytest.mark.further
 def test_training_is_the_same_with_and_without_evaluation(training, evaluator, pairs):
     """Four steps, and the same again with an evaluation before each."""
     cell, columns, reset = training
