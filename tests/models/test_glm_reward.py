@@ -89,6 +89,7 @@ def test_what_stands_in_the_padding_does_not_move_a_score(scoring_model, referen
                                       score(scoring_model, reference[f"{side}input_ids"], mask, reference["end_ind"]))
 
 
+@pytest.mark.further
 def test_position_id_and_loss_mask_do_not_move_a_score(scoring_model, reference):
     ids, mask, ends = (Tensor(reference[name]) for name in ("input_ids", "attention_mask", "end_ind"))
     plain = scoring_model(ids, None, mask, None, ends).asnumpy()
@@ -96,6 +97,7 @@ def test_position_id_and_loss_mask_do_not_move_a_score(scoring_model, reference)
     np.testing.assert_array_equal(plain, other)
 
 
+@pytest.mark.further
 def test_lengths_are_counted_when_no_end_index_is_given(scoring_model, reference):
     given = score(scoring_model, reference["input_ids"], reference["attention_mask"], reference["end_ind"])
     counted = score(scoring_model, reference["input_ids"], reference["attention_mask"])

@@ -189,6 +189,7 @@ def test_packed_end_scores_equal_transformers(build_model, load_reference_weight
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.further
 def test_packed_end_scores_equal_those_of_each_text_alone(scorer):
     texts = [pair for pairs, _ in CASES.values() for pair in pairs]
     texts += [(chosen, chosen) for chosen, _ in texts[:3]] + [(chosen,) for chosen, _ in texts[:3]]

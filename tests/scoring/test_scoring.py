@@ -163,6 +163,7 @@ def test_answers_of_a_prompt_share_it_as_far_as_a_row_has_room(scorer):
     assert [len(group.ends) for group in scorer.groups([np.int32([1, 2])] * 5)] == [2, 2, 1]
 
 
+@pytest.mark.further
 def test_what_is_beyond_the_sequence_length_does_not_count(scorer):
     cut, whole = scorer.score([two_whole_texts(40), two_whole_texts(0)])
     assert cut == pytest.approx(whole, rel=1e-5)
@@ -453,6 +454,7 @@ def test_an_evaluation_without_a_finite_pair_has_no_figures():
                                 "of 2 they are NaN or infinite)")
 
 
+@pytest.mark.further
 @pytest.mark.usefixtures("start")
 def test_a_picture_that_cannot_be_drawn_is_a_warning(configure, checkpoint, pairs, in_tmp_path, monkeypatch):
     def fails(*_):

@@ -162,6 +162,7 @@ class Sink:
     stop_send = release = continue_send
 
 
+@pytest.mark.further
 def test_a_run_in_sink_mode_evaluates_the_weights_that_a_sink_ends_with(training, evaluator, monkeypatch, tmp_path):
     """Sinks of 3 steps, of which two and a run that goes on behind the second; MindSpore's own loop, which on a CPU has
     no queue, and so no sink mode.
