@@ -34,6 +34,7 @@ _SUFFIX = ".graph"
 _SWITCH, _PLACE = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 _UNASKED = "MS_DEV_FORCE_USE_COMPILE_CACHE"  # else it takes none in a process that has once found none
 _GRAPH = "rank_0/graph_cache/compile_cache_{}.mindir"  # where MindSpore looks, below the folder that it is told
+_WATCHED = ("mindspore", "mindformers", "mindrlhf")  # whose code is in a name; a graph with other code has none
 _COMPILED = "_compiled_for"  # a cell's attribute: phases and inputs that it was compiled for
 # A cell's own notes of time, names and what it has compiled; the rest of it makes the graph.
 _NOTES_OF_CELLS = {
@@ -206,7 +207,7 @@ def _name_of_graph(settings: Mapping[str, Any], signature: Tuple, cell) -> str:
         raise Unnameable("a layout over several processes")
     name = Fingerprint()
     context = [ms.get_context(key) for key in ("mode", "device_target", "enable_graph_kernel")]
-    for part in (settings, _releases(), _sources(), context, signature, cell):
+    for part in (settings, _releases(), _sources(_WATCHED), context, signature, cell):
         name.add(part)
     return name.hexdigest()
 
@@ -218,16 +219,11 @@ def _releases() -> Tuple[str, ...]:
 
 
 @functools.cache
-def _sources() -> str:
-    """Checksum of the names, sizes and times of all files of code that take part in making a graph, and of the
-    variables that MindSpore reads.
-    """
-    import mindspore
-
-    import mindrlhf
+def _sources(packages: Tuple[str, ...]) -> str:
+    """Checksum of the names, sizes and times of all files of code of packages, and of MindSpore's variables."""
     found = [sorted((name, value) for name, value in os.environ.items() if name.startswith("MS_"))]
-    for package in (mindspore, sys.modules["mindformers"], mindrlhf):
-        for folder, _, _ in os.walk(os.path.dirname(package.__file__)):
+    for package in packages:
+        for folder, _, _ in os.walk(os.path.dirname(sys.modules[package].__file__)):
             with os.scandir(folder) as entries:
                 found.append(sorted((entry.path, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries
                                     if entry.name.endswith((".py", ".so"))))
@@ -297,7 +293,9 @@ class Fingerprint:
         elif isinstance(value, types.MethodType):
             self._add_all([value.__func__, value.__self__])
         elif isinstance(value, types.FunctionType):
-            self._note(value.__module__ or "", value.__qualname__)
+            if not _is_watched(value.__module__):
+                raise Unnameable(f"the function {value.__module__}.{value.__qualname__}")
+            self._note(value.__module__, value.__qualname__)
             self._add_all([value.__defaults__, value.__kwdefaults__,
                            [cell.cell_contents for cell in value.__closure__ or ()]])
         elif isinstance(value, (types.BuiltinFunctionType, types.ModuleType)):
@@ -312,18 +310,21 @@ class Fingerprint:
 
     def _add_attributes(self, kind: type, value: Any) -> None:
         from mindspore import nn
-        from mindspore.common import dtype
         from mindspore.ops import Primitive
-        if isinstance(value, dtype.Type if hasattr(dtype, "Type") else ()) or kind.__module__.endswith(".typing"):
+        if kind.__module__.endswith(".typing"):  # MindSpore's dtypes
             self._note(str(value))
             return
-        if not hasattr(value, "__dict__"):
+        if not hasattr(value, "__dict__") or not _is_watched(kind.__module__):
             raise Unnameable(f"an object of {_name_of(kind)}")
         left_out = _NOTES_OF_CELLS if isinstance(value, nn.Cell) else ()
         attributes = {name: part for name, part in vars(value).items() if name not in left_out}
         self._add_all([part for item in attributes.items() for part in item])
         if isinstance(value, Primitive):
             self.add(dict(sorted(value.attrs.items())))
+
+
+def _is_watched(module: Optional[str]) -> bool:
+    return str(module).partition(".")[0] in _WATCHED
 
 
 def _name_of(kind: type) -> str:

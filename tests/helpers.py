@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "column_of", "convert_file", "events_of",
+__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "column_of", "convert_file", "convert_sample",
+           "events_of",
            "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process", "run_script",
            "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
 
@@ -92,22 +93,27 @@ def convert_file(given, output, tokenizer, seq_length, template, add_eos=False, 
     return convert_preferences(ConversionPlan(given, output, encoder, seq_length, **options))
 
 
+def convert_sample(folder, pairs):
+    """The first pairs of the sample as `train.mindrecord` in a folder, beside their `train.jsonl`."""
+    from mindrlhf.data.template import PROMPT_TEMPLATE
+    from mindrlhf.data.tokenizer import open_tokenizer
+    rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:pairs]
+    (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    convert_file(folder / "train.jsonl", folder / "train.mindrecord", open_tokenizer(SAMPLE / "tokenizer.model"), 128,
+                 PROMPT_TEMPLATE)
+
+
 def run_of_one_process(tmp_path_factory):
     """The folder of a run on 100 pairs for five epochs, with its data `train.mindrecord`. Runs of several processes are
     compared with it; whichever worker of pytest-xdist asks first trains it for all.
     """
-    from mindrlhf.data.template import PROMPT_TEMPLATE
-    from mindrlhf.data.tokenizer import open_tokenizer
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "run_of_one_process"
     with open(folder.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "whole").exists():
             folder.mkdir()
-            rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:100]
-            (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
-            convert_file(folder / "train.jsonl", folder / "train.mindrecord",
-                         open_tokenizer(SAMPLE / "tokenizer.model"), 128, PROMPT_TEMPLATE)
+            convert_sample(folder, 100)
             write_tiny_yaml(folder / "run.yaml")
             launch(folder, "reward_train.py", "--config run.yaml --train_dataset train.mindrecord")
             (folder / "whole").touch()

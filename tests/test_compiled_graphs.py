@@ -20,8 +20,8 @@ import sys
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import SAMPLE, TINY_YAML
-from helpers import ENVIRONMENT, convert_file, run_script
+from conftest import TINY_YAML
+from helpers import ENVIRONMENT, convert_sample, run_script
 from mindformers.core.lr import CosineWithWarmUpLR
 from mindspore import Parameter, Tensor, nn, ops
 
@@ -35,8 +35,10 @@ TAKEN = "Use the compilation cache"  # so MindSpore's log
 
 
 @pytest.fixture(autouse=True)
-def graph_mode():
+def graphs_of_this_file(monkeypatch):
+    """Its cells can be named."""
     ms.set_context(mode=ms.GRAPH_MODE)
+    monkeypatch.setattr(compiled_graphs, "_WATCHED", (*compiled_graphs._WATCHED, __name__))
 
 
 class Kind(enum.Enum):
@@ -125,6 +127,14 @@ def test_a_weights_value_is_an_input_and_not_in_the_name():
 def test_what_hides_its_content_has_no_name(hidden):
     with pytest.raises(Unnameable):
         names([1, {"a": hidden}])
+
+
+def test_code_that_nobody_watches_has_no_name(monkeypatch):
+    """A user's own cell may have been edited since."""
+    monkeypatch.undo()
+    for foreign in (Scaled(), enclosing(1), nn.SequentialCell(Scaled())):
+        with pytest.raises(Unnameable):
+            names(foreign)
 
 
 STEP = {"model": {}, "rate": {"learning_rate": 1e-3, "warmup_steps": 2, "total_steps": 9, "lr_end": 0.0},
@@ -257,14 +267,8 @@ def test_mindspores_variables_are_forgotten(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with 40 pairs as MindRecord."""
-    from mindrlhf.data.template import PROMPT_TEMPLATE
-    from mindrlhf.data.tokenizer import open_tokenizer
     folder = tmp_path_factory.mktemp("graphs")
-    rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:40]
-    (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    convert_file(folder / "train.jsonl", folder / "train.mindrecord", open_tokenizer(SAMPLE / "tokenizer.model"), 128,
-                 PROMPT_TEMPLATE)
+    convert_sample(folder, 40)
     return folder
 
 
