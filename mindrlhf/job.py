@@ -3,10 +3,12 @@
 Schedulers and outer programs set some of the same variables, and leave them to whatever they run. So a variable alone
 says nothing: a job is one whose variables are all there.
 """
+import contextlib
 import os
 from typing import Dict, Optional
 
-__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job", "uses_mpi", "was_started_in_job"]
+__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job", "tell_launcher",
+           "uses_mpi", "was_started_in_job"]
 
 _was_started = False  # when `forget_job` removed the variables that said so
 
@@ -67,6 +69,19 @@ def forget_job() -> str:
         found.update(_remove(("DEVICE_ID",)))
     others = [f"{name}={value}" for name, value in found.items() if value != _ALONE.get(name, value)]
     return f"this process is rank 0 of 1; ignoring {', '.join(others)}, which no launcher has set" if others else ""
+
+
+def tell_launcher(code: int) -> None:
+    """Tell `msrun_launcher.sh`, where it has started this process, the exit code of the work, which is over. What kills
+    the process now, while MindSpore takes itself down, is no failure of the job.
+    """
+    launcher = os.environ.get("MSRUN_LAUNCHER")
+    if launcher:
+        import socket  # late: most runs need none
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.settimeout(5)
+            connection.connect(f"\0{launcher}")
+            connection.send(str(code).encode())
 
 
 def _kind() -> Optional[str]:

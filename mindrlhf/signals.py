@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Iterator, List, Optional
 
-from mindrlhf.job import uses_mpi
+from mindrlhf.job import tell_launcher, uses_mpi
 
 __all__ = ["SIGNALS", "Interrupted", "asked", "let_go", "note", "postpone", "removed_at_end", "settle", "take_over",
            "undisturbed", "wait_for_end"]
@@ -72,6 +72,8 @@ def let_go(code: object) -> None:
     if _taken_over:
         signal.set_wakeup_fd(-1)
         _give_back(signal.SIGTERM, signal.SIGHUP)
+    if _code is not None:
+        tell_launcher(_code)
 
 
 def postpone() -> None:

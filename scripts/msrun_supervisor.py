@@ -8,6 +8,8 @@ What msrun starts is not guessed from its inside, which differs between releases
 msrun_worker.py, which tells role and rank (documented variables) on a socket, and becomes COMMAND once it is told to.
 The kernel says whose end of the socket it is and closes it with its process, so there are no files to go stale. The
 word is given when all are there and msrun has ended: msrun cannot swallow an exit code, and no job begins in part.
+COMMAND may tell on the same socket (its name is in MSRUN_LAUNCHER) with which exit code its work is over. A signal that
+kills it then is no failure of the job: MindSpore 2.5 sometimes has a segmentation fault while it takes itself down.
 
 Standard library only, since importing MindSpore takes seconds. Linux only, like msrun.
 """
@@ -156,6 +158,12 @@ def failed(name, code, log, remark=""):
     return JobError(f"{name} ended with {how}{memory}{remark}{ending(log)}", code if code > 0 else 128 - code)
 
 
+def note(log, text):
+    """Add a line to msrun.log, if that is possible."""
+    with contextlib.suppress(OSError), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"msrun_launcher.sh: {text}\n")
+
+
 class Job:
     """The processes of a job on this node.
 
@@ -173,6 +181,8 @@ class Job:
         elif "RANK_ID" in os.environ or local_workers > 128:  # one process for a given rank, or in place of very many
             self.expected = self.expected[:1]
         self.running = {}  # pid -> name
+        self.over = {}  # pid -> exit code of its work, as it has said
+        self.door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def log_of(self, name):
         """The file that a process logs to."""
@@ -184,11 +194,9 @@ class Job:
             raise JobError(f"prctl: {os.strerror(ctypes.get_errno())}; expected Linux 3.4 or later")
         with contextlib.ExitStack() as files:
             log = files.enter_context(open(self.log, "ab"))
-            door = files.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            door.bind(f"\0msrun_launcher-{secrets.token_hex(8)}")  # \0: a name without a file
-            door.listen()
-            door.settimeout(0.2)
-            os.environ["MSRUN_LAUNCHER"] = door.getsockname()[1:].decode()
+            self.door.bind(f"\0msrun_launcher-{secrets.token_hex(8)}")  # \0: a name without a file
+            self.door.listen()
+            os.environ["MSRUN_LAUNCHER"] = self.door.getsockname()[1:].decode()
             msrun = subprocess.Popen(self.line, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                      start_new_session=True)
             arrived, seconds = {}, self.time_out
@@ -202,10 +210,8 @@ class Job:
                 if time.monotonic() > deadline:
                     raise self.not_there(seconds, msrun.returncode, arrived)
                 with contextlib.suppress(OSError):  # none comes within 0.2 s, or it dies at once
-                    connection = files.enter_context(door.accept()[0])
-                    pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                    connection.settimeout(5)
-                    name = connection.recv(64).decode() if user == os.getuid() else ""
+                    connection, pid, name = self.hear(0.2)
+                    files.enter_context(connection)
                     if name in self.expected:
                         arrived[name] = pid, connection
                         deadline = max(deadline, time.monotonic() + min(seconds, START))
@@ -222,6 +228,34 @@ class Job:
                 with contextlib.suppress(OSError):  # it is dead; wait() will see that
                     connection.send(b"1")
 
+    def hear(self, seconds):
+        """(connection, pid, text) of the next process that says something; an OSError if none does in so many seconds.
+        The text of another user's is empty.
+        """
+        self.door.settimeout(seconds)
+        connection = self.door.accept()[0]
+        pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        connection.settimeout(5)
+        return connection, pid, connection.recv(64).decode(errors="replace") if user == os.getuid() else ""
+
+    def reap(self):
+        """(pid, exit code or minus signal) of a child that has ended; None if none has. The exit code of work that was
+        over stands for the signal that killed the process then.
+        """
+        ended = reap()
+        with contextlib.suppress(OSError):  # all that was said before that end is here
+            while True:
+                connection, pid, text = self.hear(0)
+                connection.close()
+                if pid in self.running and text.isdigit():
+                    self.over[pid] = int(text)
+        if ended and ended[1] < 0 and ended[0] in self.over:
+            pid, code = ended
+            note(self.log, f"{self.running[pid]} ended with signal {signal.Signals(-code).name}, after its work: exit "
+                           f"code {self.over[pid]}")
+            return pid, self.over[pid]
+        return ended
+
     def not_there(self, seconds, msrun_code, arrived):
         """The JobError of what has not happened in so many seconds."""
         missing = [name for name in self.expected if name not in arrived]
@@ -237,7 +271,7 @@ class Job:
         """Return when all have ended well; a JobError if one has not."""
         deadline = failure = None
         while self.running:
-            ended = reap()
+            ended = self.reap()
             if ended is None:
                 if self.one_node and not deadline and set(self.running.values()) == {SCHEDULER}:
                     deadline = time.monotonic() + SCHEDULER_GRACE
@@ -267,7 +301,7 @@ class Job:
         left = {pid for pid, name in self.running.items() if name != SCHEDULER}
         send(signal.SIGTERM, left)
         while left and time.monotonic() < deadline and not hurry:
-            ended = reap()
+            ended = self.reap()
             if not ended:
                 time.sleep(0.1)
             elif ended[0] in left:
@@ -348,14 +382,10 @@ def main(arguments):
     join, log, log_dir, workers, local_workers, address, port, node, time_out, *line = arguments
     job = Job(line, log, log_dir, int(workers), int(local_workers), address, int(port), int(node), int(time_out))
 
-    def note(text):
-        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"msrun_launcher.sh: {text}\n")
-
     def complain(text):
         print(f"msrun_launcher.sh: error: {text}", file=sys.stderr, flush=True)
         if join == "True":  # else it is there already
-            note(f"error: {text}")
+            note(log, f"error: {text}")
 
     try:
         stop_on_signals()
@@ -392,7 +422,7 @@ def main(arguments):
     if left:
         complain(f"processes {', '.join(map(str, sorted(left)))} cannot be ended; the machine may need a restart")
     code = code or (1 if left else 0)
-    note(f"the job has ended with exit code {code}")
+    note(log, f"the job has ended with exit code {code}")
     if not code and join == "True" and "worker 0" in job.expected:
         result = ending(job.log_of("worker 0")).partition("\n")[2]
         with contextlib.suppress(OSError):  # nobody reads it

@@ -12,7 +12,7 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 
-launcher = os.environ.pop("MSRUN_LAUNCHER", None)
+launcher = os.environ.get("MSRUN_LAUNCHER")
 with contextlib.suppress(PermissionError):  # newer releases of msrun have done so
     os.setsid()
 if launcher:

@@ -272,7 +272,7 @@ def test_a_signal_to_a_script_ends_its_step_and_all_that_came_of_it(checkout, sc
                                env={name: value for name, value in os.environ.items() if name != "PYTHON"})
     wait_for(ready.exists, seconds=30)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert (process.returncode, said) == (128 + number, f"{script}: stopped by {number.name}\n")
     found = pids.read_text().split()
     assert len(found) == 2

@@ -69,7 +69,7 @@ def test_a_signal_ends_a_process_that_is_outside_python(number, stolen, start):
     """A C library's handler for Ctrl-C, here one that ignores it, is not asked."""
     process = start(f"{stolen}ready()\nsignal.sigwait({{signal.SIGUSR1}})\n")
     process.send_signal(number)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=120)
     assert (process.returncode, said) == (128 + number, f"job.py: stopped by {number.name}\n")
 
 
@@ -77,7 +77,7 @@ def test_ctrl_c_is_answered_where_a_library_lets_it_through_again(start):
     """As the resource tracker of `multiprocessing` does."""
     process = start("signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})\n" + POSTPONED.format(0))
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert said.endswith("job.py: stopped by SIGINT\n")
     assert "ends after this step" in said
@@ -87,7 +87,7 @@ def test_an_unfinished_folder_is_removed(start, tmp_path):
     process = start("with partial_folder(Path('a').absolute()) as folder:\n"
                     "    (folder / 'half').touch()\n    ready()\n    time.sleep(60)\n")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 143
     assert {path.name for path in tmp_path.iterdir()} == {"job.py", "ready"}
 
@@ -105,7 +105,7 @@ with partial_folder(Path('a').absolute()) as folder:
     time.sleep(60)
 """)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=120)
     assert (process.returncode, said) == (143, "job.py: stopped by SIGTERM\n")
 
 
@@ -113,7 +113,7 @@ def test_what_belongs_together_is_moved_together(start, tmp_path):
     process = start("with signals.undisturbed():\n    Path('first').touch()\n    ready()\n    time.sleep(1)\n"
                     "    Path('second').touch()\ntime.sleep(60)\n")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 143
     assert (tmp_path / "second").exists()
 
@@ -134,7 +134,7 @@ signals.settle()
 def test_a_postponed_signal_lets_the_work_end_in_good_order(number, start, tmp_path):
     process = start(POSTPONED.format(0))
     process.send_signal(number)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert said == (f"job.py: {number.name}: ends after this step, with a checkpoint; Ctrl-C ends it at once\n"
                     f"job.py: stopped by {number.name}\n")
@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
     process.send_signal(signal.SIGINT)
     wait_for((tmp_path / "asked").exists)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 130
 
 
@@ -155,7 +155,7 @@ def test_a_second_sigterm_does_not_cost_the_checkpoint(start, tmp_path):
     process.send_signal(signal.SIGTERM)
     wait_for((tmp_path / "asked").exists)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 143
     assert (tmp_path / "saved").exists()
 
@@ -163,7 +163,7 @@ def test_a_second_sigterm_does_not_cost_the_checkpoint(start, tmp_path):
 def test_signals_that_are_ignored_stay_so(start):
     process = start("ready()\ntime.sleep(1)\n", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 0
 
 
@@ -178,7 +178,7 @@ children[0].terminate()
 os.kill(children[1], signal.SIGTERM)
 print(children[0].wait(), os.waitstatus_to_exitcode(os.waitpid(children[1], 0)[1]))
 """)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=120)
     assert said == "-15 -15\n"
 
 
@@ -198,7 +198,7 @@ atexit.register(end)
 {work}
 """)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
 
 
@@ -213,7 +213,7 @@ def end():
 atexit.register(end)
 """)
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == -number
 
 
@@ -235,7 +235,7 @@ print("of Python")
 ready()
 {work}
 """, stderr=subprocess.PIPE)
-    said, error = process.communicate(timeout=20)
+    said, error = process.communicate(timeout=120)
     assert (process.returncode, (error.splitlines() or [""])[-1]) == (code, last)
     assert sorted(said.replace("function", "function\n").split("\n")) == [
         "", "of Python", "of a C library", "of an atexit function"]
@@ -244,5 +244,5 @@ ready()
 def test_a_process_of_mpirun_ends_as_libraries_want(start):
     process = start("ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).abort)\nready()\n",
                     env={**os.environ, "OMPI_COMMAND": "python", "PMIX_RANK": "0"})
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGABRT

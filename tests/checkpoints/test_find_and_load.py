@@ -141,7 +141,7 @@ def test_a_checkpoint_without_the_state_of_its_run_is_not_resumed(tmp_path):
 
 def start_together(folder, ranks):
     """The names of the checkpoints that so many ranks start from, each in a thread of its own."""
-    barrier, shared = threading.Barrier(ranks, timeout=20), {}
+    barrier, shared = threading.Barrier(ranks, timeout=120), {}
 
     def start(rank):
         def gather(step):

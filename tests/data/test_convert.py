@@ -826,7 +826,7 @@ def test_script_answers_ctrl_c_with_one_line_and_leaves_nothing(tmp_path, flags)
             assert process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=120) == 130
     lines = [line for line in (tmp_path / "stderr").read_bytes().decode().replace("\r", "\n").split("\n") if line]
     assert [line for line in lines if not re.search(r"(rows/s|s/ rows)\]", line)] == [
         "cvalues_comparison.py: stopped by SIGINT"]

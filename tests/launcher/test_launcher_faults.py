@@ -10,7 +10,8 @@
 | test_an_msrun_that_does_not_end_... | it is no job | message |
 | test_a_process_that_msrun_does_not_start_... | no job begins, or ends well, without one of its processes | messages |
 | test_processes_that_wait_... | nothing waits for a launcher that was killed | /proc |
-| test_the_command_sees_itself_... | nothing of the launcher is to be seen in COMMAND | argv, /proc, environment |
+| test_the_command_sees_itself_... | nothing of the launcher is to be seen in COMMAND but a variable | argv, /proc |
+| test_what_kills_a_worker_after_its_work_... | the job goes on; its exit code is that of the work | files, msrun.log |
 | test_a_simulation_... | simulated ranks run and fail like others | what the worker did |
 | test_a_signal_to_the_launcher_... | Ctrl-C, SIGTERM, SIGHUP end the job, workers save first; nothing is left | /proc |
 | test_a_worker_that_was_asked_..., ..._that_cannot_save_... | the others save too; what fails then is named | files |
@@ -86,6 +87,36 @@ if os.environ["MS_ROLE"] == "MS_SCHED":
         server.accept()
 """
 
+LONG = """
+import os, time
+me = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else os.environ["RANK_ID"]
+begin = time.monotonic()
+time.sleep(100)
+open(me + ".done", "w").write(str(time.monotonic() - begin))
+"""
+
+
+def forgetful(condition):
+    """An msrun that starts `true` in the place of the process of which the condition holds."""
+    return f"""#!{sys.executable}
+import os, runpy, subprocess
+class Forgetful(subprocess.Popen):
+    def __init__(self, args, **kwargs):
+        super().__init__(["true"] if isinstance(args, list) and {condition} else args, **kwargs)
+subprocess.Popen = Forgetful
+runpy.run_path({str(MSRUN)!r}, run_name="__main__")
+"""
+
+
+# End of a test's name -> command, msrun.
+SLEEPING = {
+    "without_setsid": ("long.py", NO_SETSID),
+    "is_named[worker]": ("worker.py none none", forgetful(
+        "os.environ.get('MS_ROLE') == 'MS_WORKER' and os.environ['RANK_ID'] == '1'")),
+    "is_named[scheduler]": ("worker.py none none", forgetful("os.environ.get('MS_ROLE') == 'MS_SCHED'")),
+}
+
+
 class Jobs:
     """Starts launchers in a folder; knows the processes of their jobs by a variable in their environment."""
 
@@ -119,6 +150,10 @@ class Jobs:
                 pass
         return found
 
+    def kill(self):
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
     def started(self, *names):
         wait_for(lambda: all((self.folder / f"{name}.started").exists() for name in names))
 
@@ -130,27 +165,22 @@ class Jobs:
 def jobs(tmp_path):
     jobs = Jobs(tmp_path)
     yield jobs
-    for pid in jobs.processes():
-        os.kill(pid, signal.SIGKILL)
+    jobs.kill()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def long_job(tmp_path_factory, request):
-    """The job of `test_a_job_of_100_seconds_...`, which sleeps while the tests before it run; (its jobs, launcher)."""
-    jobs = Jobs(tmp_path_factory.mktemp("long"))
-    (jobs.folder / "long.py").write_text("""
-import os, time
-me = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else os.environ["RANK_ID"]
-begin = time.monotonic()
-time.sleep(100)
-open(me + ".done", "w").write(str(time.monotonic() - begin))
-""", encoding="utf-8")
-    if not any("test_a_job_of_100_seconds" in item.name for item in request.session.items):
-        yield jobs, None
-        return
-    yield jobs, jobs.start("long.py", "2", free_port(), "logs", "True", "60", first_in_path=jobs.msrun(NO_SETSID))
-    for pid in jobs.processes():
-        os.kill(pid, signal.SIGKILL)
+def sleeping_jobs(tmp_path_factory, request):
+    """Those that wait a minute or more, {end of a test's name: (its jobs, launcher)}: they sleep while others run."""
+    started = {}
+    for name, (command, msrun) in SLEEPING.items():
+        if any(item.name.endswith(name) for item in request.session.items):
+            jobs = Jobs(tmp_path_factory.mktemp("sleeping"))
+            (jobs.folder / "long.py").write_text(LONG, encoding="utf-8")
+            started[name] = jobs, jobs.start(command, "2", free_port(), "logs", "True", "60",
+                                             first_in_path=jobs.msrun(msrun))
+    yield started
+    for jobs, _ in started.values():
+        jobs.kill()
 
 
 @pytest.mark.parametrize(("fault", "culprit", "code", "message"), [
@@ -221,25 +251,34 @@ sys.exit(3 * (os.environ["MS_ROLE"] == "MS_WORKER" and os.environ["RANK_ID"] == 
     assert errors.startswith("msrun_launcher.sh: error: worker 1 ended with exit code 3, and the job with it; ")
 
 
-@pytest.mark.parametrize(("condition", "missing"), [
-    ("os.environ.get('MS_ROLE') == 'MS_WORKER' and os.environ['RANK_ID'] == '1'", "worker 1 has not started"),
-    ("os.environ.get('MS_ROLE') == 'MS_SCHED'", "MASTER_ADDR: msrun has started no scheduler for 127.0.0.1"),
-], ids=("worker", "scheduler"))
-def test_a_process_that_msrun_does_not_start_is_named(condition, missing, jobs):
-    """The job does not begin without it, and ends with an error, though all that were started would end well."""
-    msrun = jobs.msrun(f"""#!{sys.executable}
-import os, runpy, subprocess
-class Forgetful(subprocess.Popen):
-    def __init__(self, args, **kwargs):
-        super().__init__(["true"] if isinstance(args, list) and {condition} else args, **kwargs)
-subprocess.Popen = Forgetful
-runpy.run_path({str(MSRUN)!r}, run_name="__main__")
-""")
-    launcher = jobs.start("worker.py none none", "2", free_port(), "logs", "True", "5", first_in_path=msrun)
+@pytest.mark.parametrize(("culprit", "code"), [("0", 0), ("1", 0), ("1", 3)])
+def test_what_kills_a_worker_after_its_work_changes_nothing(culprit, code, jobs):
+    """MindSpore 2.5 sometimes has a segmentation fault while it takes itself down; other processes may still work."""
+    (jobs.folder / "last.py").write_text(f"""
+import atexit, os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from mindrlhf import entry
+entry.begin()
+from mindrlhf.errors import run_main
+me = os.environ["RANK_ID"] if os.environ["MS_ROLE"] == "MS_WORKER" else "scheduler"
+def main():
+    if me == {culprit!r}:
+        atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+        os.symlink(f"/proc/{{os.getpid()}}", "process")
+        return {code}
+    while not os.path.islink("process") or os.path.exists("process"):  # until it has ended
+        time.sleep(0.05)
+    time.sleep(600 if {code} else 1)
+    open(me + ".done", "w").close()
+run_main(main)
+""", encoding="utf-8")
+    launcher = jobs.start("last.py", "2", free_port(), "logs", "True", "60")
     _, errors = launcher.communicate(timeout=120)
-    assert launcher.returncode == 1
-    assert errors.startswith(f"msrun_launcher.sh: error: {missing}")
-    assert jobs.log("worker_0.log") == ""
+    assert launcher.returncode == code, errors
+    remark = f"msrun_launcher.sh: worker {culprit} ended with signal SIGSEGV, after its work: exit code {code}\n"
+    assert remark in jobs.log("msrun.log")
+    assert errors.startswith(f"msrun_launcher.sh: error: worker {culprit} ended with exit code 3" if code else "")
+    assert len(list(jobs.folder.glob("*.done"))) == (0 if code else 2)  # the other worker's, the scheduler's
     assert jobs.processes() == []
 
 
@@ -280,7 +319,7 @@ print(json.dumps([sys.argv, sys.executable, os.getcwd(), os.getsid(0) == os.getp
                          "python\0look.py\0a b\0"]
     assert {"MS_WORKER_NUM", "MS_ROLE", "MS_NODE_ID", "RANK_ID", "RANK_SIZE", "DEVICE_ID"} <= set(found[6])
     assert found[7] == "0"
-    assert not [name for name in found[6] if "LAUNCHER" in name and name != "LAUNCHER_TEST"]
+    assert [name for name in found[6] if "LAUNCHER" in name and name != "LAUNCHER_TEST"] == ["MSRUN_LAUNCHER"]
     assert found[8:] == ["300", "600"]  # what MindSpore documents; time for 105 GB
 
 
@@ -486,9 +525,23 @@ def test_a_stopped_worker_ends_the_job_and_only_the_loopback_address_listens(job
     assert jobs.processes() == []
 
 
-def test_a_job_of_100_seconds_survives_an_msrun_without_setsid(long_job):
+@pytest.mark.parametrize(("process", "missing"), [
+    ("worker", "worker 1 has not started"),
+    ("scheduler", "MASTER_ADDR: msrun has started no scheduler for 127.0.0.1"),
+], ids=("worker", "scheduler"))
+def test_a_process_that_msrun_does_not_start_is_named(process, missing, sleeping_jobs):
+    """The job does not begin without it, and ends with an error, though all that were started would end well."""
+    jobs, launcher = sleeping_jobs[f"is_named[{process}]"]
+    _, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1
+    assert errors.startswith(f"msrun_launcher.sh: error: {missing}")
+    assert jobs.log("worker_0.log") == ""
+    assert jobs.processes() == []
+
+
+def test_a_job_of_100_seconds_survives_an_msrun_without_setsid(sleeping_jobs):
     """Far longer than a scheduler is given to end after the last worker."""
-    jobs, launcher = long_job
+    jobs, launcher = sleeping_jobs["without_setsid"]
     _, errors = launcher.communicate(timeout=300)
     assert (launcher.returncode, errors) == (0, "")
     done = {path.stem: float(path.read_text(encoding="utf-8")) for path in jobs.folder.glob("*.done")}

@@ -71,7 +71,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_full_disk_leaves_it_whole(fo
         if ENDED.search(line) and not any(map(ENDED.search, log[:-1])):
             run.send_signal(signal.SIGTERM)
     log = "".join(log)
-    assert run.wait(timeout=60) == 143, log[-3000:]
+    assert run.wait(timeout=120) == 143, log[-3000:]
     assert "Traceback" not in log
     assert log.endswith("reward_train.py: stopped by SIGTERM\n")
     assert "SIGTERM: training ends here, with a checkpoint" in log
