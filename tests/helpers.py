@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["COLLECTIVE", "ENVIRONMENT", "assert_the_same_training", "column_of", "convert_file", "convert_sample",
-           "events_of",
-           "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process", "run_script",
-           "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
+__all__ = ["BIN", "COLLECTIVE", "ENVIRONMENT", "PATH", "assert_the_same_training", "column_of", "convert_file",
+           "convert_sample", "events_of", "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process",
+           "run_script", "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
 
-ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+BIN = Path(__file__).parent / "bin"  # msrun, without an import of seconds
+PATH = f"{BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+ENVIRONMENT = {**os.environ, "GLOG_v": "3", "PATH": PATH}
 
 # A job that works until it is ended. Signs of life count only once its processes have come together.
 COLLECTIVE = """

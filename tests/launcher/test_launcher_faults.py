@@ -1,4 +1,4 @@
-"""scripts/msrun_launcher.sh with jobs that run, fail, hang or are stopped; msrun is the real one.
+"""scripts/msrun_launcher.sh with jobs that run, fail, hang or are stopped; msrun is MindSpore's.
 
 | test | proves | judged against |
 | --- | --- | --- |
@@ -37,12 +37,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from helpers import COLLECTIVE, free_port, wait_for
+from helpers import BIN, COLLECTIVE, PATH, free_port, wait_for
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
-MSRUN = Path(sys.executable).parent / "msrun"
+MSRUN = BIN / "msrun"
+REAL = Path(sys.executable).parent / "msrun"  # that of the others is its code too, but imports no more of MindSpore
 
 # Stand before msrun in PATH. The first makes it one of those of MindSpore 2.4, whose workers lead no session.
 NO_SETSID = f"""#!{sys.executable}
@@ -51,7 +52,7 @@ class Plain(subprocess.Popen):
     def __init__(self, *args, preexec_fn=None, **kwargs):
         super().__init__(*args, **kwargs)
 subprocess.Popen = Plain
-runpy.run_path({str(MSRUN)!r}, run_name="__main__")
+runpy.run_path({str(REAL)!r}, run_name="__main__")
 """
 IN_BASH = f"""#!/bin/bash
 echo "in bash"
@@ -134,7 +135,7 @@ class Jobs:
 
     def start(self, command, *args, first_in_path="", **environment):
         name, value = self.mark.split("=")
-        path = f"{first_in_path}:" * bool(first_in_path) + f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{first_in_path}:" * bool(first_in_path) + PATH
         return subprocess.Popen(
             ["bash", str(LAUNCHER), command, *args], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
@@ -311,7 +312,7 @@ print(json.dumps([sys.argv, sys.executable, os.getcwd(), os.getsid(0) == os.getp
                   open("/proc/self/cmdline").read(), sorted(os.environ),
                   *map(os.environ.get, ("RANK_ID", "MS_NODE_TIMEOUT", "GRACE_SECONDS"))]))
 """, encoding="utf-8")
-    launcher = jobs.start("look.py 'a b'", "1", free_port(), "logs", "True", "60")
+    launcher = jobs.start("look.py 'a b'", "1", free_port(), "logs", "True", "60", first_in_path=REAL.parent)
     _, errors = launcher.communicate(timeout=120)
     assert (launcher.returncode, errors) == (0, "")
     found = json.loads(jobs.log("worker_0.log"))
@@ -419,7 +420,7 @@ def test_ctrl_c_while_python_starts_waits_for_the_launcher_to_answer_it(tmp_path
     (tmp_path / "job.py").touch()
     result = subprocess.run(["bash", str(LAUNCHER), "job.py", "1"], cwd=tmp_path, capture_output=True, text=True,
                             check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                            env={**os.environ, "PATH": f"{tmp_path}:{MSRUN.parent}:{os.environ['PATH']}"})
+                            env={**os.environ, "PATH": f"{tmp_path}:{PATH}"})
     assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
     assert (tmp_path / "begun").exists()
 
@@ -478,7 +479,8 @@ def test_two_nodes_are_two_launches_and_names_are_data(jobs):
     command = f"{shlex.quote(str(script))} none {shlex.quote(argument)}"
     port = free_port()
     folders = ["logs; touch evil", "logs 1"]
-    launchers = [jobs.start(command, "4", "2", "127.0.0.1", port, str(node), folder, "True", "60")
+    launchers = [jobs.start(command, "4", "2", "127.0.0.1", port, str(node), folder, "True", "60",
+                            first_in_path=REAL.parent)
                  for node, folder in enumerate(folders)]
     for launcher in launchers:
         output, errors = launcher.communicate(timeout=120)
