@@ -72,7 +72,7 @@ def infer(plan: InferencePlan, verbose: bool = False) -> None:
                 output.write(row_as_line(question, scores))
                 summary.add(scores, question.place)
                 bar.update()
-        scorer.said_by_first(0)  # which has written all rows then; a process that ends before it would end it
+        scorer.meet()  # the first one has written all rows then; a process that ends before it would end it
         if rows.stopped and summary.rows:
             raise UserError(f"{rows.stopped}; {how_to_go_on(plan.output_file)}")
         invalid.finish()

@@ -17,7 +17,7 @@ from mindrlhf.config.run_config import RunConfig
 from mindrlhf.config.settings import raise_located
 from mindrlhf.errors import UserError
 from mindrlhf.models.row_scores import RowScorer
-from mindrlhf.processes import stack_over_processes
+from mindrlhf.processes import meet, stack_over_processes
 
 __all__ = ["Checkpoint", "Scorer", "warn_of_end", "warn_of_template"]
 
@@ -119,6 +119,8 @@ class Scorer(RowScorer):
             failed = stack_over_processes(np.array([error is not None], np.float32))[:, 0]
             if failed.any() and error is None:
                 error = UserError(f"{path}: process {int(failed.argmax())} could not read its part, see its log")
+            if error:
+                meet()  # all of them may end now
         if error:
             raise error
         return parameters, doubts

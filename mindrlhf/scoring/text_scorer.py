@@ -7,7 +7,7 @@ import numpy as np
 from mindrlhf.data.dialogue import Dialogue
 from mindrlhf.data.template import as_dialogue
 from mindrlhf.errors import UserError
-from mindrlhf.processes import sum_over_processes
+from mindrlhf.processes import meet, sum_over_processes
 from mindrlhf.scoring.plan import TextScoringPlan
 from mindrlhf.scoring.scorer import Scorer, warn_of_end, warn_of_template
 from mindrlhf.set_up import set_up_mindspore
@@ -60,6 +60,11 @@ class TextScorer:
         give 0.
         """
         return int(sum_over_processes(np.array([number], np.float32))[0]) if self._scorer.processes > 1 else number
+
+    def meet(self) -> None:
+        """Wait until all processes have come here; each of them must call it, and may end then."""
+        if self._scorer.processes > 1:
+            meet()
 
     def score(self, prompt: Text, answers: Sequence[Text]) -> List[float]:
         """The score of each answer; the better the answer, the higher. Only differences between answers to the same

@@ -5,6 +5,7 @@ from typing import Dict, Optional
 
 from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.config.known_keys import ignored_keys
+from mindrlhf.processes import meet
 from mindrlhf.set_up import set_up_mindspore
 from mindrlhf.training.plan import TrainingPlan, check_space
 from mindrlhf.training.run_folder import choose_run, event_folder, only_run_in, run_notes
@@ -84,6 +85,8 @@ def _train(plan: TrainingPlan, run) -> None:
         callback.update(known.get(callback["type"], {}))
     RewardTrainer(plan.task, run.trainer.model_name).train(
         plan, run, begin, lambda: put_strategies_away(config.output, strategies, rank, ranks), events)
+    if ranks > 1 and config.layout.device == "CPU":  # an NPU's have a time limit; the first may save for longer
+        meet()
 
 
 def _save_strategies_in(folder: Path) -> None:

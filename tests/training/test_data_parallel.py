@@ -8,8 +8,10 @@
 | test_two_processes_train_all_answers ...     | a listwise objective, with margins | one process, 1e-4         |
 | test_what_all_processes_say_and_save ...     | one log, one checkpoint            | counts                    |
 | test_two_processes_give_the_scores ...       | inference; evaluation in training  | one process, 1e-5 and -4  |
+| test_a_process_that_has_left_after ...       | nobody misses it                   | errors                    |
 | test_...are_refused, ...is_refused           | errors name found and expected     | messages                  |
 """
+import contextlib
 import csv
 import json
 import re
@@ -37,6 +39,7 @@ from mindrlhf.data.text_encoder import TextEncoder
 from mindrlhf.data.tokenizer import open_tokenizer
 from mindrlhf.errors import UserError
 from mindrlhf.models.heads import NO_SCORE
+from mindrlhf.processes import meet
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.set_up import set_up_mindspore
@@ -202,6 +205,22 @@ def test_two_processes_give_the_scores_of_one_in_the_order_of_the_rows(trained, 
     assert {name: float(last[name]) for name in figures} == pytest.approx(figures, abs=1e-4)
     assert logs[0].count("INFO - Sample:\n") == 2 * len(found)
     assert "Sample:" not in logs[1]
+
+
+@pytest.mark.parametrize(("failing", "raised"), [(0, True), (1, False), (2, False)])
+def test_a_process_that_has_left_after_the_meeting_is_not_missed(failing, raised, monkeypatch):
+    """It may end, with its connections, before others have received what it has sent last."""
+    sums = []
+
+    def sum_of(values):
+        sums.append(values)
+        if len(sums) == failing + 1:
+            raise RuntimeError("Launch kernel failed, name:Default/AllReduce-op1")
+
+    monkeypatch.setattr("mindrlhf.processes.sum_over_processes", sum_of)
+    with pytest.raises(RuntimeError, match="Launch kernel failed") if raised else contextlib.nullcontext():
+        meet()
+    assert len(sums) == (1 if raised else 2)
 
 
 @pytest.mark.parametrize(("ranks", "expected"), [(1, ["set up"]), (2, ["set up", "meet"])])
