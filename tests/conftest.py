@@ -1,4 +1,5 @@
 """What tests share: where things are, the tiny model of the committed reference values, and the shared data."""
+import gc
 import importlib.util
 import json
 import os
@@ -23,8 +24,8 @@ CONFIGS = ROOT / "model_configs" / "glm_config"
 TINY_YAML, PRODUCTION_YAML = CONFIGS / "run_glm4_tiny_rm_cpu.yaml", CONFIGS / "run_glm4_9b_rm.yaml"
 REFERENCE = Path(__file__).parent / "reference"
 REFERENCE_CASES = tuple(sorted(path.stem for path in REFERENCE.glob("*.npz") if path.stem != "objectives"))
-# The same for where each case compiles a graph of its own: one has several groups and rope_ratio 1, one neither.
-REFERENCE_GRAPHS = tuple(case if case in ("grouped", "ungrouped_rope500") else
+# The same for where each case compiles a graph of its own.
+REFERENCE_GRAPHS = tuple(case if case == "grouped" else
                          pytest.param(case, marks=pytest.mark.further) for case in REFERENCE_CASES)
 # What a clone without git-lfs has in the place of a large file, and what is said of it.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5\n"
@@ -69,6 +70,13 @@ def pytest_collection():
     if "PYTEST_XDIST_WORKER" in os.environ:
         from mindrlhf.compat.imports import import_mindformers
         import_mindformers()
+
+
+def pytest_collection_finish():
+    """What thousands of tests are made of is no garbage; each of MindSpore's compilations would look through it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 1000)
 
 
 def pytest_report_header():

@@ -157,6 +157,7 @@ def step_of(build_model, model, rate, optimizer, step, scale):
                                         **step))[0]
 
 
+@pytest.mark.further
 def test_whatever_makes_the_step_is_in_its_name(build_model):
     """By the step itself: the settings that a run gives beside it are not asked here."""
     same = step_of(build_model, **STEP)
@@ -221,7 +222,8 @@ def test_other_settings_of_a_run_are_other_graphs(tmp_path):
     assert len(kept_in(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("place", ["under a file", "a folder in the graph's place", "no temporary folder"])
+@pytest.mark.parametrize("place", ["under a file", *(pytest.param(place, marks=pytest.mark.further) for place in (
+    "a folder in the graph's place", "no temporary folder"))])
 def test_where_nothing_can_be_kept_the_result_is_the_same(place, tmp_path, monkeypatch):
     folder = tmp_path / "kept"
     keep_graphs(folder, {})

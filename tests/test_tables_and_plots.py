@@ -80,10 +80,10 @@ def test_metrics_of_a_table_without_rows_are_empty(tmp_path):
 
 @pytest.mark.parametrize("lines", [
     [f"{step},{1 / step},{step % 2},{step},0.001,2" for step in range(1, 101)],
-    ["1,0.5,1,0.1,0.001,2"],
+    pytest.param(["1,0.5,1,0.1,0.001,2"], marks=pytest.mark.further),
     ["1,nan,,nan,,", "2,0.5,1,,0.001,inf"],
-    ["1,,,,,"],
-    [],
+    pytest.param(["1,,,,,"], marks=pytest.mark.further),
+    pytest.param([], marks=pytest.mark.further),
 ], ids=["100 steps", "one step", "NaN and empty cells", "nothing but empty cells", "no steps"])
 def test_curves_are_drawn(tmp_path, lines):
     target = tmp_path / "deep" / "curves.png"
@@ -93,13 +93,13 @@ def test_curves_are_drawn(tmp_path, lines):
 
 @pytest.mark.parametrize(("chosen", "rejected"), [
     ([0.5, 1.5, 2.5], [-1.0, 0.0, 3.0]),
-    ([1.0], [0.0]),
-    ([0.25], [0.25]),
-    ([0.0] * 50, [0.0] * 50),
-    ([1e30, -1e30], [0.0, 1.0]),
-    ([1000000.0], [1000000.0000001]),
+    pytest.param([1.0], [0.0], marks=pytest.mark.further),
+    pytest.param([0.25], [0.25], marks=pytest.mark.further),
+    pytest.param([0.0] * 50, [0.0] * 50, marks=pytest.mark.further),
+    pytest.param([1e30, -1e30], [0.0, 1.0], marks=pytest.mark.further),
+    pytest.param([1000000.0], [1000000.0000001], marks=pytest.mark.further),
     ([math.nan, 1.0], [0.0, 2.0]),
-    ([math.inf], [0.0]),
+    pytest.param([math.inf], [0.0], marks=pytest.mark.further),
 ], ids=["three pairs", "one pair", "one pair, equal scores", "all scores equal", "far apart", "hardly apart",
         "a score is NaN", "a score is infinite"])
 def test_histogram_is_drawn(tmp_path, chosen, rejected):
@@ -174,7 +174,8 @@ def lines_drawn(monkeypatch):
     return drawn
 
 
-@pytest.mark.parametrize("highest", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("highest", [
+    0.5, *(pytest.param(highest, marks=pytest.mark.further) for highest in (0.0, 1.0))])
 def test_the_legend_covers_no_bar(tmp_path, monkeypatch, highest):
     kept = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
@@ -291,7 +292,7 @@ def test_a_line_of_many_steps_has_few_points_and_no_peak_is_lost(tmp_path, monke
     assert drawn["learning rate"][1][-1] == 20_000
 
 
-@pytest.mark.parametrize("of_a_row", [1, 5])
+@pytest.mark.parametrize("of_a_row", [pytest.param(1, marks=pytest.mark.further), 5])
 def test_the_dark_line_says_what_it_smooths(tmp_path, monkeypatch, of_a_row):
     """In steps, also where a row of the table is several of them."""
     label = f"step (dark: mean of {2 * of_a_row} steps)"

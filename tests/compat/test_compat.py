@@ -44,6 +44,7 @@ def test_mask_is_float_without_and_uint8_with_flash_attention():
     assert compat.attention_mask_dtype(use_flash_attention=True) == ms.uint8
 
 
+@pytest.mark.further
 def test_the_uint8_mask_of_mindformers_attends_the_future():
     """With MindFormers' own mask on MindSpore 2.7 or later, the last token moves the first hidden state."""
     model = ChatGLM2Model(ChatGLM2Config(num_layers=1, hidden_size=32, num_attention_heads=4, kv_channels=8,

@@ -349,7 +349,7 @@ MANY = [row for index in range(100) for row in (
     pair("a", "b", "b"))]
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
+@pytest.mark.parametrize("num_workers", [pytest.param(2, marks=pytest.mark.further), 3])
 def test_number_of_processes_changes_nothing(tmp_path, tokenizer, num_workers):
     """400 lines: more than a process encodes at once, or two processes do."""
     reports, files = [], []
@@ -442,7 +442,7 @@ def test_a_link_in_the_place_of_what_is_held_out_is_refused(tmp_path, tokenizer)
 
 @pytest.mark.parametrize(("answer", "length", "longest"), [
     ("bd", 64, 4), ("bd" * 31, 64, 64), ("bd" * 31 + "b", 128, 65)], ids=["short", "64 tokens", "65 tokens"])
-@pytest.mark.parametrize("chosen_is_longer", [True, False])
+@pytest.mark.parametrize("chosen_is_longer", [True, pytest.param(False, marks=pytest.mark.further)])
 def test_auto_is_the_smallest_multiple_of_64_that_cuts_nothing(tmp_path, tokenizer, capsys, answer, length, longest,
                                                                chosen_is_longer):
     """a: and the answer, a token each; a pair that is left out does not count."""

@@ -226,6 +226,7 @@ def test_full_size_file_has_glm4s_special_tokens(full_tokenizer):
     assert max(full_tokenizer.encode_batch(["<|endoftext|><|user|>"])[0]) < 151329
 
 
+@pytest.mark.further
 @needs_shared
 def test_ids_equal_those_of_mindformers(full_tokenizer):
     """400 pairs as they are converted, and texts without control tokens: MindFormers' class makes ids of these on

@@ -194,6 +194,7 @@ def replaced(old, new):
     return 0, TEXTS[0].replace(old, new)
 
 
+@pytest.mark.further
 @example(replaced(b"learning_rate: 3.0e-4", b"learning_rate: .nan"))  # was accepted
 @example(replaced(b"batch_size: 8 ", b"batch_size: 8\n  batch_size: 9"))  # the last one counted
 @example(replaced(b"    - 'loss_mask'\n", b""))  # a KeyError once the data is read

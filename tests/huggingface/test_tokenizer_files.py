@@ -181,15 +181,15 @@ def test_wrong_merges_are_noticed(sample):
     assert differences(wrong, texts_of(SAMPLE / "test.jsonl"))
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl"])
+@pytest.mark.parametrize("name", [pytest.param("train.jsonl", marks=pytest.mark.further), "test.jsonl"])
 def test_ids_of_the_sample_equal_tiktokens(pair, name):
     texts = texts_of(SAMPLE / name)
     assert len(texts) > 100
     assert differences(pair, texts) == []
 
 
-@pytest.mark.parametrize("name", ["hh_harmless_train.jsonl", "hh_harmless_test.jsonl", "zh_preference.jsonl",
-                                  "cvalues_two.jsonl"])
+@pytest.mark.parametrize("name", ["cvalues_two.jsonl", *(pytest.param(name, marks=pytest.mark.further) for name in (
+    "hh_harmless_train.jsonl", "hh_harmless_test.jsonl", "zh_preference.jsonl"))])
 @needs_shared
 def test_ids_of_shared_preferences_equal_tiktokens(full, name):
     if not (SHARED / name).is_file():
@@ -211,6 +211,7 @@ def test_ids_of_a_long_text_equal_tiktokens(pair):
     assert differences(pair, texts) == []
 
 
+@pytest.mark.further
 def test_ids_of_every_token_equal_tiktokens(pair):
     """Every token that is text."""
     tokens = []
@@ -391,6 +392,7 @@ def test_what_transformers_hands_in_besides_changes_nothing():
                      add_generation_prompt=prompted, pad_token="<|endoftext|>", eos_token="<|endoftext|>") == expected
 
 
+@pytest.mark.further
 def test_random_templates_write_the_text_of_training():
     rng = random.Random(16)
     pieces = ["{{", "}}", "{%", "%}", "{#", "#}", "-", "\n", "\r", "\\", '"', "'", " ", "x", "raw", "endraw", "中",

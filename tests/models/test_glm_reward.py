@@ -37,11 +37,13 @@ def prefix_scores(model, ids):
     return score(model, rows, np.ones_like(rows), np.arange(1, len(ids) + 1))
 
 
+@pytest.mark.further
 def test_end_scores_equal_transformers_glm(scoring_model, reference):
     scores = score(scoring_model, reference["input_ids"], reference["attention_mask"], reference["end_ind"])
     np.testing.assert_allclose(scores, reference["end_scores"], atol=1e-4)
 
 
+@pytest.mark.further
 def test_left_padded_end_scores_equal_transformers_glm(scoring_model, reference):
     scores = score(scoring_model, reference["left_input_ids"], reference["left_attention_mask"], reference["end_ind"])
     np.testing.assert_allclose(scores, reference["left_end_scores"], atol=1e-4)
@@ -58,6 +60,7 @@ def test_the_score_at_every_position_equals_transformers_glm(scoring_model, refe
         np.testing.assert_allclose(prefix_scores(scoring_model, ids), expected, atol=1e-4)
 
 
+@pytest.mark.further
 def test_one_changed_weight_is_noticed(build_model, load_reference_weights, reference):
     """The comparisons above can fail: one bias of one layer moves the scores by more than their tolerance."""
     model = load_reference_weights(build_model()).set_train(False)
@@ -104,11 +107,13 @@ def test_lengths_are_counted_when_no_end_index_is_given(scoring_model, reference
     np.testing.assert_array_equal(given, counted)
 
 
+@pytest.mark.further
 def test_without_a_mask_a_row_is_all_text(scoring_model, reference):
     scores = score(scoring_model, reference["input_ids"])
     np.testing.assert_allclose(scores, reference["token_scores"][:, -1], atol=1e-4)
 
 
+@pytest.mark.further
 def test_evaluation_gives_a_float32_column(scoring_model, reference):
     output = scoring_model(Tensor(reference["input_ids"]))
     assert output.shape == (4, 1)

@@ -109,6 +109,7 @@ def test_padded_rows_give_the_loss_and_the_gradients_of_the_reference(model_of, 
     assert_the_loss_and_gradients_of_the_reference(model_of(settings), inputs, objective_reference, name)
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("name", graphs("listwise_all", "subtract_all"))
 def test_packed_rows_give_the_loss_and_the_gradients_of_the_reference(model_of, objective_reference, name):
     settings, compared = settings_of(name), objective.comparisons_of(objective.OBJECTIVES[name])

@@ -30,8 +30,7 @@ OBJECTIVES = {
     "token_wise, scale": {"margin": "scale"},
 }
 EACH = pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.long) if "," not in name or "scale" in name else
-    pytest.param(name, marks=pytest.mark.further) if name.startswith("token_wise") else name for name in OBJECTIVES])
+    pytest.param(name, marks=pytest.mark.long) if "," not in name or "scale" in name else name for name in OBJECTIVES])
 
 
 def pairs_of(reference):
@@ -109,6 +108,7 @@ def trainer(build_model, load_reference_weights, reference):
     return of
 
 
+@pytest.mark.further
 @EACH
 def test_the_loss_is_the_formula_of_the_scores_of_transformers_padded_and_packed(trainer, reference, name):
     keys, pairs = OBJECTIVES[name], list(pairs_of(reference))
@@ -139,6 +139,7 @@ def answers(random):
                        prompt if count > 2 else -1)
 
 
+@pytest.mark.further
 def test_all_answers_of_a_prompt_count_as_their_pairs_one_by_one_with_each_prompt_counting_1(trainer):
     keys = OBJECTIVES["end_token, subtract, centering, smoothing"]
     train, pairs = trainer(**keys), list(answers(np.random.default_rng(7)))

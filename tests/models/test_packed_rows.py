@@ -96,6 +96,7 @@ def assert_same_gradients(found, expected):
         assert difference < 1e-5, f"{name}: {difference}"
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("case", CASES)
 def test_packed_rows_give_the_loss_the_gradients_and_the_figures_of_padded_rows(train, case, side):
@@ -122,6 +123,7 @@ def test_a_pair_fills_its_row(side):
     assert len(compact[0].as_group(PAD)) == LENGTH
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("split", [{"ranks": 2}, {"micro_batches": 2}], ids=["ranks", "micro-batches"])
 def test_ranks_and_micro_batches_average_to_the_loss_of_all_pairs(train, split):
     """Two halves of the rows with different numbers of pairs: the mean of what they give is that of one batch."""
@@ -145,6 +147,7 @@ def test_ranks_and_micro_batches_average_to_the_loss_of_all_pairs(train, split):
     assert_same_gradients({name: (found[0][1][name] + found[1][1][name]) / 2 for name in gradients}, gradients)
 
 
+@pytest.mark.further
 def test_the_loss_of_one_rank_is_that_of_all_rows(train):
     padded, compact = encoded(CASES["same prompt"][0], "left")
     columns, = PackedSteps(compact, [len(pair.as_group(PAD)) for pair in compact], [(ROWS, LENGTH)], PAD, seed=3)

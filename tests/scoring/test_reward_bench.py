@@ -125,6 +125,7 @@ def test_a_file_of_rewardbench_is_evaluated(run):
     assert "rows.jsonl: reward-bench, 5 rows, of which 0 have texts that are cut at 100 tokens" in log
 
 
+@pytest.mark.further
 def test_a_file_of_rewardbench_2_is_evaluated(run):
     rows = [{"prompt": "q", "chosen": ["a" * length for length in right], "rejected": ["b" * length for length in rest],
              "subset": subset, "id": name} for subset, name, right, rest in (

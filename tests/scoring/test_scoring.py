@@ -175,6 +175,7 @@ def short_questions(count):
         yield make_texts(*[20 + number % 30, 21 + number % 17][:1 + number % 2], seed=number)
 
 
+@pytest.mark.further
 def test_scores_come_in_the_order_of_the_questions(scorer, monkeypatch):
     expected = list(scorer.score(short_questions(30)))
     monkeypatch.setattr(row_scores, "_WINDOW", 7)
@@ -184,6 +185,7 @@ def test_scores_come_in_the_order_of_the_questions(scorer, monkeypatch):
     assert len({round(value, 4) for value in sum(expected, [])}) == 45
 
 
+@pytest.mark.further
 def test_questions_are_read_as_they_are_needed(scorer, monkeypatch):
     monkeypatch.setattr(row_scores, "_WINDOW", 5)
     read = 0
@@ -234,6 +236,7 @@ def with_token_61(texts, *numbers):
     return [np.concatenate([text[:-1], [61]]) if number in numbers else text for number, text in enumerate(texts)]
 
 
+@pytest.mark.further
 def test_a_text_that_is_nan_spoils_no_other(scorer, questions, request):
     expected = list(scorer.score(questions))
     request.getfixturevalue("nan_of_token_61")
@@ -363,6 +366,7 @@ def test_pairs_that_are_nan_are_counted_apart(configure, checkpoint, pairs, in_t
     assert (in_tmp_path / "output" / "eval_scores.png").is_file()
 
 
+@pytest.mark.further
 @pytest.mark.usefixtures("start")
 def test_pairs_of_text_have_groups_and_their_own_keys(configure, checkpoint, in_tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "Scorer", CountingScorer)  # the longer answer is the better one
@@ -403,6 +407,7 @@ def kept(tmp_path):
     return tokenizer, paths
 
 
+@pytest.mark.further
 @pytest.mark.usefixtures("start", "in_tmp_path")
 def test_pairs_of_mindrecord_have_the_groups_that_were_kept(configure, checkpoint, kept, monkeypatch):
     monkeypatch.setattr(evaluation, "Scorer", CountingScorer)

@@ -36,9 +36,10 @@ def losses_of_50_steps(name, loss):
             for ids, mask, loss_mask, lengths in adam_curve.batches(name)]
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) if name != "sample" else name
                                   for name in adam_curve.CURVES])
-@pytest.mark.parametrize("loss", ["token_wise", pytest.param("end_token", marks=pytest.mark.further)])
+@pytest.mark.parametrize("loss", ["token_wise", "end_token"])
 def test_the_losses_of_50_adam_steps_equal_pytorchs(request, name, loss):
     pairs, _ = adam_curve.CURVES[name]
     if not pairs.is_file():
