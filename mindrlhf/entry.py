@@ -14,8 +14,10 @@ class _Output(io.TextIOWrapper):
     """Standard output or error in UTF-8, which goes on when it cannot be written: the work is worth more."""
 
     lost: Optional[OSError] = None
+    in_line = False  # whether something stands in the last line already, as a progress bar does
 
     def write(self, text):
+        self.in_line = text[-1] not in "\r\n" if text else self.in_line
         try:
             return super().write(text)
         except OSError as error:

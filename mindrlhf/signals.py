@@ -197,6 +197,7 @@ def _end(number: int) -> None:
     tidying = threading.Thread(target=_tidy_up, args=(number,), daemon=True)
     tidying.start()
     tidying.join(_PATIENCE)
+    _say(f"stopped by {signal.Signals(number).name}; unfinished files may be left")
     os._exit(128 + number)
 
 
@@ -219,7 +220,7 @@ def _tidy_up(number: int) -> None:
 
 
 def _say(text: str) -> None:
-    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
-    begin = "\n" if bars or os.isatty(2) else ""  # the terminal's ^C, or a progress bar, is on the line
+    # The terminal's ^C, or a progress bar, may be on the line.
+    begin = "\n" if getattr(sys.stderr, "in_line", False) or os.isatty(2) else ""
     with contextlib.suppress(OSError):
         os.write(2, f"{begin}{os.path.basename(sys.argv[0])}: {text}\n".encode(errors="backslashreplace"))

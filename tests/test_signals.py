@@ -4,6 +4,8 @@
 | test_a_signal_ends_a_process_that_is_...  | outside Python, and where another handler was installed | exit code      |
 | test_ctrl_c_is_answered_where_...         | no exception in the midst of the work                   | exit code      |
 | test_an_unfinished_folder_is_removed      | nothing half-written is left                            | files          |
+| test_the_line_is_one_of_its_own_...       | nothing is lost in a progress bar                       | what is said   |
+| test_an_end_that_cannot_tidy_up_...       | the process ends and says so                            | what is said   |
 | test_work_whose_folder_is_removed_...     | MindSpore calls a file that is gone a full disk         | what is said   |
 | test_what_belongs_together_is_moved_...   | a set of files gets its names as a whole                | files          |
 | test_a_postponed_signal_...               | the work ends in good order, with the signal's code     | exit code      |
@@ -90,6 +92,25 @@ def test_an_unfinished_folder_is_removed(start, tmp_path):
     process.communicate(timeout=120)
     assert process.returncode == 143
     assert {path.name for path in tmp_path.iterdir()} == {"job.py", "ready"}
+
+
+@pytest.mark.parametrize(("written", "expected"), [
+    ("", ""), ("a line\\n", "a line\n"), ("\\rhalf a bar", "\rhalf a bar\n"), ("\\rgone\\r", "\rgone\r")])
+def test_the_line_is_one_of_its_own_whatever_was_written_before(start, written, expected):
+    process = start(f"sys.stderr.write('{written}')\nsys.stderr.flush()\nready()\ntime.sleep(60)\n")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert said.replace("\r", "\n") == f"{expected}job.py: stopped by SIGTERM\n".replace("\r", "\n")
+
+
+def test_an_end_that_cannot_tidy_up_in_time_says_so(start):
+    process = start("signals._PATIENCE = 0.2\n"
+                    "with signals.undisturbed():\n    ready()\n    time.sleep(60)\n")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert said == "job.py: stopped by SIGTERM; unfinished files may be left\n"
 
 
 def test_work_whose_folder_is_removed_by_a_signal_says_nothing_of_it(start):
