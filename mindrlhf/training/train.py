@@ -1,8 +1,9 @@
 """Training: a plan to `RewardTrainer`."""
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, Iterator, Optional
 
+from mindrlhf import signals
 from mindrlhf.checkpoints.find import file_of_run
 from mindrlhf.config.known_keys import ignored_keys
 from mindrlhf.processes import meet
@@ -83,10 +84,21 @@ def _train(plan: TrainingPlan, run) -> None:
         run.callbacks.append({"type": "EvaluationMonitor", "run_number": place.number})
     for callback in run.callbacks:
         callback.update(known.get(callback["type"], {}))
-    RewardTrainer(plan.task, run.trainer.model_name).train(
-        plan, run, begin, lambda: put_strategies_away(config.output, strategies, rank, ranks), events)
-    if ranks > 1 and config.layout.device == "CPU":  # an NPU's have a time limit; the first may save for longer
+    # An NPU's processes would wait with a time limit, and the first one may save for longer.
+    with _ending_together() if ranks > 1 and config.layout.device == "CPU" else nullcontext():
+        RewardTrainer(plan.task, run.trainer.model_name).train(
+            plan, run, begin, lambda: put_strategies_away(config.output, strategies, rank, ranks), events)
+
+
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """Behind the last step, also of a run that was asked to end, wait until all processes have come there."""
+    try:
+        yield
+    except signals.Interrupted:
         meet()
+        raise
+    meet()
 
 
 def _save_strategies_in(folder: Path) -> None:
