@@ -9,12 +9,14 @@
 | test_what_all_processes_say_and_save ...     | one log, one checkpoint            | counts                    |
 | test_two_processes_give_the_scores ...       | inference; evaluation in training  | one process, 1e-5 and -4  |
 | test_a_process_that_has_left_after ...       | nobody misses it                   | errors                    |
+| test_processes_end_their_training_...        | also where they were asked to end  | calls                     |
 | test_...are_refused, ...is_refused           | errors name found and expected     | messages                  |
 """
 import contextlib
 import csv
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from helpers import (
 )
 from mindformers.tools.register import MindFormerConfig
 
+from mindrlhf import signals
 from mindrlhf.config.check import load_config
 from mindrlhf.data.dataset import RewardModelDataset
 from mindrlhf.data.encode import FIELDS, encode_pair
@@ -43,6 +46,7 @@ from mindrlhf.processes import meet
 from mindrlhf.scoring.infer import infer
 from mindrlhf.scoring.plan import InferencePlan
 from mindrlhf.set_up import set_up_mindspore
+from mindrlhf.training import train
 from mindrlhf.training.evaluation import figures_of_pairs
 from mindrlhf.training.monitor import callbacks_of_process, of_whole_batch
 
@@ -221,6 +225,18 @@ def test_a_process_that_has_left_after_the_meeting_is_not_missed(failing, raised
     with pytest.raises(RuntimeError, match="Launch kernel failed") if raised else contextlib.nullcontext():
         meet()
     assert len(sums) == (1 if raised else 2)
+
+
+@pytest.mark.parametrize(("ended", "meets"), [
+    (None, True), (signals.Interrupted(signal.SIGTERM), True), (UserError("of this process alone"), False)], ids=str)
+def test_processes_end_their_training_together_unless_one_has_failed(ended, meets, monkeypatch):
+    """Others may be in the midst of a step then, and would take its sum for theirs."""
+    met = []
+    monkeypatch.setattr(train, "meet", lambda: met.append(True))
+    with pytest.raises(type(ended)) if ended else contextlib.nullcontext(), train._ending_together():
+        if ended:
+            raise ended
+    assert met == [True] * meets
 
 
 @pytest.mark.parametrize(("ranks", "expected"), [(1, ["set up"]), (2, ["set up", "meet"])])
