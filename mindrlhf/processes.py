@@ -10,12 +10,12 @@ def meet() -> None:
     """Wait until all processes have come here; each of them must call it, and may end then.
 
     A process that has its sum may end, with its connections, before another one has received what it sent: a busy
-    CPU's "Launch kernel failed". So it sends a second time, and those who miss that know all that they need.
+    CPU's "Launch kernel failed". So all sum twice: whoever misses the second sum, which says nothing, has the first.
 
-    Before the work it connects the processes, while all are abreast.
-    The first collective makes the connections, and gives up after HCCL_CONNECT_TIMEOUT (120 s, 600 s in later releases
-    of CANN) if a process has not come by then. The first one may read data or cut slices for longer than that. Later
-    collectives wait for HCCL_EXEC_TIMEOUT, half an hour.
+    Called before the work, it connects the processes while all are abreast: the first collective makes the connections,
+    and gives up after HCCL_CONNECT_TIMEOUT (120 s, 600 s in later releases of CANN) if a process has not come by then.
+    The first one may read data or cut slices for longer than that. Later collectives wait for HCCL_EXEC_TIMEOUT, half
+    an hour.
     """
     sum_over_processes(np.zeros(1, np.float32))
     with contextlib.suppress(RuntimeError):

@@ -181,7 +181,7 @@ class Job:
         elif "RANK_ID" in os.environ or local_workers > 128:  # one process for a given rank, or in place of very many
             self.expected = self.expected[:1]
         self.running = {}  # pid -> name
-        self.over = {}  # pid -> exit code of its work, as it has said
+        self.told = {}  # pid -> exit code of its work, as it has told
         self.door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def log_of(self, name):
@@ -243,17 +243,17 @@ class Job:
         over stands for the signal that killed the process then.
         """
         ended = reap()
-        with contextlib.suppress(OSError):  # all that was said before that end is here
+        with contextlib.suppress(OSError):  # all that was told before that end is here
             while True:
                 connection, pid, text = self.hear(0)
                 connection.close()
                 if pid in self.running and text.isdigit():
-                    self.over[pid] = int(text)
-        if ended and ended[1] < 0 and ended[0] in self.over:
+                    self.told[pid] = int(text)
+        if ended and ended[1] < 0 and ended[0] in self.told:
             pid, code = ended
             note(self.log, f"{self.running[pid]} ended with signal {signal.Signals(-code).name}, after its work: exit "
-                           f"code {self.over[pid]}")
-            return pid, self.over[pid]
+                           f"code {self.told[pid]}")
+            return pid, self.told[pid]
         return ended
 
     def not_there(self, seconds, msrun_code, arrived):

@@ -10,7 +10,7 @@
 | test_an_msrun_that_does_not_end_... | it is no job | message |
 | test_a_process_that_msrun_does_not_start_... | no job begins, or ends well, without one of its processes | messages |
 | test_processes_that_wait_... | nothing waits for a launcher that was killed | /proc |
-| test_the_command_sees_itself_... | nothing of the launcher is to be seen in COMMAND but a variable | argv, /proc |
+| test_the_command_sees_itself_... | of the launcher COMMAND sees a variable alone | argv, /proc, environment |
 | test_what_kills_a_worker_after_its_work_... | the job goes on; its exit code is that of the work | files, msrun.log |
 | test_a_simulation_... | simulated ranks run and fail like others | what the worker did |
 | test_a_signal_to_the_launcher_... | Ctrl-C, SIGTERM, SIGHUP end the job, workers save first; nothing is left | /proc |
@@ -278,7 +278,8 @@ run_main(main)
     assert launcher.returncode == code, errors
     remark = f"msrun_launcher.sh: worker {culprit} ended with signal SIGSEGV, after its work: exit code {code}\n"
     assert remark in jobs.log("msrun.log")
-    assert errors.startswith(f"msrun_launcher.sh: error: worker {culprit} ended with exit code 3" if code else "")
+    error = f"msrun_launcher.sh: error: worker {culprit} ended with exit code 3, and the job with it; "
+    assert errors.startswith(error) if code else errors == ""
     assert len(list(jobs.folder.glob("*.done"))) == (0 if code else 2)  # the other worker's, the scheduler's
     assert jobs.processes() == []
 
