@@ -93,7 +93,9 @@ class EncodedSources(NamedTuple):
 @contextlib.contextmanager
 def _encoded(sources: Sources, encoder: TextEncoder, length: Optional[int],
              num_workers: int) -> Iterator[Iterator[EncodedRow]]:
-    context = multiprocessing.get_context("spawn")  # a fork would copy MindSpore's threads' locks
+    # A fork of this process would copy the locks of MindSpore's threads. What these need is imported once for all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     processes, receivers = [], []
     try:
         for index in range(num_workers):
