@@ -1,4 +1,5 @@
 """What tests share: where things are, the tiny model of the committed reference values, and the shared data."""
+import functools
 import gc
 import importlib.util
 import json
@@ -117,12 +118,16 @@ def objective_reference(objective_folder):
 
 @pytest.fixture(scope="session")
 def load_reference(reference_folder):
-    """A function from a case's name to its arrays, name -> array."""
-    def load(case):
+    """A function from a case's name to its arrays, name -> array, which nobody changes."""
+    @functools.lru_cache(None)
+    def arrays_of(case):
         with np.load(reference_folder / f"{case}.npz") as arrays:
-            return dict(arrays)
+            arrays = dict(arrays)
+        for array in arrays.values():
+            array.flags.writeable = False
+        return arrays
 
-    return load
+    return lambda case: dict(arrays_of(case))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
 __all__ = ["BIN", "COLLECTIVE", "ENVIRONMENT", "PATH", "assert_the_same_training", "column_of", "convert_file",
            "convert_sample", "events_of", "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process",
-           "run_script", "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_tiny_yaml"]
+           "run_script", "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_anew",
+           "write_tiny_yaml"]
 
 BIN = Path(__file__).parent / "bin"  # msrun, without an import of seconds
 PATH = f"{BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -35,6 +36,14 @@ for _ in range(10000):
         file.write(str(os.getpid()))
     time.sleep(0.2)
 """
+
+
+def write_anew(path, content):
+    """Write bytes to a file that may be there. One that is cut to nothing and written again goes to the disk at once
+    (ext4's auto_da_alloc), which takes a millisecond; a new one does not.
+    """
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
 
 def run(folder, command):

@@ -303,6 +303,7 @@ def test_the_dark_line_says_what_it_smooths(tmp_path, monkeypatch, of_a_row):
     assert labels == [label, label, label, "step", label]
 
 
+@pytest.mark.process
 def test_a_backend_that_matplotlib_does_not_know_is_not_asked_for(tmp_path):
     table = write_table(tmp_path, "1,0.5,1,0.1,0.001,2")
     code = ("import sys, pathlib; from mindrlhf.plots import plot_training_curves; "

@@ -20,6 +20,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import dimensions_of
+from helpers import write_anew
 from mindformers.models.glm2.glm2 import ChatGLM2ForConditionalGeneration
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Parameter, Tensor
@@ -126,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, che
         damaged += [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1:]
                     for at in range(len(content) - 17)]
     for content in damaged:
-        bad.write_bytes(content)
+        write_anew(bad, content)
         found, (said,) = start_from(tmp_path, resume=True)
         assert found == good
         assert said.startswith(f"{bad}: ")

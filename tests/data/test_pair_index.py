@@ -14,6 +14,7 @@ import threading
 
 import numpy as np
 import pytest
+from helpers import write_anew
 from mindformers.tools.register import MindFormerConfig
 
 from mindrlhf.atomic import partial_folder
@@ -163,7 +164,7 @@ def test_whatever_byte_is_damaged_the_pairs_are_those_that_were_written(data, tm
     expected, kept = read(data, tmp_path), data.with_name("a.mindrecord.pairs")
     whole, random = kept.read_bytes(), np.random.default_rng(1)
     for place in (*random.integers(15, 900, 15), *random.integers(4096, len(whole), 15)):
-        kept.write_bytes(flipped(whole, int(place)))
+        write_anew(kept, flipped(whole, int(place)))
         assert read(data) == expected
 
 

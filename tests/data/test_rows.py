@@ -23,6 +23,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from helpers import write_anew
 
 from mindrlhf.data.preference import read_rows
 from mindrlhf.data.rows import json_rows
@@ -210,7 +211,7 @@ def test_an_array_is_none_where_json_says_so_whatever_is_read_at_once(tmp_path, 
     contents = [ARRAY[:end] for end in range(3, len(ARRAY))] + [
         ARRAY[:end] + b"," + ARRAY[end:] for end in range(4, len(ARRAY))]
     for content in contents:
-        (tmp_path / "rows.json").write_bytes(content)
+        write_anew(tmp_path / "rows.json", content)
         try:
             expected = len(json.loads(content.decode("utf-8-sig")))
         except ValueError as error:

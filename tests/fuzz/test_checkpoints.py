@@ -15,6 +15,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import safetensors
+from helpers import write_anew
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DAMAGE, damaged, fuzz, one_line, outcomes_of
@@ -96,10 +97,10 @@ def apply(content, damages):
 @fuzz(few=100, full=500)
 def test_reading_of_damaged_checkpoints(folder, sound, outcomes, kind, damages):
     path = folder / "run-1_1.ckpt"
-    path.write_bytes(sound[kind])
+    write_anew(path, sound[kind])
     original = content_of(read_ckpt(path))
     content = apply(sound[kind], damages)
-    path.write_bytes(content)
+    write_anew(path, content)
     try:
         with outcomes.no_hang():
             check_ckpt(path)
@@ -174,7 +175,7 @@ def test_reading_of_damaged_safetensors(folder, outcomes, change):
     whole = save(ARRAYS)
     path = folder / "model.safetensors"
     content = mutated_safetensors(whole, change)
-    path.write_bytes(content)
+    write_anew(path, content)
     try:
         with outcomes.no_hang():
             found = content_of(read_safetensors(path))
@@ -208,7 +209,7 @@ def read_settings(folder):
     ("model.safetensors.index.json", read_safetensors_folder), ("data_settings.json", read_settings)],
     ids=["config.json", "index", "data_settings.json"])
 def test_damaged_small_files_of_json_are_one_line(tmp_path, name, read, content):
-    (tmp_path / name).write_bytes(content)
+    write_anew(tmp_path / name, content)
     try:
         read(tmp_path)
     except UserError as error:
@@ -230,7 +231,7 @@ def announced(field, length):
     *(struct.pack("<Q", 2 ** bits) + b"{" * 100 for bits in (20, 31, 40, 60))])
 def test_a_bogus_length_takes_no_memory(tmp_path, content):
     for name, read in (("a.ckpt", check_ckpt), ("a.safetensors", read_safetensors)):
-        (tmp_path / name).write_bytes(content)
+        write_anew(tmp_path / name, content)
         tracemalloc.start()
         with pytest.raises(UserError):
             read(tmp_path / name)

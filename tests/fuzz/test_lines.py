@@ -27,7 +27,7 @@ import mindspore.dataset as ds
 import pytest
 from conftest import SAMPLE
 from formats_by_hand import FIXTURES
-from helpers import convert_file
+from helpers import convert_file, write_anew
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DAMAGE, FULL, damaged, fuzz, one_line, outcomes_of
@@ -310,7 +310,7 @@ def no_collection():
 def test_arrays_with_a_mutated_item(folder, outcomes, raw):
     content = b"[" + b",".join((sound(FIRST), raw, sound(LAST))) + b"]"
     source = folder / "pairs.json"
-    source.write_bytes(content)
+    write_anew(source, content)
     with outcomes.no_hang(), no_collection():
         expected = items_of(content)
         if expected is None:
@@ -437,7 +437,7 @@ def test_damaged_tables(folder, outcomes, name, damages):
     content = tables()[name]
     for damage in damages:
         content = damaged(content, damage)
-    (folder / name).write_bytes(content)
+    write_anew(folder / name, content)
     found, refused = [], None
     with outcomes.no_hang():
         try:

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from conftest import PRODUCTION_YAML, TINY_YAML
+from helpers import write_anew
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DAMAGE, damaged, fuzz, one_line, outcomes_of
@@ -117,7 +118,7 @@ def check_accepted(config, sound):
 def check(folder, number, content):
     """Both checks of a YAML; returns the `UserError` of the one before training, or None."""
     path = folder / "run.yaml"
-    path.write_bytes(content)
+    write_anew(path, content)
     data = [str(folder / f"{number}.mindrecord")]
     arguments = SimpleNamespace(config=str(path), train_dataset=data, task="", **dict.fromkeys(
         ("seq_length", "use_parallel", "load_checkpoint", "src_strategy", "auto_trans_ckpt", "resume", "tokenizer")))

@@ -40,6 +40,7 @@ import safetensors
 import safetensors.numpy
 import yaml
 from conftest import REFERENCE_CASES, REFERENCE_GRAPHS, ROOT, SAMPLE, TINY_YAML, dimensions_of, weights_of_mindformers
+from helpers import write_anew
 from mindformers.models.glm2.glm2 import ChatGLM2ForConditionalGeneration
 from mindformers.models.glm2.glm2_config import ChatGLM2Config
 from mindspore import Tensor
@@ -1343,7 +1344,7 @@ def test_no_single_flipped_byte_of_a_checkpoints_structure_ends_in_a_traceback(t
     for name in (b"embedding_weight", b"final_layernorm.weight"):
         begin = content.index(name)
         for position in range(max(0, begin - 30), begin + len(name) + 24):
-            path.write_bytes(content[:position] + bytes([content[position] ^ 0x91]) + content[position + 1:])
+            write_anew(path, content[:position] + bytes([content[position] ^ 0x91]) + content[position + 1:])
             try:
                 ms_to_hf(str(path), model, tmp_path / "out")
             except UserError:
@@ -1395,6 +1396,7 @@ def run_script(folder, *args, before=()):
     return SimpleNamespace(code=done.returncode, stdout=done.stdout.decode("utf-8"), errors=lines)
 
 
+@pytest.mark.process
 def test_script_converts_in_both_directions(tmp_path, tiny):
     done = run_script(tmp_path, "hf_to_ms", "--input", tiny.hf, "--output", "base.ckpt", "--config", TINY_YAML)
     assert (done.code, done.errors) == (0, [])
@@ -1412,6 +1414,7 @@ def test_script_converts_in_both_directions(tmp_path, tiny):
     assert r'"{prompt}\n{response}"' in (tmp_path / "back" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.process
 def test_script_casts_and_writes_a_language_model(tmp_path, reference):
     size = size_of(reference)
     config = yaml.safe_load(TINY_YAML.read_text(encoding="utf-8"))
@@ -1436,6 +1439,7 @@ def test_script_casts_and_writes_a_language_model(tmp_path, reference):
         assert found[name] == ("F32", value.shape, cast(np.ascontiguousarray(value), "bfloat16").tobytes()), name
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("args", [[], ["hf_to_ms"], ["ms_to_hf"]], ids=["script", "hf_to_ms", "ms_to_hf"])
 def test_script_has_a_help_text(tmp_path, args):
     done = run_script(tmp_path, *args, "--help")
@@ -1444,6 +1448,7 @@ def test_script_has_a_help_text(tmp_path, args):
     assert not args or "--output" in done.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("args", "message"), [
     ([], "convert_weight.py: error: the following arguments are required: hf_to_ms|ms_to_hf"),
     (["hf2ms"], "convert_weight.py: error: argument hf_to_ms|ms_to_hf: invalid choice: 'hf2ms'"),
@@ -1469,6 +1474,7 @@ def test_script_refuses_a_bad_command_line_with_2(tmp_path, args, message):
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("args", "message"), [
     (["hf_to_ms", "--input", "absent", "--output", "out"], "absent: no such folder, expected a folder with"),
     (["hf_to_ms", "--input", "absent", "--output", "out", "--config", "absent.yaml"],
@@ -1489,6 +1495,7 @@ def test_script_refuses_bad_values_with_1_and_one_line(tmp_path, tiny, args, mes
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("direction", ["hf_to_ms", "ms_to_hf"])
 def test_a_file_size_limit_of_the_system_ends_in_one_line_and_leaves_nothing(tmp_path, outputs, tiny, direction):
     limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash"]  # KB; Python ignores SIGXFSZ, so that write fails
@@ -1508,6 +1515,7 @@ def in_process(code, *args):
     return done.stdout
 
 
+@pytest.mark.process
 def test_neither_mindspore_nor_torch_is_imported(tmp_path, tiny):
     code = """
 import json, runpy, sys
@@ -1577,6 +1585,7 @@ def write_large_model(folder):
                 file.write(block[:end - begin])
 
 
+@pytest.mark.process
 @pytest.mark.further
 def test_memory_stays_below_a_shard(tmp_path):
     source, there, back = (tmp_path / name for name in ("in", "there", "back"))

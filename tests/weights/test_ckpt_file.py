@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import LFS_POINTER, LFS_TEXT
+from helpers import write_anew
 from mindspore.train import serialization
 from mindspore.train.checkpoint_pb2 import Checkpoint
 from safetensors.numpy import save
@@ -230,7 +231,7 @@ def test_a_file_cut_anywhere_is_refused_or_lacks_whole_tensors(tmp_path):
     readable = {ends[1]: {"a"}, ends[2]: {"a", "b"}, ends[3]: {"a", "b", "c"}}
     path = tmp_path / "a.ckpt"
     for length in range(len(content) + 1):
-        path.write_bytes(content[:length])
+        write_anew(path, content[:length])
         if length in readable:
             assert set(read_ckpt(path)) == readable[length]
         else:
@@ -245,7 +246,7 @@ def test_a_saved_file_cut_anywhere_is_refused_or_lacks_whole_tensors(tmp_path, c
     content, expected = path.read_bytes(), read_all(read_ckpt(path))
     found = []
     for length in range(len(content)):
-        cut.write_bytes(content[:length])
+        write_anew(cut, content[:length])
         try:
             found.append(read_all(read_ckpt(cut)))
         except UserError:
@@ -329,7 +330,7 @@ def test_random_damage_is_a_users_error_or_goes_unnoticed(tmp_path):
                           "count": ms.Tensor([1], ms.int32), "one": ms.Tensor(1.0)}, crc_check=True)
     content, damaged, source, messages = path.read_bytes(), tmp_path / "damaged.ckpt", random.Random(1), []
     for _ in range(2000):
-        damaged.write_bytes(damage(content, source))
+        write_anew(damaged, damage(content, source))
         try:
             stored = read_ckpt(damaged)
         except UserError as error:
