@@ -220,8 +220,11 @@ def _releases() -> Tuple[str, ...]:
 
 @functools.cache
 def _sources(packages: Tuple[str, ...]) -> str:
-    """Checksum of the names, sizes and times of all files of code of packages, and of MindSpore's variables."""
-    found = [sorted((name, value) for name, value in os.environ.items() if name.startswith("MS_"))]
+    """Checksum of the names, sizes and times of all files of code of packages, and of MindSpore's variables, but for
+    how long its processes wait for each other: `msrun_launcher.sh` sets that for one that is alone too.
+    """
+    found = [sorted((name, value) for name, value in os.environ.items()
+                    if name.startswith("MS_") and not name.endswith("_TIMEOUT"))]
     for package in packages:
         for folder, _, _ in os.walk(os.path.dirname(sys.modules[package].__file__)):
             with os.scandir(folder) as entries:

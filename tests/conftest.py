@@ -25,9 +25,9 @@ CONFIGS = ROOT / "model_configs" / "glm_config"
 TINY_YAML, PRODUCTION_YAML = CONFIGS / "run_glm4_tiny_rm_cpu.yaml", CONFIGS / "run_glm4_9b_rm.yaml"
 REFERENCE = Path(__file__).parent / "reference"
 REFERENCE_CASES = tuple(sorted(path.stem for path in REFERENCE.glob("*.npz") if path.stem != "objectives"))
-# The same for where each case compiles a graph of its own.
-REFERENCE_GRAPHS = tuple(case if case == "grouped" else
-                         pytest.param(case, marks=pytest.mark.further) for case in REFERENCE_CASES)
+# The same for where each case compiles a graph of its own; what is left to --long is in the other ones too.
+REFERENCE_GRAPHS = tuple(case if case == "grouped" else pytest.param(case, marks=(
+    pytest.mark.long if case == "rope500" else pytest.mark.further)) for case in REFERENCE_CASES)
 # What a clone without git-lfs has in the place of a large file, and what is said of it.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5\n"
 LFS_TEXT = "a Git LFS pointer in the file's place: git lfs pull fetches the file"

@@ -212,6 +212,19 @@ def test_another_weight_is_not_the_kept_graphs(tmp_path):
     assert len(kept_in(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(("name", "same"), [("MS_TOPO_TIMEOUT", True), ("MS_DEV_ANYTHING", False)])
+def test_variables_of_mindspore_are_in_the_name_but_for_waiting_times(monkeypatch, name, same):
+    def name_of_code():
+        compiled_graphs._sources.cache_clear()
+        return compiled_graphs._sources(("mindrlhf",))
+
+    before = name_of_code()
+    monkeypatch.setenv(name, "7")
+    assert (name_of_code() == before) == same
+    monkeypatch.undo()
+    assert name_of_code() == before
+
+
 def test_other_settings_of_a_run_are_other_graphs(tmp_path):
     for settings in ({}, {"seed": 1}, {"seed": 2}, {}):
         keep_graphs(tmp_path, settings)

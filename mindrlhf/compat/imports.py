@@ -8,9 +8,10 @@ import types
 
 __all__ = ["import_mindformers"]
 
-# Metrics of texts (jieba, and until MindFormers 1.9 nltk, which imports parts of scipy) and data from a hub (datasets,
-# which imports pandas and aiohttp): on 1.9 1.7 of an import's 3.8 seconds of processor time, and 110 MB a process.
-PUT_OFF = ("nltk", "datasets", "jieba")
+# Metrics of texts (jieba, and until MindFormers 1.9 nltk, which imports parts of scipy), data from a hub (datasets,
+# which imports pandas and aiohttp), and scipy, which a metric and a data set of MindSpore use: on MindFormers 1.9 these
+# take 1.9 of an import's 4.0 seconds of processor time, and 125 MB a process.
+PUT_OFF = ("nltk", "datasets", "jieba", "scipy")
 
 
 def import_mindformers() -> None:

@@ -80,8 +80,10 @@ def test_pieces_are_of_one_length_and_not_too_short(seq_length, pieces):
     assert query_pieces(seq_length) == pieces
 
 
-@pytest.mark.parametrize("groups", [2, *(pytest.param(groups, marks=pytest.mark.further) for groups in (1, 4))])
-@pytest.mark.parametrize("seq_length", [128, *(pytest.param(length, marks=pytest.mark.further) for length in (5, 192))])
+@pytest.mark.parametrize(("groups", "seq_length"), [
+    (2, 128), *(pytest.param(*case, marks=pytest.mark.further) for case in ((1, 5), (4, 192))),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        (1, 128), (4, 128), (2, 5), (4, 5), (1, 192), (2, 192)))])
 def test_attention_is_that_of_mindformers(random, groups, seq_length):
     config = ChatGLM2Config(**{**SIZE, "multi_query_group_num": groups})
     rows, heads, width = 2, 4, 4
