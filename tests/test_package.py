@@ -3,10 +3,13 @@
 | test                                   | proves                                                  | judged against |
 | test_all_lists_what_is_public          | `__all__` has every public class and function, once     | the syntax     |
 | test_rooms_import_from_below_only      | no room imports one that stands above it on the map     | the syntax     |
+| test_what_is_imported_from_it_is_there | also by scripts and tests that seldom run               | the syntax     |
 | test_plans_need_no_mindspore           | no import of MindSpore before a check; of tensorboardX  | sys.modules    |
 | test_json_is_written_strictly          | no NaN and no infinity, which JSON does not have        | the syntax     |
 """
 import ast
+import functools
+import itertools
 import re
 import subprocess
 import sys
@@ -42,6 +45,45 @@ def test_rooms_import_from_below_only():
                 if room in rooms and other in rooms and rooms.index(other) < rooms.index(room):
                     wrong.append(f"{path.relative_to(PACKAGE)} imports {node.module}")
     assert wrong == []
+
+
+def names_in(body):
+    """What statements define, those of `if` and `try` among them."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            yield from (part.id for target in getattr(node, "targets", [getattr(node, "target", None)])
+                        for part in ast.walk(target) if isinstance(part, ast.Name))
+        elif isinstance(node, (ast.If, ast.Try)):
+            for inner in (node.body, node.orelse, *(handler.body for handler in getattr(node, "handlers", ()))):
+                yield from names_in(inner)
+
+
+@functools.cache
+def names_of(module):
+    """What can be imported from a module of the package; empty where there is no such module."""
+    path = ROOT.joinpath(*module.split("."))
+    if path.is_dir():
+        return {inner.stem for inner in path.iterdir()} | set(names_in(
+            ast.parse((path / "__init__.py").read_text(encoding="utf-8")).body))
+    source = path.with_suffix(".py")
+    return set(names_in(ast.parse(source.read_text(encoding="utf-8")).body)) if source.exists() else set()
+
+
+def test_what_is_imported_from_it_is_there():
+    wrong, found = [], 0
+    folders = [ROOT / name for name in ("mindrlhf", "examples", "scripts", "tests")]
+    for path in itertools.chain(*(folder.rglob("*.py") for folder in folders)):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mindrlhf":
+                found += len(node.names)
+                wrong += [f"{path.relative_to(ROOT)}:{node.lineno}: {node.module}.{alias.name}" for alias in node.names
+                          if alias.name not in names_of(node.module)]
+    assert wrong == []
+    assert found > 500
 
 
 @pytest.mark.parametrize("module", ["data.conversion_plan", "training.plan", "training.memory", "scoring.plan",

@@ -166,7 +166,7 @@ def finite(text):
 
 def parsed_lines(content):
     """(number, object or None) of each line that is not blank: None where it is no object with each key once and
-    numbers that are finite.
+    numbers that are finite, or is nested deep.
     """
     for number, line in enumerate(content.split(b"\n"), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -176,7 +176,7 @@ def parsed_lines(content):
                                  parse_float=finite)
             except (ValueError, RecursionError):
                 row = None
-            yield number, row if isinstance(row, dict) else None
+            yield number, row if isinstance(row, dict) and is_flat(row) else None
 
 
 def items_of(content):
@@ -185,8 +185,20 @@ def items_of(content):
         items = json.loads(content.removeprefix(b"\xef\xbb\xbf").decode("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError):
         return None
-    return [(number, item if isinstance(item, dict) and is_finite(item) else None)
+    return [(number, item if isinstance(item, dict) and is_finite(item) and is_flat(item) else None)
             for number, item in enumerate(items, start=1)] if isinstance(items, list) else None
+
+
+def is_flat(item):
+    """Whether its lists and objects are in no more than 99 others."""
+    left = [(item, 1)]
+    while left:
+        value, depth = left.pop()
+        if depth > 100:
+            return False
+        left += [(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value)
+                 if isinstance(inner, (dict, list))]
+    return True
 
 
 def is_finite(item):

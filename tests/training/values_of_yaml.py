@@ -202,7 +202,7 @@ def main():
     source, record, root, seed, *everything = sys.argv[1:]
     import matplotlib.figure  # noqa: F401 (once for all runs, which draw)
 
-    from mindrlhf.training import dry_run, parts, train, trainer  # noqa: F401 (imports MindSpore and MindFormers)
+    from mindrlhf.training import check_parts, dry_run, train, trainer  # noqa: F401 (imports MindSpore and MindFormers)
     config, draw = small(Path(source)), random.Random(int(seed))
     values = [[(key, other) for other in boundaries(key, value)
                if (other != value or type(other) is not type(value)) and (key, other) not in NOT_TRIED]
