@@ -70,6 +70,8 @@ def let_go(code: object) -> None:
     code = 0 if code is None else code
     _code = code if isinstance(code, int) else None  # what else `sys.exit` takes, it has to print
     if _taken_over:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a library may have let it through again
         signal.set_wakeup_fd(-1)
         _give_back(signal.SIGTERM, signal.SIGHUP)
     if _code is not None:

@@ -203,7 +203,9 @@ print(children[0].wait(), os.waitstatus_to_exitcode(os.waitpid(children[1], 0)[1
     assert said == "-15 -15\n"
 
 
-@pytest.mark.parametrize("work", ["", "signals.postpone()\nraise UserError('wrong')"], ids=("done", "failed"))
+@pytest.mark.parametrize("work", [
+    "", "signals.postpone()\nraise UserError('wrong')", "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})",
+], ids=("done", "failed", "let through again"))
 def test_ctrl_c_as_python_ends_is_no_sigterm(work, start):
     """MindSpore's atexit puts a handler in that sends the process SIGTERM."""
     process = start(f"""

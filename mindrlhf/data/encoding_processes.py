@@ -122,8 +122,9 @@ def _no_interrupt() -> Iterator[None]:
 
     Ctrl-C reaches all processes of a terminal; this one alone shall answer it, and it ends the others.
     """
-    resource_tracker.ensure_running()  # which otherwise starts along with the first process and lets Ctrl-C in again
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    resource_tracker.ensure_running()  # which otherwise starts along with the first process; it lets Ctrl-C in again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
