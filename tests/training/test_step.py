@@ -3,6 +3,7 @@
 | test                                   | proves                                  | judged against             |
 | test_three_steps_equal_mindformers_own | loss, norm, parameters and moments      | `MFTrainOneStepCell`, 1e-6 |
 | test_moments_are_float32_...           | types and names of the moments          | MindFormers 1.3            |
+| test_an_embedding_is_trained_as_by_... | the same, of tokens that repeat         | the same                   |
 | test_the_norm_is_that_of_all_gradients | the figure in the log                   | NumPy                      |
 | test_a_gradient_that_is_not_finite ... | nothing moves, the loss scale is halved | the values before          |
 """
@@ -42,16 +43,32 @@ def inputs(seed, factor=1.0):
     return [random.standard_normal(shape).astype(np.float32) * np.float32(factor) for shape in SHAPES.values()]
 
 
+class _Embedding(nn.Cell):
+    """loss = sum of sin(scale * rows of the embedding) * x; scale comes before the embedding, bias behind it."""
+
+    def __init__(self):
+        super().__init__()
+        random = np.random.default_rng(6)
+        self.scale = Parameter(Tensor([1.5], ms.float32), name="scale")
+        self.embedding = Parameter(Tensor(random.standard_normal((37, 16)), ms.float32), name="net.embedding_weight")
+        self.bias = Parameter(Tensor(np.zeros(16), ms.float32), name="bias")
+
+    def construct(self, tokens, factors):
+        rows = ops.gather(self.embedding, tokens, 0)                                    # (2, 6, 16)
+        return ops.reduce_sum(ops.sin(rows * self.scale + self.bias) * factors)
+
+
 class Run:
     """A network, its optimizer with two groups of parameters, as MindFormers' Trainer makes them, and a step cell."""
 
-    def __init__(self, kinds, clip):
+    def __init__(self, kinds, clip, net=_Net):
         ms.set_context(mode=ms.GRAPH_MODE)
         use_portable_overflow_check()
         cell, optimizer = kinds
-        self.net = _Net()
-        groups = [{"params": [self.net.table, self.net.cube], "weight_decay": 0.1},
-                  {"params": [self.net.bias, self.net.scale], "weight_decay": 0.0},
+        self.net = net()
+        decayed = [parameter for parameter in self.net.trainable_params() if len(parameter.shape) > 1]
+        others = [parameter for parameter in self.net.trainable_params() if len(parameter.shape) == 1]
+        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0},
                   {"order_params": self.net.trainable_params()}]
         rate = CosineWithWarmUpLR(learning_rate=0.02, warmup_steps=2, total_steps=20)
         self.optimizer = optimizer(groups, learning_rate=rate, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
@@ -93,6 +110,29 @@ def test_three_steps_equal_mindformers_own(clip):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=5e-7 * np.abs(value).max(), err_msg=name)
     assert all(np.abs(found[name] - start[name]).max() > 1e-3 for name in SHAPES)
+
+
+TOKENS = np.array([[3, 36, 3, 0, 7, 3], [36, 1, 2, 3, 1, 5]], np.int32)
+
+
+def test_an_embedding_is_trained_as_by_mindformers():
+    """A row's gradient is the sum of those of its token, and counts once; rows of other tokens decay alone."""
+    random = np.random.default_rng(8)
+    theirs, ours = Run(MINDFORMERS, True, _Embedding), Run(OURS, True, _Embedding)
+    for tokens, factor in ((TOKENS, 1.0), (TOKENS, 0.01), (TOKENS[::-1] + 1, 1.0)):
+        tokens = np.minimum(tokens, 36)
+        factors = random.standard_normal((2, 6, 16)).astype(np.float32) * np.float32(factor)
+        expected, found = (run([tokens, factors]) for run in (theirs, ours))
+        assert found == pytest.approx(expected, rel=1e-6)
+    expected, found = theirs.state(), ours.state()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=5e-7 * np.abs(value).max(), err_msg=name)
+    # NaN in the gradient of a token that comes again, in the place before
+    before, factors = ours.state(), random.standard_normal((2, 6, 16)).astype(np.float32)
+    factors[0, 0, 5] = np.nan
+    assert ours([TOKENS, factors])[1] == 1
+    for name, value in ours.state().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
 @pytest.mark.parametrize("kind", [ms.float32, ms.float16, ms.bfloat16])
