@@ -119,7 +119,7 @@ def objective_reference(objective_folder):
 @pytest.fixture(scope="session")
 def load_reference(reference_folder):
     """A function from a case's name to its arrays, name -> array, which nobody changes."""
-    @functools.lru_cache(None)
+    @functools.cache
     def arrays_of(case):
         with np.load(reference_folder / f"{case}.npz") as arrays:
             arrays = dict(arrays)

@@ -12,6 +12,7 @@ import functools
 import itertools
 import re
 import subprocess
+import symtable
 import sys
 
 import pytest
@@ -47,30 +48,16 @@ def test_rooms_import_from_below_only():
     assert wrong == []
 
 
-def names_in(body):
-    """What statements define, those of `if` and `try` among them."""
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            yield node.name
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            yield from (part.id for target in getattr(node, "targets", [getattr(node, "target", None)])
-                        for part in ast.walk(target) if isinstance(part, ast.Name))
-        elif isinstance(node, (ast.If, ast.Try)):
-            for inner in (node.body, node.orelse, *(handler.body for handler in getattr(node, "handlers", ()))):
-                yield from names_in(inner)
-
-
 @functools.cache
 def names_of(module):
     """What can be imported from a module of the package; empty where there is no such module."""
     path = ROOT.joinpath(*module.split("."))
-    if path.is_dir():
-        return {inner.stem for inner in path.iterdir()} | set(names_in(
-            ast.parse((path / "__init__.py").read_text(encoding="utf-8")).body))
-    source = path.with_suffix(".py")
-    return set(names_in(ast.parse(source.read_text(encoding="utf-8")).body)) if source.exists() else set()
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not source.exists():
+        return set()
+    symbols = symtable.symtable(source.read_text(encoding="utf-8"), str(source), "exec").get_symbols()
+    modules = {inner.stem for inner in path.iterdir()} if path.is_dir() else set()
+    return modules | {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 def test_what_is_imported_from_it_is_there():

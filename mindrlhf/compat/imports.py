@@ -10,7 +10,7 @@ __all__ = ["import_mindformers"]
 
 # Metrics of texts (jieba, and until MindFormers 1.9 nltk, which imports parts of scipy), data from a hub (datasets,
 # which imports pandas and aiohttp), and scipy, which a metric and a data set of MindSpore use: on MindFormers 1.9 these
-# take 1.9 of an import's 4.0 seconds of processor time, and 125 MB a process.
+# take 1.9 of an import's 3.8 seconds of processor time, and 125 MB a process.
 PUT_OFF = ("nltk", "datasets", "jieba", "scipy")
 
 

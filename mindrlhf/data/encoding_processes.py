@@ -93,7 +93,7 @@ class EncodedSources(NamedTuple):
 @contextlib.contextmanager
 def _encoded(sources: Sources, encoder: TextEncoder, length: Optional[int],
              num_workers: int) -> Iterator[Iterator[EncodedRow]]:
-    # A fork of this process would copy the locks of MindSpore's threads. What these need is imported once for all.
+    # A fork of this process would copy the locks of MindSpore's threads; the server has imported what its forks need.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     processes, receivers = [], []
