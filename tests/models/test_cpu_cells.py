@@ -74,16 +74,16 @@ def as_arrays(values):
 
 
 @pytest.mark.parametrize(("seq_length", "pieces"), [
-    (1, [(0, 1)]), (127, [(0, 127)]), (128, [(0, 64), (64, 128)]), (200, [(0, 100), (100, 200)]), (211, [(0, 211)]),
-    (192, [(0, 64), (64, 128), (128, 192)]), (1024, [(0, 256), (256, 512), (512, 768), (768, 1024)])])
+    (1, [(0, 1)]), (255, [(0, 255)]), (256, [(0, 128), (128, 256)]), (400, [(0, 200), (200, 400)]), (419, [(0, 419)]),
+    (384, [(0, 128), (128, 256), (256, 384)]), (1024, [(0, 256), (256, 512), (512, 768), (768, 1024)])])
 def test_pieces_are_of_one_length_and_not_too_short(seq_length, pieces):
     assert query_pieces(seq_length) == pieces
 
 
 @pytest.mark.parametrize(("groups", "seq_length"), [
-    (2, 128), *(pytest.param(*case, marks=pytest.mark.further) for case in ((1, 5), (4, 192))),
+    (2, 256), *(pytest.param(*case, marks=pytest.mark.further) for case in ((1, 5), (4, 384))),
     *(pytest.param(*case, marks=pytest.mark.long) for case in (
-        (1, 128), (4, 128), (2, 5), (4, 5), (1, 192), (2, 192)))])
+        (1, 256), (4, 256), (2, 5), (4, 5), (1, 384), (2, 384)))])
 def test_attention_is_that_of_mindformers(random, groups, seq_length):
     config = ChatGLM2Config(**{**SIZE, "multi_query_group_num": groups})
     rows, heads, width = 2, 4, 4
@@ -127,10 +127,10 @@ def test_attention_is_that_of_mindformers(random, groups, seq_length):
 # The default run takes two, --long all that are left.
 @pytest.mark.further
 @pytest.mark.parametrize(("seq_length", "groups", "kind"), [
-    (5, 1, "packed"), (128, 2, "padded"),
+    (5, 1, "packed"), (256, 2, "padded"),
     *(pytest.param(*case, marks=pytest.mark.long) for case in (
-        (5, 1, "padded"), (128, 1, "packed"), (128, 2, "packed"), (5, 2, "padded"), (128, 4, "padded"),
-        (5, 4, "packed"), (128, 1, "padded"), (128, 4, "packed"), (5, 2, "packed"), (5, 4, "padded")))])
+        (5, 1, "padded"), (256, 1, "packed"), (256, 2, "packed"), (5, 2, "padded"), (256, 4, "padded"),
+        (5, 4, "packed"), (256, 1, "padded"), (256, 4, "packed"), (5, 2, "packed"), (5, 4, "padded")))])
 def test_self_attention_is_that_of_mindformers(random, groups, seq_length, kind):
     """Padded rows: tokens in front of the second row that are hidden; packed rows: two texts, whose positions restart.
 
@@ -293,9 +293,9 @@ def leaves_tables(node):
 @pytest.mark.further
 @pytest.mark.parametrize("kind", ["packed", "padded"])
 def test_nothing_large_leaves_tables_behind(tmp_path, monkeypatch, kind):
-    """Of a step of 2 rows of 128 tokens, in two pieces: nothing that leaves tables has more elements than tokens."""
+    """Of a step of 2 rows of 256 tokens, in two pieces: nothing that leaves tables has more elements than tokens."""
     monkeypatch.setenv("MS_DEV_DUMP_IR_PASSES", "validate")
-    rows, length = 2, 128
+    rows, length = 2, 256
     model = Glm4RewardModel(ChatGLM2Config(**{**SIZE, "seq_length": length, "track_step_metrics": True}))
     zeros = Tensor(np.zeros((rows, length)), ms.int32)
     if kind == "padded":

@@ -12,8 +12,7 @@ from mindformers.models.llama.llama_layer import LlamaEmbedding
 from mindspore.ops import operations as P
 
 from mindrlhf.compat.model import adapt_encoder, on_whole_cpu
-from mindrlhf.models.glm4.attention_pieces import query_pieces
-from mindrlhf.models.glm4.cpu_cells import MaskForHeads, RotaryTables, use_cpu_cells
+from mindrlhf.models.glm4.cpu_cells import MaskForHeads, RotaryTables, query_pieces_in_graph, use_cpu_cells
 from mindrlhf.models.masks import CausalMask, SegmentMask
 
 __all__ = ["Glm4Backbone"]
@@ -71,7 +70,7 @@ class Glm4Backbone(GLM2PreTrainedModel):
         rows, seq_length = input_ids.shape
         if self.in_pieces:
             mask = ()
-            for first, end in query_pieces(seq_length):
+            for first, end in query_pieces_in_graph(seq_length):
                 piece = self._mask(first_token, segments, first, end)           # (N, 1, end - first, end)
                 mask += (self.mask_for_heads(piece),)
             rotary = self.rotary_tables(rows, seq_length, position_id if segments is not None else None)

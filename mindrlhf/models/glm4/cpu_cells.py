@@ -25,15 +25,20 @@ from mindformers.models.glm2.glm2_modules import ChatGLM2MLP, ChatGLM2RMSNorm
 from mindformers.models.glm2.glm2_transformer import ChatGLM2Transformer
 from mindformers.modules.layers import Linear
 from mindspore import Tensor, nn
+from mindspore.ops import constexpr
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 from mindspore.ops.operations import _grad_ops as G
 
-from mindrlhf.models.glm4.attention_pieces import MOST_PIECES
+from mindrlhf.models.glm4.attention_pieces import MOST_PIECES, query_pieces
 
-__all__ = ["MaskForHeads", "PiecewiseAttention", "PiecewiseSelfAttention", "RotaryTables", "use_cpu_cells"]
+__all__ = ["MaskForHeads", "PiecewiseAttention", "PiecewiseSelfAttention", "RotaryTables", "query_pieces_in_graph",
+           "use_cpu_cells"]
 
 _MASKED = -10000.0  # CoreAttention's
+# Sizes are computed in Python while a graph is compiled: of each operation on a tuple the compiler makes a function of
+# the graph, and some take it as long as an operator.
+query_pieces_in_graph = constexpr(query_pieces)
 
 
 class _HeadsFirst(nn.Cell):
@@ -249,6 +254,15 @@ class _Rotation(nn.Cell):
         return of_x, F.zeros_like(cosine), F.zeros_like(sine)
 
 
+@constexpr
+def _cut(shape, axis, place):
+    """(begin, begin of the second, end of the first, end, strides) of the slices of `_Cut`."""
+    zeros, ones = (0,) * len(shape), (1,) * len(shape)
+    begin = zeros[:axis] + (place,) + zeros[axis + 1:]
+    middle = shape[:axis] + (place,) + shape[axis + 1:]
+    return zeros, begin, middle, shape, ones
+
+
 class _Cut(nn.Cell):
     """Cuts a tensor in two along one axis; the gradient is joined, where slices would be filled up and added."""
 
@@ -258,10 +272,8 @@ class _Cut(nn.Cell):
         self.slice, self.join = P.StridedSlice(), P.Concat(axis)
 
     def construct(self, x):
-        shape, ones = x.shape, (1,) * len(x.shape)
-        middle = shape[:self.axis] + (self.first,) + shape[self.axis + 1:]
-        begin = (0,) * self.axis + (self.first,) + (0,) * (len(shape) - self.axis - 1)
-        return self.slice(x, (0,) * len(shape), middle, ones), self.slice(x, begin, shape, ones)
+        zeros, begin, middle, end, ones = _cut(x.shape, self.axis, self.first)
+        return self.slice(x, zeros, middle, ones), self.slice(x, begin, end, ones)
 
     def bprop(self, _x, _out, gradients):
         return (self.join(gradients),)
