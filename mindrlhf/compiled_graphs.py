@@ -25,6 +25,7 @@ import numpy as np
 
 from mindrlhf.atomic import partial_file
 from mindrlhf.errors import UserError
+from mindrlhf.job import VARIABLES_OF_JOB, role_in_job
 from mindrlhf.signals import removed_at_end
 
 __all__ = ["Fingerprint", "KeepsGraphs", "Unnameable", "forget_cache_of_mindspore", "keep_graphs"]
@@ -33,7 +34,9 @@ _MOST = 64  # files that are kept; the least lately used ones go
 _SUFFIX = ".graph"
 _SWITCH, _PLACE = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 _UNASKED = "MS_DEV_FORCE_USE_COMPILE_CACHE"  # else it takes none in a process that has once found none
-_GRAPH = "rank_0/graph_cache/compile_cache_{}.mindir"  # where MindSpore looks, below the folder that it is told
+# Where MindSpore looks, below the folder that it is told: role where the process is one of msrun's, number. In later
+# releases than 2.5 the rank is a process's own.
+_GRAPH = "rank_0/graph_cache/{}compile_cache_{}.mindir"
 _WATCHED = ("mindspore", "mindformers", "mindrlhf")  # whose code is in a name; a graph with other code has none
 _COMPILED = "_compiled_for"  # a cell's attribute: phases and inputs that it was compiled for
 # A cell's own notes of time, names and what it has compiled; the rest of it makes the graph.
@@ -41,7 +44,9 @@ _NOTES_OF_CELLS = {
     _COMPILED, "_attr_synced", "_compile_args", "_compile_cache", "_compile_phase", "_compiled", "_create_time",
     "_exist_names", "_exist_objs", "_has_mutable_args_list", "_id", "_jit_graph_name", "_phase", "_phase_cache",
     "arguments_key", "compile_cache", "exist_names", "exist_objs", "instance_count", "parameter_broadcast_done",
-    "phase_cache", "saved_dynamic_shape", "sequence_modified", "sig"}
+    "_scope", "phase_cache", "saved_dynamic_shape", "sequence_modified", "sig"}
+_FILLED_LATER = ("_lazy_", "_parameter_layout_dict")  # begin names: None, or empty once the cell has been compiled
+_NOTES_OF_OPERATORS = {"N", "num"}  # how many inputs they have had; also among their `attrs`
 
 
 class Unnameable(Exception):
@@ -125,8 +130,11 @@ class _CacheOfMindSpore:
         from mindrlhf.compat.graph_cache import without_program
         with removed_at_end(self._folder), without_program():
             try:
-                graph = _Graph(kept, self._folder / _GRAPH.format(self._number))
+                role = os.environ.get("MS_ROLE", "") if role_in_job() else ""
+                graph = _Graph(kept, self._folder / _GRAPH.format(role, self._number))
                 graph.lay_out()
+                if _rank():
+                    (self._folder / f"rank_{_rank()}").symlink_to("rank_0")
                 os.environ.update({_SWITCH: "1", _PLACE: str(self._folder), _UNASKED: "1"})
                 self._number += 1
                 yield graph
@@ -203,13 +211,20 @@ def _name_of_graph(settings: Mapping[str, Any], signature: Tuple, cell) -> str:
         Unnameable: there is none.
     """
     import mindspore as ms
-    if ms.get_auto_parallel_context("parallel_mode") != "stand_alone":
+    parallel = [ms.get_auto_parallel_context(key) for key in ("parallel_mode", "device_num", "gradients_mean")]
+    if parallel[0] not in ("stand_alone", "data_parallel"):
         raise Unnameable("a layout over several processes")
     name = Fingerprint()
     context = [ms.get_context(key) for key in ("mode", "device_target", "enable_graph_kernel")]
-    for part in (settings, _releases(), _sources(_WATCHED), context, signature, cell):
+    for part in (settings, _releases(), _sources(_WATCHED), context, parallel, _rank(), signature, cell):
         name.add(part)
     return name.hexdigest()
+
+
+def _rank() -> int:
+    """The number of this process in its job."""
+    from mindformers.tools.utils import get_real_rank
+    return get_real_rank()
 
 
 @functools.cache
@@ -221,10 +236,10 @@ def _releases() -> Tuple[str, ...]:
 @functools.cache
 def _sources(packages: Tuple[str, ...]) -> str:
     """Checksum of the names, sizes and times of all files of code of packages, and of MindSpore's variables, but for
-    how long its processes wait for each other: `msrun_launcher.sh` sets that for one that is alone too.
+    those of the job, and for how long its processes wait for each other.
     """
     found = [sorted((name, value) for name, value in os.environ.items()
-                    if name.startswith("MS_") and not name.endswith("_TIMEOUT"))]
+                    if name.startswith("MS_") and not name.endswith("_TIMEOUT") and name not in VARIABLES_OF_JOB)]
     for package in packages:
         for folder, _, _ in os.walk(os.path.dirname(sys.modules[package].__file__)):
             with os.scandir(folder) as entries:
@@ -319,11 +334,17 @@ class Fingerprint:
             return
         if not hasattr(value, "__dict__") or not _is_watched(kind.__module__):
             raise Unnameable(f"an object of {_name_of(kind)}")
-        left_out = _NOTES_OF_CELLS if isinstance(value, nn.Cell) else ()
-        attributes = {name: part for name, part in vars(value).items() if name not in left_out}
-        self._add_all([part for item in attributes.items() for part in item])
+        left_out = (_NOTES_OF_CELLS if isinstance(value, nn.Cell) else
+                    _NOTES_OF_OPERATORS if isinstance(value, Primitive) else ())
+        attributes = dict(vars(value))
         if isinstance(value, Primitive):
-            self.add(dict(sorted(value.attrs.items())))
+            attributes["attrs"] = {name: part for name, part in sorted(value.attrs.items()) if name not in left_out}
+        for name in left_out:
+            attributes.pop(name, None)
+        for name in attributes:
+            if name.startswith(_FILLED_LATER):
+                attributes[name] = attributes[name] or None
+        self._add_all([part for item in attributes.items() for part in item])
 
 
 def _is_watched(module: Optional[str]) -> bool:

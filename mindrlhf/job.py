@@ -7,8 +7,8 @@ import contextlib
 import os
 from typing import Dict, Optional
 
-__all__ = ["forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job", "tell_launcher",
-           "uses_mpi", "was_started_in_job"]
+__all__ = ["VARIABLES_OF_JOB", "forget_job", "forget_what_is_no_job", "processes_of_job", "role_in_job",
+           "tell_launcher", "uses_mpi", "was_started_in_job"]
 
 _was_started = False  # when `forget_job` removed the variables that said so
 
@@ -20,8 +20,8 @@ _JOBS = {
     "a simulation": (("MS_SIMULATION_LEVEL", "RANK_ID", "RANK_SIZE"), "RANK_SIZE"),
 }
 _OF_MPIRUN = ("OMPI_COMMAND", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
-_OTHERS = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_NODE_ID", "RANK_ID",
-           "RANK_SIZE", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "HELP_CLUSTER")
+VARIABLES_OF_JOB = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_NODE_ID",
+                    "RANK_ID", "RANK_SIZE", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "HELP_CLUSTER")
 # What says of a single process that it is one: rank 0, or 1 process; DEVICE_ID is removed where it is no number.
 _ALONE = {
     "MS_ROLE": "MS_WORKER", "MS_NODE_ID": "0", "MS_WORKER_NUM": "1", "RANK_ID": "0", "RANK_SIZE": "1", "DEVICE_ID": "0",
@@ -64,7 +64,7 @@ def forget_job() -> str:
     """Make this process rank 0 of 1; a line that names the variables that say otherwise, or ""."""
     global _was_started
     _was_started = was_started_in_job()
-    found = _remove((*_OF_MPIRUN, *_OTHERS))
+    found = _remove((*_OF_MPIRUN, *VARIABLES_OF_JOB))
     if not os.environ.get("DEVICE_ID", "0").isdigit():
         found.update(_remove(("DEVICE_ID",)))
     others = [f"{name}={value}" for name, value in found.items() if value != _ALONE.get(name, value)]

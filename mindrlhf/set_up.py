@@ -74,13 +74,13 @@ def set_up_mindspore(config: RunConfig, verbose: bool = False):
         joining = ", or cannot join the other processes" if parallel else ""
         raise UserError(f"MindSpore cannot be set up for context.device_target {config.layout.device} on this "
                         f"machine{joining}: {str(error).strip().splitlines()[0]}") from None
-    if config.layout.device == "CPU" and not parallel:
+    if config.layout.device == "CPU":
         if switch != "0":
             keep_graphs(Path(place) if place else config.output / "compiled_graphs",
                         {key: value for key, value in config.mapping.items() if key not in _MAKES_NO_GRAPH})
     elif switch == "1":
         logger.warning("MS_COMPILER_CACHE_ENABLE=1 has no effect: MindSpore takes a compiled graph again for other "
-                       "settings too; graphs of one process on a CPU alone are kept, by their settings")
+                       "settings too; graphs on a CPU alone are kept, by their settings")
     use_portable_overflow_check()
     if get_real_group_size() > 1:
         processes.meet()

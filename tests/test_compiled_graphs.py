@@ -122,6 +122,34 @@ def test_a_weights_value_is_an_input_and_not_in_the_name():
     assert first == second
 
 
+def test_a_cell_that_was_compiled_within_another_one_has_the_name_that_it_had():
+    """As the network that an evaluation compiles, before the first step of a resumed run or behind it."""
+    class Stacked(nn.Cell):
+        """Children, and an operator that notes how many inputs it has had."""
+
+        def __init__(self):
+            super().__init__()
+            self.scaled, self.stack = Scaled(), ops.Stack()
+
+        def construct(self, values):
+            return self.stack((self.scaled(values)[0], values))
+
+    class Around(nn.Cell):
+        def __init__(self, cell):
+            super().__init__()
+            self.cell = cell
+
+        def construct(self, values):
+            return self.cell(values)
+
+    inner = Stacked()
+    outer = Around(inner)
+    before = names(inner)
+    outer.compile(Tensor(np.zeros((2, 3), np.float32)))
+    assert inner.scaled._scope is not None
+    assert names(inner) == before
+
+
 @pytest.mark.parametrize("hidden", [iter([1]), {(1, 2)}, object(), memoryview(b"a")],
                          ids=lambda value: type(value).__name__)
 def test_what_hides_its_content_has_no_name(hidden):
@@ -212,8 +240,9 @@ def test_another_weight_is_not_the_kept_graphs(tmp_path):
     assert len(kept_in(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("name", "same"), [("MS_TOPO_TIMEOUT", True), ("MS_DEV_ANYTHING", False)])
-def test_variables_of_mindspore_are_in_the_name_but_for_waiting_times(monkeypatch, name, same):
+@pytest.mark.parametrize(("name", "same"), [
+    ("MS_TOPO_TIMEOUT", True), ("MS_SCHED_PORT", True), ("MS_DEV_ANYTHING", False)])
+def test_variables_of_mindspore_are_in_the_name_but_for_the_jobs_and_waiting_times(monkeypatch, name, same):
     def name_of_code():
         compiled_graphs._sources.cache_clear()
         return compiled_graphs._sources(("mindrlhf",))

@@ -25,7 +25,7 @@ MPIRUN = {"OMPI_COMMAND": "python", "PMIX_RANK": "1", "OMPI_COMM_WORLD_RANK": "1
 def surrounded(monkeypatch):
     """A function that puts variables into an environment without any others of their kind."""
     def surround(**variables):
-        for name in (*job._OF_MPIRUN, *job._OTHERS, "MS_SIMULATION_LEVEL", "DEVICE_ID"):
+        for name in (*job._OF_MPIRUN, *job.VARIABLES_OF_JOB, "MS_SIMULATION_LEVEL", "DEVICE_ID"):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)

@@ -31,8 +31,8 @@ _ORDER = "the data continues after the step that --resume True resumes"
 _PROFILE = "a callback of type ProfileMonitor under callbacks takes a profile"
 _LOSS = "the loss is a mean over pairs"
 _SKIP = "SkippedStepMonitor, with most_in_a_row, answers for steps that go wrong"
-_GRAPHS = ("MindSpore takes a compiled graph again for other settings too; a run of one process on a CPU keeps its own "
-           "graphs, by their settings, in output_dir/compiled_graphs")
+_GRAPHS = ("MindSpore takes a compiled graph again for other settings too; a run on a CPU keeps its own graphs, by "
+           "their settings, in output_dir/compiled_graphs")
 _ADAMW = "of AdamW, the plain class is in every release of MindFormers"
 _SELECT = "name what to compute again in recompute_config.select_recompute, which every release of MindFormers reads"
 

@@ -5,6 +5,7 @@
 | test_figures_of_parts ...                    | every pair weighs the same         | by hand                   |
 | test_one_process_saves ...                   | what each process does with a step | names                     |
 | test_two_processes_have_the_loss_curve ...   | training, by the tutorial's edits  | one process, 1e-4         |
+| test_a_second_run_takes_the_graphs ...       | every bit, with kept graphs        | the run that compiled     |
 | test_two_processes_train_all_answers ...     | a listwise objective, with margins | one process, 1e-4         |
 | test_what_all_processes_say_and_save ...     | one log, one checkpoint            | counts                    |
 | test_two_processes_give_the_scores ...       | inference; evaluation in training  | one process, 1e-5 and -4  |
@@ -18,10 +19,12 @@ import json
 import re
 import signal
 
+import mindspore as ms
 import numpy as np
 import pytest
 from conftest import SAMPLE, TINY_YAML, write_numbered_pairs
 from helpers import (
+    ENVIRONMENT,
     assert_the_same_training,
     convert_file,
     launch,
@@ -141,8 +144,29 @@ def trained(tmp_path_factory):
     write_tiny_yaml(two / "run.yaml", 2)
     convert_file(SAMPLE / "test.jsonl", two / "test.mindrecord", open_tokenizer(SAMPLE / "tokenizer.model"), 128,
                  PROMPT_TEMPLATE)
-    return one, two, launch(two, "reward_train.py", f"--config run.yaml --train_dataset {one}/train.mindrecord "
-                            "--eval_dataset test.mindrecord --set best_metric=loss", 2)
+    return one, two, train_two(one, two)
+
+
+def train_two(one, two, flags=""):
+    return launch(two, "reward_train.py", f"--config run.yaml --train_dataset {one}/train.mindrecord --eval_dataset "
+                                          f"test.mindrecord --set best_metric=loss {flags}", 2)
+
+
+def weights_of(output):
+    """All that a run has saved of its weights, but for its notes, by the file's folder."""
+    return {(path.parts[-3], name): value.asnumpy() for path in output.glob("checkpoint*/rank_0/*.ckpt")
+            for name, value in ms.load_checkpoint(str(path)).items() if name != "training_notes"}
+
+
+def test_a_second_run_takes_the_graphs_of_two_processes_and_has_the_same_bits(trained, monkeypatch):
+    one, two, _ = trained
+    monkeypatch.setitem(ENVIRONMENT, "GLOG_v", "2")
+    for log in train_two(one, two, "--set output_dir=again"):
+        assert log.count("Use the compilation cache") == 2  # so MindSpore's log, of a step and of an evaluation
+    expected, found = weights_of(two / "output"), weights_of(two / "again")
+    assert {folder for folder, _ in found} == {"checkpoint", "checkpoint_network", "checkpoint_best"}
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
 
 
 def test_two_processes_have_the_loss_curve_of_one(trained):
