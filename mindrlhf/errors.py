@@ -2,6 +2,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Callable, Iterable, List
 
@@ -144,6 +145,7 @@ def _run(main: Callable[[], int]) -> int:
     """`main`'s exit code; whatever it raises while a signal ends the process is that signal's doing."""
     try:
         _check_names()
+        _check_temporary_folder()
         code = main()
     except BaseException:
         signals.wait_for_end()
@@ -165,6 +167,15 @@ def _check_names() -> None:
         except UnicodeEncodeError:
             raise UserError(f"{what}: found {text!r}, whose bytes are not UTF-8; expected a name in UTF-8: rename the "
                             "file or folder") from None
+
+
+def _check_temporary_folder() -> None:
+    """An import of MindSpore needs one, and says it in several tracebacks."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.strerror}: no file can be written there; free some space, or set TMPDIR to a folder "
+                        "with some") from None
 
 
 def _how_to_have(package: str) -> str:

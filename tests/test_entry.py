@@ -9,11 +9,13 @@
 | test_names_that_are_not_utf8_...           | they are refused before MindSpore sees them        | message            |
 | test_a_folder_that_was_removed_...         | it is named                                        | message            |
 | test_without_home_...                      | conversion and the check need none                 | exit code          |
+| test_without_room_for_temporary_files_...  | one line, as MindSpore cannot be imported          | message            |
 """
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from conftest import EXAMPLE, SAMPLE
@@ -114,3 +116,13 @@ def test_a_folder_that_was_removed_is_named(pairs):
 def test_without_home_it_works(pairs):
     result = shell(pairs, f"unset HOME; {CONVERT} --src_file a.jsonl --dst_file b.mindrecord")
     assert result.returncode == 0, result.stderr.decode()
+
+
+@pytest.mark.parametrize("script", ["reward_train.py", "reward_infer.py"])
+def test_without_room_for_temporary_files_an_error_says_so(script, pairs):
+    """MindSpore's import needs some."""
+    result = shell(pairs, f"ulimit -f 0; {sys.executable} {EXAMPLE / script} --config none.yaml")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr.decode() == (
+        f"{script}: error: No usable temporary directory found in ['{tempfile.gettempdir()}', '/var/tmp', '/usr/tmp', "
+        f"'{pairs}']: no file can be written there; free some space, or set TMPDIR to a folder with some\n")

@@ -40,7 +40,9 @@ def quiet_terminal(verbose: bool = False) -> None:
         verbose: leave the terminal as MindFormers has it
     """
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+        logging.raiseExceptions, as_it_was = False, logging.raiseExceptions  # by a handler without `_warn_once`
         import_mindformers()
+        logging.raiseExceptions = as_it_was
     from mindformers.tools.logger import get_logger
     logger = get_logger()
     for handler in logger.handlers[:]:

@@ -8,7 +8,9 @@ import contextlib
 import itertools
 import json
 import multiprocessing
+import os
 import signal
+import tempfile
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import ContextManager, Iterable, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
@@ -27,6 +29,8 @@ __all__ = ["EncodedPair", "EncodedSources", "encode_rows"]
 
 _CHUNK = 128  # rows that a process encodes and sends at once: at most two chunks a process are held in memory
 _ID_BYTES = 4
+# Bytes: a socket's path has 107 (`man 7 unix`); `multiprocessing` adds /pymp-XXXXXXXX/listener-XXXXXXXX to a folder's.
+_LONGEST_FOLDER_OF_SOCKET = 107 - 32
 
 
 class EncodedPair(NamedTuple):
@@ -104,7 +108,8 @@ def _encoded(sources: Sources, encoder: TextEncoder, length: Optional[int],
             process = context.Process(target=_encode_chunks, daemon=True,
                                       args=(sender, sources, rereadable(encoder.tokenizer.path), encoder.settings,
                                             length, index, num_workers))
-            with sender, _no_interrupt():  # only the process keeps its end: its death is the end of what it sends
+            # The process alone keeps the sender's end: its death is the end of what it sends.
+            with sender, _no_interrupt(), _room_for_socket():
                 process.start()
             processes.append(process)
         yield _in_turn(sources, processes, receivers)
@@ -129,6 +134,20 @@ def _no_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def _room_for_socket() -> Iterator[None]:
+    """Have the server's socket in /tmp where the folder of temporary files, as a cluster's scheduler names it for a
+    job, has a longer name than the path of a socket may have.
+    """
+    chosen = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER_OF_SOCKET:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = chosen
 
 
 def _in_turn(sources: Sources, processes: Sequence,

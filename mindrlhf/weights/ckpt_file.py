@@ -17,7 +17,15 @@ import numpy as np
 
 from mindrlhf.errors import UserError
 from mindrlhf.file_kinds import kind_of_file
-from mindrlhf.weights.tensors import FLOAT_BYTES, MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor, tensors_of_files
+from mindrlhf.weights.tensors import (
+    FLOAT_BYTES,
+    MOST_DIMENSIONS,
+    InputFile,
+    OutputTensor,
+    Segment,
+    StoredTensor,
+    tensors_of_files,
+)
 
 __all__ = ["NOTES", "check_ckpt", "check_names", "notes_as_bytes", "read_ckpt", "read_ckpt_files", "read_notes",
            "read_numbers", "write_ckpt"]
@@ -88,10 +96,11 @@ def notes_as_bytes(notes: Mapping[str, Any]) -> bytes:
 def _read_values(path: Path) -> Dict[str, StoredTensor]:
     parts: Dict[str, List[StoredTensor]] = {}
     try:
-        with open(path, "rb") as file:
+        source = InputFile(path)
+        with open(source.descriptor, "rb", closefd=False) as file:
             end = _content_end(file)
             while file.tell() < end:
-                name, part = _read_value(file, end, path)
+                name, part = _read_value(file, end, source)
                 known = parts.setdefault(name, [part])
                 if (known[0].dtype, known[0].shape) != (part.dtype, part.shape):
                     raise _DamagedError(f"{name} has two types or shapes")
@@ -170,7 +179,7 @@ def _content_end(file: BinaryIO) -> int:
     return end
 
 
-def _read_value(file: BinaryIO, end: int, path: Path) -> Tuple[str, StoredTensor]:
+def _read_value(file: BinaryIO, end: int, source: InputFile) -> Tuple[str, StoredTensor]:
     if _read_varint(file, end) != (1 << 3 | _DELIMITED):
         raise _DamagedError(f"no value at byte {file.tell()}")
     end_of_value = _end_of_field(file, end)
@@ -179,7 +188,7 @@ def _read_value(file: BinaryIO, end: int, path: Path) -> Tuple[str, StoredTensor
         if (field, wire) == (_TAG, _DELIMITED):
             name = _read_text(file, end_of_value)
         elif (field, wire) == (_TENSOR, _DELIMITED):
-            tensor = _read_tensor(file, _end_of_field(file, end_of_value), path)
+            tensor = _read_tensor(file, _end_of_field(file, end_of_value), source)
         else:
             raise _DamagedError(f"an unknown field {field} before byte {file.tell()}")
     if name is None or tensor is None:
@@ -187,7 +196,7 @@ def _read_value(file: BinaryIO, end: int, path: Path) -> Tuple[str, StoredTensor
     return name, tensor
 
 
-def _read_tensor(file: BinaryIO, end: int, path: Path) -> StoredTensor:
+def _read_tensor(file: BinaryIO, end: int, source: InputFile) -> StoredTensor:
     shape: List[int] = []
     type_name, segment = "", None
     for field, wire in _fields(file, end):
@@ -199,7 +208,7 @@ def _read_tensor(file: BinaryIO, end: int, path: Path) -> StoredTensor:
             type_name = _read_text(file, end)
         elif (field, wire) == (_CONTENT, _DELIMITED):
             end_of_content = _end_of_field(file, end)
-            segment = Segment(path, file.tell(), end_of_content - file.tell())
+            segment = Segment(source, file.tell(), end_of_content - file.tell())
             file.seek(end_of_content)
         else:
             raise _DamagedError(f"an unknown field {field} before byte {file.tell()}")

@@ -13,7 +13,7 @@ from mindrlhf.errors import UserError, raise_problems
 from mindrlhf.file_kinds import kind_of_file
 from mindrlhf.json_file import LARGEST_JSON, read_json_object
 from mindrlhf.weights.shards import missing_shards
-from mindrlhf.weights.tensors import MOST_DIMENSIONS, OutputTensor, Segment, StoredTensor, tensors_of_files
+from mindrlhf.weights.tensors import MOST_DIMENSIONS, InputFile, OutputTensor, Segment, StoredTensor, tensors_of_files
 
 __all__ = ["INDEX_NAME", "read_safetensors", "read_safetensors_folder", "write_safetensors"]
 
@@ -31,8 +31,8 @@ def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
         UserError: the file is absent, cut short, or something else.
     """
     try:
-        size = path.stat().st_size
-        header, start = _read_header(path, size)
+        source = InputFile(path)
+        header, start = _read_header(source)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UserError:
@@ -41,21 +41,23 @@ def read_safetensors(path: Path) -> Dict[str, StoredTensor]:
             raise UserError(f"{path}: not a safetensors file but {kind}") from None
         raise
     header.pop("__metadata__", None)
-    tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
+    tensors = {name: _stored(source, name, entry, start) for name, entry in header.items()}
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].segments[0].offset, item[1].nbytes)):
         segment = tensor.segments[0]
         if segment.offset != end:
             raise UserError(f"{path}: {name} begins at byte {segment.offset}, expected {end}: damaged")
         end += segment.size
-    if end != size:
-        raise UserError(f"{path}: {size} bytes, its header says {end}: {'cut short' if size < end else 'damaged'}")
+    if end != source.size:
+        raise UserError(f"{path}: {source.size} bytes, its header says {end}: "
+                        f"{'cut short' if source.size < end else 'damaged'}")
     return tensors
 
 
-def _read_header(path: Path, size: int) -> Tuple[Dict[str, Any], int]:
-    """(the header of a file of `size` bytes, where the data begins)."""
-    with open(path, "rb") as file:
+def _read_header(source: InputFile) -> Tuple[Dict[str, Any], int]:
+    """(the header of a file, where the data begins)."""
+    path, size = source.path, source.size
+    with open(source.descriptor, "rb", closefd=False) as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise UserError(f"{path}: {size} bytes, a header of {length} bytes does not fit in: cut short, or not a "
@@ -73,7 +75,7 @@ def _read_header(path: Path, size: int) -> Tuple[Dict[str, Any], int]:
     return header, 8 + length
 
 
-def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
+def _stored(source: InputFile, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         right = len(shape) <= MOST_DIMENSIONS and \
@@ -82,9 +84,9 @@ def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     except (KeyError, TypeError, ValueError):
         right = False
     if not right:
-        raise UserError(f"{path}: {name}: found {str(entry)[:120]} in the header, expected dtype, shape and "
+        raise UserError(f"{source.path}: {name}: found {str(entry)[:120]} in the header, expected dtype, shape and "
                         "data_offsets that fit together")
-    return StoredTensor(_NAMES.get(code, code), shape, (Segment(path, start + begin, end - begin),))
+    return StoredTensor(_NAMES.get(code, code), shape, (Segment(source, start + begin, end - begin),))
 
 
 def read_safetensors_folder(folder: Path) -> Dict[str, StoredTensor]:

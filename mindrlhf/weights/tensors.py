@@ -4,6 +4,8 @@ A tensor is never held whole: it is read in chunks of 8 MB, cast and written on.
 few chunks, whatever the model's size.
 """
 import math
+import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
@@ -12,8 +14,8 @@ import numpy as np
 
 from mindrlhf.errors import UserError
 
-__all__ = ["FLOAT_BYTES", "MOST_DIMENSIONS", "NotFiniteValues", "OutputTensor", "Part", "Segment", "StoredTensor",
-           "are_finite", "cast", "split_into_shards", "tensors_of_files"]
+__all__ = ["FLOAT_BYTES", "InputFile", "MOST_DIMENSIONS", "NotFiniteValues", "OutputTensor", "Part", "Segment",
+           "StoredTensor", "are_finite", "cast", "split_into_shards", "tensors_of_files"]
 
 # The types that weights have, and bytes of a value.
 FLOAT_BYTES: Dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -27,13 +29,59 @@ class NotFiniteValues(UserError):
     """A weight has values that are NaN or infinite."""
 
 
+class InputFile:
+    """A file that is open for as long as something in it is to be read: where a training run moves its next weights to
+    the same name meanwhile, all that is read is of the earlier ones.
+
+    Attributes:
+        path:       of the file
+        descriptor: of the open file
+        size:       bytes in it
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.size, self._time = self._size_and_time()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes offset..offset + size.
+
+        Raises:
+            UserError: the file cannot be read, or has been written to since it was opened.
+        """
+        try:
+            content = os.pread(self.descriptor, size, offset)
+            while 0 < len(content) < size and (more := os.pread(self.descriptor, size - len(content),
+                                                                offset + len(content))):
+                content += more  # a call reads 2 GB at most
+            changed = len(content) < size or (self.size, self._time) != self._size_and_time()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if changed:
+            raise UserError(f"{self.path}: was written to while it was read: begin again when that is over")
+        return content
+
+    def _size_and_time(self) -> Tuple[int, int]:
+        state = os.fstat(self.descriptor)
+        return state.st_size, state.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Segment:
     """A run of bytes of a file."""
 
-    path: Path
+    file: InputFile
     offset: int
     size: int
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
 
 @dataclass(frozen=True)
@@ -62,22 +110,13 @@ class StoredTensor:
         """Bytes begin..end of the tensor.
 
         Raises:
-            UserError: the file cannot be read, or has become shorter than it was.
+            UserError: see `InputFile.read`.
         """
         found = []
         for segment in self.segments:
             first, last = max(begin, 0), min(end, segment.size)
             if first < last:
-                try:
-                    with open(segment.path, "rb") as file:
-                        file.seek(segment.offset + first)
-                        content = file.read(last - first)
-                except OSError as error:
-                    raise UserError(f"{segment.path}: cannot be read: {error.strerror}") from None
-                if len(content) != last - first:
-                    raise UserError(f"{segment.path}: ended while it was read, expected {segment.size} bytes from byte "
-                                    f"{segment.offset} on")
-                found.append(content)
+                found.append(segment.file.read(segment.offset + first, last - first))
             begin, end = begin - segment.size, end - segment.size
         return b"".join(found) if len(found) != 1 else found[0]
 

@@ -6,12 +6,13 @@
 | test_a_terminal_has_a_bar_...            | a step is a line or a part of the bar                  | lines            |
 | test_verbose_leaves_...                  | the terminal is as MindFormers has it                  | its handlers     |
 | test_a_warning_of_python_...             | all are in the file, those of MindFormers there alone  | lines            |
-| test_a_log_that_cannot_be_written_...    | one line for a full disk, not a traceback a line       | a device: full   |
+| test_a_log_that_cannot_be_written_...    | one line for a full disk, not a traceback a line       | a full device    |
 | test_importing_mindformers_...           | nothing is printed by it, and the file has what it says | a process       |
 """
 import io
 import logging
 import os
+import resource
 import subprocess
 import sys
 import warnings
@@ -129,10 +130,22 @@ def test_a_log_that_cannot_be_written_is_one_line(start, tmp_path, capsys):
 
 @pytest.mark.process
 def test_importing_mindformers_prints_nothing_and_what_it_says_is_in_the_file(tmp_path):
-    code = ("from mindrlhf.compat.logs import quiet_terminal; quiet_terminal(); "
-            "from mindformers.tools.logger import logger; logger.info('a line')")
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
-                            env={**ENVIRONMENT, "LOG_MF_PATH": str(tmp_path)})
+    result = say_a_line_in_a_process(tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert [line.split(" - ", 1)[1] for line in result.stdout.splitlines()] == ["INFO - a line"]
     assert (tmp_path / "rank_0" / "info.log").read_text(encoding="utf-8").endswith(": a line\n")
+
+
+@pytest.mark.process
+def test_a_log_that_cannot_be_written_while_mindformers_is_imported_is_one_line_too(tmp_path):
+    result = say_a_line_in_a_process(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6, 6)))
+    assert (result.returncode, result.stderr) == (0, (
+        f"warning: {tmp_path / 'rank_0' / 'info.log'}: this log cannot be written: File too large\n"))
+    assert result.stdout.endswith("INFO - a line\n")
+
+
+def say_a_line_in_a_process(folder, before=lambda: None):
+    code = ("from mindrlhf.compat.logs import quiet_terminal; quiet_terminal(); "
+            "from mindformers.tools.logger import logger; logger.info('a line')")
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
+                          env={**ENVIRONMENT, "LOG_MF_PATH": str(folder)}, preexec_fn=before)

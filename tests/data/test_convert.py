@@ -28,6 +28,7 @@ The texts are of letters whose pairs the bundled tokenizer never merges, so that
 | test_auto_refuses_a_pipe_...           | it would have to be read twice                      | folder, message   |
 | test_an_output_that_is_the_source_...  | directly, through links, in the place of a sidecar  | folder, messages  |
 | test_a_full_disk_...                   | the file is named, earlier output kept              | RLIMIT_FSIZE      |
+| test_a_long_name_of_the_folder_of_...  | TMPDIR beyond a socket's path                       | a process         |
 | test_script_...                        | exit codes, one line on stderr, nothing half done   | a process         |
 """
 import base64
@@ -799,6 +800,15 @@ def run_script(folder, *flags, rows=None, file_size=None):
                           preexec_fn=limit)
     done.stdout, done.stderr = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
     return done
+
+
+@pytest.mark.process
+def test_a_long_name_of_the_folder_of_temporary_files_is_no_obstacle(tmp_path, monkeypatch):
+    folder = tmp_path / ("t" * 120)  # a socket's whole path has 107 bytes at most
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    done = run_script(tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def live_processes(session):

@@ -897,7 +897,7 @@ def test_a_source_that_shrinks_meanwhile_is_named_and_nothing_is_left(tmp_path, 
 
     monkeypatch.setattr(shutil, "disk_usage", shrink)
     message = message_of(hf_to_ms, folder, outputs / "base.ckpt")
-    assert message.startswith(f"{folder / 'model.safetensors'}: ended while it was read")
+    assert message.startswith(f"{folder / 'model.safetensors'}: was written to while it was read")
     assert contents(outputs) == {"base.ckpt": b"earlier"}
 
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from mindrlhf.errors import UserError
 from mindrlhf.weights import ckpt_file, tensors
 from mindrlhf.weights.ckpt_file import check_ckpt, read_ckpt, read_ckpt_files, write_ckpt
-from mindrlhf.weights.tensors import OutputTensor, Part, Segment, StoredTensor, cast
+from mindrlhf.weights.tensors import InputFile, OutputTensor, Part, Segment, StoredTensor, cast
 
 pytestmark = pytest.mark.stack
 
@@ -91,7 +91,7 @@ def outputs(tmp_path):
         for index, (name, array) in enumerate(arrays().items()):
             path, raw = tmp_path / f"{index}.raw", in_memory(array, source)
             path.write_bytes(raw)
-            stored = StoredTensor(source, array.shape, (Segment(path, 0, len(raw)),))
+            stored = StoredTensor(source, array.shape, (Segment(InputFile(path), 0, len(raw)),))
             result.append(OutputTensor(name, target, array.shape, (Part(stored, 0, stored.values),)))
         return result
 
@@ -215,7 +215,7 @@ def test_mindspore_widens_every_bfloat16_as_we_do(tmp_path):
     every = np.arange(1 << 16, dtype="<u2")
     raw = every[every & 0x7F80 != 0x7F80].tobytes()  # but NaN and infinity, which are not written
     (tmp_path / "raw").write_bytes(raw)
-    stored = StoredTensor("bfloat16", (len(raw) // 2,), (Segment(tmp_path / "raw", 0, len(raw)),))
+    stored = StoredTensor("bfloat16", (len(raw) // 2,), (Segment(InputFile(tmp_path / "raw"), 0, len(raw)),))
     write_ckpt(tmp_path / "a.ckpt", [OutputTensor("a", "bfloat16", stored.shape, (Part(stored, 0, len(raw) // 2),))],
                lambda: None)
     theirs = ms.load_checkpoint(str(tmp_path / "a.ckpt"))["a"].astype(ms.float32).asnumpy()

@@ -6,12 +6,16 @@
 | test_halfway_values_go_to_the_even ... | every tie of both narrow types, and values beside | the definition       |
 | test_every_narrow_value_is_widened ... | all 65536 patterns, there and back                | the definition       |
 | test_a_finite_value_never_becomes ...  | the largest values, and the first that do not fit | literal bit patterns |
-| test_read_...                          | any range of several segments; files that change  | slices of bytes      |
+| test_read_...                          | any range of several segments                     | slices of bytes      |
+| test_what_takes_the_name_of_a_file_... | nothing of it is read; what is written is refused | bytes, the message   |
+| test_a_file_is_closed_...              | with the last tensor of it                        | the descriptor       |
 | test_output_...                        | parts, rows, chunks, the error's name             | NumPy's arrays       |
 | test_shards_...                        | order, limit, and that shards are filled          | literal numbers      |
 """
 import itertools
+import os
 import random
+import time
 
 import mindspore as ms
 import numpy as np
@@ -19,7 +23,16 @@ import pytest
 
 from mindrlhf.errors import UserError
 from mindrlhf.weights import tensors
-from mindrlhf.weights.tensors import FLOAT_BYTES, OutputTensor, Part, Segment, StoredTensor, cast, split_into_shards
+from mindrlhf.weights.tensors import (
+    FLOAT_BYTES,
+    InputFile,
+    OutputTensor,
+    Part,
+    Segment,
+    StoredTensor,
+    cast,
+    split_into_shards,
+)
 
 pytestmark = pytest.mark.stack
 
@@ -65,7 +78,7 @@ def in_mindspore(values):
 
 def save(path, array, dtype=None):
     path.write_bytes(array.tobytes())
-    return StoredTensor(dtype or array.dtype.name, array.shape, (Segment(path, 0, array.nbytes),))
+    return StoredTensor(dtype or array.dtype.name, array.shape, (Segment(InputFile(path), 0, array.nbytes),))
 
 
 def message_of(function, *args):
@@ -177,28 +190,43 @@ def test_read_joins_any_range_over_segments(tmp_path):
     content = bytes(range(12))
     (tmp_path / "one").write_bytes(b"xx" + content[:5] + b"yyy" + content[9:] + b"z")
     (tmp_path / "two").write_bytes(content[5:9])
+    one, two = InputFile(tmp_path / "one"), InputFile(tmp_path / "two")
     tensor = StoredTensor("float32", (3,), (
-        Segment(tmp_path / "one", 2, 5), Segment(tmp_path / "two", 2, 0), Segment(tmp_path / "two", 0, 4),
-        Segment(tmp_path / "one", 10, 3)))
+        Segment(one, 2, 5), Segment(two, 2, 0), Segment(two, 0, 4), Segment(one, 10, 3)))
     assert (tensor.values, tensor.nbytes) == (3, 12)
     for begin, end in itertools.combinations_with_replacement(range(13), 2):
         assert tensor.read(begin, end) == content[begin:end]
 
 
-def test_read_of_a_file_that_became_shorter_names_it(tmp_path):
+def test_what_takes_the_name_of_a_file_that_is_read_changes_nothing(tmp_path):
+    """As a training run's next weights do."""
+    path, values = tmp_path / "a.ckpt", np.arange(6, dtype="<f4")
+    tensor = save(path, values)
+    assert tensor.read(0, 8) == values[:2].tobytes()
+    (tmp_path / "next").write_bytes(bytes(24))
+    (tmp_path / "next").replace(path)
+    assert tensor.read(8, 16) == values[2:4].tobytes()
+    path.unlink()
+    assert tensor.read(16, 24) == values[4:].tobytes()
+
+
+@pytest.mark.parametrize("size", [23, 24, 25])
+def test_a_file_that_is_written_to_while_it_is_read_is_named(tmp_path, size):
     path = tmp_path / "a.ckpt"
-    path.write_bytes(bytes(20))
-    tensor = StoredTensor("float32", (4,), (Segment(path, 4, 16),))
-    path.write_bytes(bytes(19))
-    assert tensor.read(0, 15) == bytes(15)
-    assert message_of(tensor.read, 8, 16) == (
-        f"{path}: ended while it was read, expected 16 bytes from byte 4 on")
+    tensor = save(path, np.zeros(6, "<f4"))
+    time.sleep(0.02)  # a file's time is that of the kernel's last tick
+    path.write_bytes(bytes(size))
+    assert message_of(tensor.read, 0, 8) == (
+        f"{path}: was written to while it was read: begin again when that is over")
 
 
-def test_read_of_a_file_that_is_gone_names_it(tmp_path):
+def test_a_file_is_closed_when_nothing_of_it_is_to_be_read(tmp_path):
     tensor = save(tmp_path / "a.ckpt", np.zeros(2, "<f4"))
-    (tmp_path / "a.ckpt").unlink()
-    assert message_of(tensor.read, 0, 8) == f"{tmp_path / 'a.ckpt'}: cannot be read: No such file or directory"
+    descriptor = tensor.segments[0].file.descriptor
+    os.fstat(descriptor)
+    del tensor
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 24, 1 << 22])
