@@ -1,7 +1,9 @@
 """What tests that start processes share: the environment, free ports, the launcher, and the tiny YAML with edits."""
+import contextlib
 import csv
 import fcntl
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -12,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["BIN", "COLLECTIVE", "ENVIRONMENT", "PATH", "assert_the_same_training", "column_of", "convert_file",
-           "convert_sample", "events_of", "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process",
+__all__ = ["BIN", "COLLECTIVE", "ENVIRONMENT", "PATH", "assert_the_same_training", "at_most_a_file", "column_of",
+           "convert_file", "convert_sample", "events_of", "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process",
            "run_script", "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_anew",
            "write_tiny_yaml"]
 
@@ -44,6 +46,17 @@ def write_anew(path, content):
     """
     path.unlink(missing_ok=True)
     path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def at_most_a_file(size):
+    """Let no file grow beyond so many bytes, as a disk that is nearly full does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def run(folder, command):

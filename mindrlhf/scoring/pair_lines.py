@@ -54,8 +54,8 @@ class PairLines:
         return self
 
     def __exit__(self, *_) -> None:
-        self._close()
-        self._stack.close()
+        with self._stack:  # which is closed also where this finds no room for the last lines
+            self._close()
 
     def begin(self) -> None:
         """With the pairs of the next checkpoint."""

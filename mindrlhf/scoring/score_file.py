@@ -288,7 +288,8 @@ class InvalidRows:
         return self
 
     def __exit__(self, *_) -> None:
-        self._stack.close()
+        with naming_a_full_disk(self.path):
+            self._stack.close()
 
     def add(self, row: InvalidRow) -> None:
         self.count += 1

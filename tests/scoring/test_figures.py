@@ -11,6 +11,7 @@
 | test_groups_have_the_figures_of_their_  | largest first; pairs of no group              | figures of them alone      |
 | test_the_most_wrong_pairs ...           | ten, worst first; no ties, no NaN             | a sort of all              |
 | test_lines_of_the_last_checkpoint ...   | own keys, null, what is there when it ends    | the file                   |
+| test_lines_that_find_no_room ...        | also when it ends for another reason          | RLIMIT_FSIZE               |
 | test_a_key_of_the_users_own ...         | refused; --score_key                          | message                    |
 """
 import json
@@ -18,6 +19,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import at_most_a_file
 from scipy import special, stats
 
 from mindrlhf.errors import UserError
@@ -148,6 +150,24 @@ def test_lines_of_the_last_checkpoint_stay(tmp_path):
         f'{{"问题": "甲", "n": [{number}], "chosen_score": {2 + number}, "rejected_score": null}}\n'
         for number in range(2))
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before_the_end", [False, True])
+def test_lines_that_find_no_room_leave_nothing(tmp_path, before_the_end):
+    path = tmp_path / "eval_scores.jsonl"
+
+    def write():
+        with PairLines(path, "score") as lines:
+            lines.begin()
+            lines.add(row(1), [1, 0])
+            if before_the_end:
+                raise ValueError("another fault")
+            lines.finish()
+
+    with at_most_a_file(9), pytest.raises(OSError, match="File too large") as caught:
+        write()
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_of_the_users_own_is_not_replaced(tmp_path):

@@ -29,7 +29,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -41,7 +40,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import EXAMPLE, SAMPLE, TINY_YAML
-from helpers import ENVIRONMENT, run_script, started_by_msrun, wait_for
+from helpers import ENVIRONMENT, at_most_a_file, run_script, started_by_msrun, wait_for
 
 from mindrlhf.config.check import load_config
 from mindrlhf.data.template import open_template
@@ -335,28 +334,17 @@ def test_a_run_that_ends_before_its_first_row_leaves_nothing(monkeypatch):
     assert names() == []
 
 
-@pytest.fixture
-def limited():
-    """Files of at most 9 bytes, as a disk that is nearly full has room for."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9, hard))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def write_two_rows():
     with ScoreFile(Path("out.jsonl"), {"score_key": 1}, True, 1) as file:
         file.write(b"a row\n")
         file.write(b"another row\n")
 
 
-def test_a_full_disk_names_the_file_and_what_was_scored_goes_on(request):
+def test_a_full_disk_names_the_file_and_what_was_scored_goes_on():
     Path("out.jsonl.partial.json").write_text('{"score_key": 1}\n', encoding="utf-8")
     Path("out.jsonl.partial").write_bytes(b"a\n")
-    lift = request.getfixturevalue("limited")
-    with pytest.raises(OSError, match="File too large: 'out.jsonl.partial'"):
+    with at_most_a_file(9), pytest.raises(OSError, match="File too large: 'out.jsonl.partial'"):
         write_two_rows()
-    lift()
     with ScoreFile(Path("out.jsonl"), {"score_key": 1}, True, 1) as file:
         assert file.kept == 2
     assert Path("out.jsonl.partial").read_bytes() == b"a\na row\n"

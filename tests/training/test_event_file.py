@@ -14,7 +14,6 @@
 """
 import math
 import re
-import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import TINY_YAML, write_numbered_pairs
-from helpers import column_of, events_of, shown_by_tensorboard
+from helpers import at_most_a_file, column_of, events_of, shown_by_tensorboard
 from mindspore import Parameter, Tensor, dtype, nn
 
 from mindrlhf.checkpoints.find import Place
@@ -203,14 +202,10 @@ def test_a_step_for_which_the_disk_has_no_room_is_not_there_and_later_ones_are(t
     events, folder = EventFile(tmp_path / "events", PLAIN), tmp_path / "events"
     callback = train(events, [1])
     size = next(folder.iterdir()).stat().st_size
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, before[1]))
-    try:
+    with at_most_a_file(size + 9):
         for step in (2, 3):
             with callback.extra(folder):
                 events.add_step({"step": step, "loss": 1.0, "step_ms": 1}, None, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     events.add_step({"step": 4, "loss": 1.0, "step_ms": 1}, None, {})
     assert shown_by_tensorboard(folder)["train/loss"] == {1: 1.0, 4: 1.0}
     assert warnings == [f"{folder} cannot be written: No space left on device; training, which does not depend on it, "

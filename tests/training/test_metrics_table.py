@@ -11,9 +11,9 @@
 | test_a_row_that_does_not_fit ...  | none of it is in the file; later ones are                     | the file       |
 | test_a_table_that_was_removed ... | a new one with a heading begins, and that is said             | the file       |
 """
-import resource
 
 import pytest
+from helpers import at_most_a_file
 
 from mindrlhf.training.metrics_table import TABLE_COLUMNS, EvaluationTable, MetricsTable
 
@@ -152,14 +152,10 @@ def test_a_row_that_does_not_fit_is_not_there_and_later_ones_are(tmp_path):
     table = MetricsTable(tmp_path / "metrics.csv")
     table.begin(0)
     table.add({"step": 1})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (table.path.stat().st_size + 5, before[1]))
-    try:
+    with at_most_a_file(table.path.stat().st_size + 5):
         for step in (2, 3):
             with pytest.raises(OSError, match="No space left on device"):
                 table.add({"step": step})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     table.add({"step": 4})
     assert [line.split(",")[0] for line in lines(table.path)] == ["step", "1", "4"]
 
