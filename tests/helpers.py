@@ -15,9 +15,9 @@ import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
 __all__ = ["BIN", "COLLECTIVE", "ENVIRONMENT", "PATH", "assert_the_same_training", "at_most_a_file", "column_of",
-           "convert_file", "convert_sample", "events_of", "free_port", "launch", "loss_and_gradients", "run", "run_of_one_process",
-           "run_script", "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for", "write_anew",
-           "write_tiny_yaml"]
+           "convert_file", "convert_sample", "events_of", "free_port", "launch", "loss_and_gradients", "run",
+           "run_of_one_process", "run_script", "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for",
+           "write_anew", "write_tiny_yaml"]
 
 BIN = Path(__file__).parent / "bin"  # msrun, without an import of seconds
 PATH = f"{BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"

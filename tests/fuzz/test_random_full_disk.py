@@ -1,8 +1,8 @@
 """A disk that is full at a random write, of any entry script, and what the next run with room makes of what is left.
 
-Of two examples one has a file system of its own, whose size is drawn (a tmpfs, where this user may mount one); in the
-other no file may grow beyond a length that is drawn (RLIMIT_FSIZE). Of three one has the caches, the home and the
-folder of temporary files on it too.
+Of two examples one has a file system of its own (a tmpfs, where this user may mount one), whose size is drawn, or which
+is full from a moment on that is drawn; in the other no file may grow beyond a length that is drawn (RLIMIT_FSIZE). Of
+three one has the caches, the home and the folder of temporary files on it too.
 
 | test                                | proves                                                        | judged against |
 | test_a_disk_that_is_full_at_a_...   | the whole result or one line that says why; no traceback, no  | exit code,     |
@@ -16,6 +16,7 @@ import re
 import resource
 import shutil
 import subprocess
+import time
 
 import pytest
 from entry_scripts import COMMANDS, FOLDERS, contents, end, make_inputs, result_of, start, unfinished
@@ -26,8 +27,9 @@ from mindrlhf.weights.ckpt_file import read_ckpt
 
 pytestmark = [pytest.mark.stack, pytest.mark.process]
 
-# The kernel's, MindRecord's, that of the export's own check, and that MindSpore could not be imported.
-REASONS = "No space left on device|File too large|No free disk|are free on the disk|set TMPDIR to a folder with some"
+# The kernel's, MindRecord's, those of the checks before a run, and that MindSpore could not be imported.
+REASONS = ("No space left on device|File too large|No free disk|are free on the disk|MB free, expected|"
+           "set TMPDIR to a folder with some")
 ROOM = 2 << 30  # bytes, more than any of the runs needs
 
 
@@ -90,7 +92,9 @@ def test_a_disk_that_is_full_at_a_random_write_costs_no_more_than_the_rest_of_th
     with disk(tmp_path / "whole", inputs):
         work = tmp_path / "whole"
         used, here = shutil.disk_usage(work).used, contents(work)
+        begin = time.monotonic()
         ended = end(start(work, COMMANDS[name], all_here(work)))
+        seconds = time.monotonic() - begin
         assert ended.exit_code == 0, ended
         expected, needed = result_of(name, work), shutil.disk_usage(work).used - used
         sizes = [len(content) for path, content in contents(work).items() if path not in here and content]
@@ -101,16 +105,21 @@ def test_a_disk_that_is_full_at_a_random_write_costs_no_more_than_the_rest_of_th
                 put_earlier_output(name, work)
             environment = all_here(work) if chance.random() < 1 / 3 else {}
             here, result = contents(work), contents(work / FOLDERS[name])
-            limits = lambda: None  # noqa: E731
-            if mounted and place % 2:
-                room = chance.randrange(max(needed, 1))
-                mount(work, shutil.disk_usage(work).used + room, remount=True)
-                said = f"room for {room} of {needed} bytes"
-            else:
-                length = chance.randrange(chance.choice(sizes) + 1)
-                limits = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (length, length))
+            length, room, after = chance.randrange(chance.choice(sizes) + 1), chance.randrange(needed), None
+            if not mounted or place % 2:
                 said = f"no file longer than {length} bytes"
-            ended = end(start(work, COMMANDS[name], environment, limits))
+            elif chance.random() < 0.5:
+                length, said = resource.RLIM_INFINITY, f"room for {room} of {needed} bytes"
+                mount(work, shutil.disk_usage(work).used + room, remount=True)
+            else:
+                length, after = resource.RLIM_INFINITY, chance.uniform(0, seconds)
+                said = f"full after {after:.2f} of {seconds:.2f} s"
+            process = start(work, COMMANDS[name], environment,
+                            functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (length, length)))
+            if after is not None:
+                time.sleep(after)
+                mount(work, shutil.disk_usage(work).used, remount=True)
+            ended = end(process)
             said = f"{name}, {said}, all on one disk: {bool(environment)}: {ended}"
             outcomes.count(examine(name, work, ended, expected, here, result, said))
             if ended.exit_code:
