@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,11 +311,13 @@ class RecordWriter:
         try:
             function(*args)
         except RuntimeError as error:  # MindRecord's C++ side has one exception for everything
-            free = shutil.disk_usage(self._folder).free
+            room = f"{shutil.disk_usage(self._folder).free >> 20} MB free on the disk"
+            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            if limit != resource.RLIM_INFINITY:
+                room += f", files of at most {limit >> 20} MB (ulimit -f)"
             lines = str(error).splitlines()
             reason = next((line for line in lines if line.startswith("[ERROR]")), lines[0]).replace("[ERROR] ", "")
-            raise UserError(f"{self.path}: MindRecord could not be written ({free >> 20} MB free on the disk): "
-                            f"{reason}") from None
+            raise UserError(f"{self.path}: MindRecord could not be written ({room}): {reason}") from None
 
     def __exit__(self, *_) -> None:
         self._writer = None
