@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzing at full length, about half an hour a seed: 5,000 input lines, 1,000 YAMLs, 500 checkpoints, 500 MindRecord
-# data sets, mutated; 150 signals at random moments (those alone: --seed N -k signal). Prints how many were accepted and
-# refused; the exit code is 0 when nothing was found.
+# Fuzzing at full length, one to two hours a seed: 5,000 input lines, 1,000 YAMLs, 500 checkpoints, 500 MindRecord data
+# sets, mutated; at random moments 150 signals, 120 full disks, and 132 second scripts beside a first (those alone:
+# --seed N -k signals, -k full_disk, -k two_at_once). Prints how many were accepted and refused; the exit code is 0 when
+# nothing was found.
 #   bash scripts/fuzz.sh [SEEDS]                   seeds 0, 1, ... (default: 1, which is seed 0)
 #   bash scripts/fuzz.sh --seed N [pytest's own options]
 set -euo pipefail
