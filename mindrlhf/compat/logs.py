@@ -39,10 +39,8 @@ def quiet_terminal(verbose: bool = False) -> None:
     Args:
         verbose: leave the terminal as MindFormers has it
     """
-    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-        logging.raiseExceptions, as_it_was = False, logging.raiseExceptions  # by a handler without `_warn_once`
+    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()), _no_tracebacks():
         import_mindformers()
-        logging.raiseExceptions = as_it_was
     from mindformers.tools.logger import get_logger
     logger = get_logger()
     for handler in logger.handlers[:]:
@@ -83,6 +81,16 @@ class _Terminal(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(sys.stdout):
             super().emit(record)
+
+
+@contextlib.contextmanager
+def _no_tracebacks():
+    """None from handlers that cannot write, which have no `_warn_once` yet."""
+    as_it_was, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = as_it_was
 
 
 def _warn_once(handler: logging.FileHandler):
