@@ -120,7 +120,7 @@ def test_continuous_integration_ends_with_what_ran_on_which_pair(current, produc
     lines = result.stdout.splitlines()
     assert result.returncode == code
     assert [re.sub(r"\(\d+ s\)", "(N s)", line) for line in lines[-2:]] == last
-    assert [line for line in lines if "arguments" in line] == ["arguments: ", "arguments: -m stack"]
+    assert [line for line in lines if "arguments" in line] == ["arguments: ", "arguments: -m stack and not further"]
 
 
 def test_tests_that_need_the_stack_carry_its_marker():
