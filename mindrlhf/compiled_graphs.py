@@ -43,8 +43,8 @@ _COMPILED = "_compiled_for"  # a cell's attribute: phases and inputs that it was
 _NOTES_OF_CELLS = {
     _COMPILED, "_attr_synced", "_compile_args", "_compile_cache", "_compile_phase", "_compiled", "_create_time",
     "_exist_names", "_exist_objs", "_has_mutable_args_list", "_id", "_jit_graph_name", "_phase", "_phase_cache",
-    "arguments_key", "compile_cache", "exist_names", "exist_objs", "instance_count", "parameter_broadcast_done",
-    "_scope", "phase_cache", "saved_dynamic_shape", "sequence_modified", "sig"}
+    "_scope", "arguments_key", "compile_cache", "exist_names", "exist_objs", "instance_count",
+    "parameter_broadcast_done", "phase_cache", "saved_dynamic_shape", "sequence_modified", "sig"}
 _FILLED_LATER = ("_lazy_", "_parameter_layout_dict")  # begin names: None, or empty once the cell has been compiled
 _NOTES_OF_OPERATORS = {"N", "num"}  # how many inputs they have had; also among their `attrs`
 

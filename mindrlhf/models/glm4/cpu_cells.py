@@ -255,7 +255,7 @@ class _Rotation(nn.Cell):
 
 
 @constexpr
-def _cut(shape, axis, place):
+def _bounds_of_cut(shape, axis, place):
     """(begin, begin of the second, end of the first, end, strides) of the slices of `_Cut`."""
     zeros, ones = (0,) * len(shape), (1,) * len(shape)
     begin = zeros[:axis] + (place,) + zeros[axis + 1:]
@@ -272,7 +272,7 @@ class _Cut(nn.Cell):
         self.slice, self.join = P.StridedSlice(), P.Concat(axis)
 
     def construct(self, x):
-        zeros, begin, middle, end, ones = _cut(x.shape, self.axis, self.first)
+        zeros, begin, middle, end, ones = _bounds_of_cut(x.shape, self.axis, self.first)
         return self.slice(x, zeros, middle, ones), self.slice(x, begin, end, ones)
 
     def bprop(self, _x, _out, gradients):
