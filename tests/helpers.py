@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
 
-__all__ = ["BIN", "COLLECTIVE", "ENVIRONMENT", "PATH", "assert_the_same_training", "at_most_a_file", "column_of",
-           "convert_file", "convert_sample", "events_of", "free_port", "launch", "loss_and_gradients", "run",
-           "run_of_one_process", "run_script", "shown_by_tensorboard", "started_by_msrun", "table_of", "wait_for",
-           "write_anew", "write_tiny_yaml"]
+__all__ = ["BIN", "COLLECTIVE", "ENVIRONMENT", "PATH", "assert_the_same_training", "column_of", "convert_file",
+           "convert_sample", "events_of", "files_of_at_most", "free_port", "launch", "limit_files",
+           "loss_and_gradients", "run", "run_of_one_process", "run_script", "shown_by_tensorboard", "started_by_msrun",
+           "table_of", "wait_for", "write_anew", "write_tiny_yaml"]
 
 BIN = Path(__file__).parent / "bin"  # msrun, without an import of seconds
 PATH = f"{BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -48,8 +48,13 @@ def write_anew(path, content):
     path.write_bytes(content)
 
 
+def limit_files(size):
+    """Let no file grow beyond so many bytes in this process, for good: to be called in a new one."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 @contextlib.contextmanager
-def at_most_a_file(size):
+def files_of_at_most(size):
     """Let no file grow beyond so many bytes, as a disk that is nearly full does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

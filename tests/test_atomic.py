@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import at_most_a_file
+from helpers import files_of_at_most
 
 from mindrlhf import locks
 from mindrlhf.atomic import partial_file, partial_folder
@@ -308,7 +308,7 @@ def test_a_device_or_a_fifo_is_refused_for_a_set_of_files(tmp_path):
 def test_a_full_disk_is_an_error_with_the_targets_name(tmp_path):
     """As large as a file may be: Python's error has no name in it."""
     (tmp_path / "out").write_text("old")
-    with at_most_a_file(4096), pytest.raises(OSError, match="File too large") as caught:
+    with files_of_at_most(4096), pytest.raises(OSError, match="File too large") as caught:
         write_file(tmp_path / "out", "x" * 100_000)
     assert caught.value.filename == str(tmp_path / "out")
     assert contents(tmp_path) == {"out": "old"}

@@ -29,7 +29,8 @@ __all__ = ["EncodedPair", "EncodedSources", "encode_rows"]
 
 _CHUNK = 128  # rows that a process encodes and sends at once: at most two chunks a process are held in memory
 _ID_BYTES = 4
-# Bytes: a socket's path has 107 (`man 7 unix`); `multiprocessing` adds /pymp-XXXXXXXX/listener-XXXXXXXX to a folder's.
+# Bytes. The path of a socket has 107 at most (`man 7 unix`), of which 32 are what `multiprocessing` puts behind the
+# folder for temporary files: the names of a folder, as /pymp-q8w1zk3_, and of the socket in it, as /listener-0f4ktx2a.
 _LONGEST_FOLDER_OF_SOCKET = 107 - 32
 
 

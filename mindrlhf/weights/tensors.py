@@ -54,11 +54,13 @@ class InputFile:
         Raises:
             UserError: the file cannot be read, or has been written to since it was opened.
         """
+        content = b""
         try:
-            content = os.pread(self.descriptor, size, offset)
-            while 0 < len(content) < size and (more := os.pread(self.descriptor, size - len(content),
-                                                                offset + len(content))):
-                content += more  # a call reads 2 GB at most
+            while len(content) < size:
+                more = os.pread(self.descriptor, size - len(content), offset + len(content))  # 2 GB at most
+                if not more:
+                    break
+                content += more
             changed = len(content) < size or (self.size, self._time) != self._size_and_time()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None

@@ -12,7 +12,6 @@
 import io
 import logging
 import os
-import resource
 import subprocess
 import sys
 import warnings
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import mindformers
 import pytest
-from helpers import ENVIRONMENT, started_by_msrun
+from helpers import ENVIRONMENT, limit_files, started_by_msrun
 
 from mindrlhf.compat import logs
 from mindrlhf.compat.logs import DETAIL, STEP, quiet_terminal, shows_bar
@@ -138,7 +137,7 @@ def test_importing_mindformers_prints_nothing_and_what_it_says_is_in_the_file(tm
 
 @pytest.mark.process
 def test_a_log_that_cannot_be_written_while_mindformers_is_imported_is_one_line_too(tmp_path):
-    result = say_a_line_in_a_process(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6, 6)))
+    result = say_a_line_in_a_process(tmp_path, lambda: limit_files(6))
     assert (result.returncode, result.stderr) == (0, (
         f"warning: {tmp_path / 'rank_0' / 'info.log'}: this log cannot be written: File too large\n"))
     assert result.stdout.endswith("INFO - a line\n")

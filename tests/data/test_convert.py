@@ -39,7 +39,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -50,7 +49,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
-from helpers import convert_file
+from helpers import convert_file, limit_files
 
 from mindrlhf import __version__
 from mindrlhf.data import encoding_processes
@@ -795,8 +794,7 @@ def run_script(folder, *flags, rows=None, file_size=None):
     source = write_rows(folder, [pair("a", "b", "c")] if rows is None else rows)
     command = [sys.executable, str(EXAMPLE / "cvalues_comparison.py"), "--tokenizer", str(TOKENIZER), "--src_file",
                str(source), "--dst_file", str(folder / "out.mindrecord"), "--seq_length", "48", *flags]
-    limit = None if file_size is None else (
-        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size)))
+    limit = None if file_size is None else (lambda: limit_files(file_size))
     done = subprocess.run(command, capture_output=True, check=False,  # text=True would turn \r into a line break
                           preexec_fn=limit)
     done.stdout, done.stderr = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")

@@ -1,9 +1,11 @@
 """What fuzzing of whole entry scripts shares: commands on a small sample, how to start them, and what they leave."""
 import contextlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,8 @@ from helpers import ENVIRONMENT, wait_for, write_tiny_yaml
 from mindrlhf.checkpoints.find import list_checkpoints
 from mindrlhf.weights.ckpt_file import read_ckpt
 
-__all__ = ["COMMANDS", "FOLDERS", "Ended", "contents", "end", "make_inputs", "result_of", "start", "unfinished"]
+__all__ = ["COMMANDS", "CONVERT", "FOLDERS", "Ended", "contents", "end", "make_inputs", "result_of", "run_alone",
+           "start", "unfinished", "unnumbered"]
 
 TRAIN = "reward_train.py --config run.yaml --train_dataset data.mindrecord"
 SCORE = "--config run.yaml --distributed_ckpt_path base/output/checkpoint_network"
@@ -70,6 +73,14 @@ def end(process, seconds=300):
     return Ended(process.returncode, log)
 
 
+def run_alone(folder, command, environment=()):
+    """Run a command that must end well; the seconds that it takes."""
+    begin = time.monotonic()
+    ended = end(start(folder, command, environment))
+    assert ended.exit_code == 0, ended
+    return time.monotonic() - begin
+
+
 def make_inputs(folder):
     """Data, weights and a YAML that saves every second step."""
     rows = (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:100]
@@ -80,8 +91,7 @@ def make_inputs(folder):
     write_tiny_yaml(folder / "base" / "run.yaml", edits={"  epochs: 5": "  epochs: 1"})
     for command, place in ((f"{CONVERT} --src_file data.jsonl --dst_file data.mindrecord", folder),
                            (TRAIN.replace("data.", "../data."), folder / "base")):
-        ended = end(start(place, command))
-        assert ended.exit_code == 0, ended
+        run_alone(place, command)
     shutil.rmtree(folder / "base" / "output" / "log")
     return folder
 
@@ -110,6 +120,12 @@ def result_of(name, folder):
         return found
     return {path: content for path, content in contents(output).items()
             if Path(path).suffix not in _EXTRAS and (name != "evaluate" or Path(path).name.startswith("eval"))}
+
+
+def unnumbered(result):
+    """A result without the run's number in the names of its checkpoints."""
+    return {(re.sub(r"(_rank_0)_\d+-", r"\1-", key[0]), key[1]) if isinstance(key, tuple) else key: value
+            for key, value in result.items()}
 
 
 def _living(group):

@@ -19,7 +19,19 @@ import subprocess
 import time
 
 import pytest
-from entry_scripts import COMMANDS, FOLDERS, contents, end, make_inputs, result_of, start, unfinished
+from entry_scripts import (
+    COMMANDS,
+    FOLDERS,
+    contents,
+    end,
+    make_inputs,
+    result_of,
+    run_alone,
+    start,
+    unfinished,
+    unnumbered,
+)
+from helpers import limit_files
 from mutations import FULL, SEED, outcomes_of
 
 from mindrlhf.checkpoints.find import list_checkpoints
@@ -92,10 +104,7 @@ def test_a_disk_that_is_full_at_a_random_write_costs_no_more_than_the_rest_of_th
     with disk(tmp_path / "whole", inputs):
         work = tmp_path / "whole"
         used, here = shutil.disk_usage(work).used, contents(work)
-        begin = time.monotonic()
-        ended = end(start(work, COMMANDS[name], all_here(work)))
-        seconds = time.monotonic() - begin
-        assert ended.exit_code == 0, ended
+        seconds = run_alone(work, COMMANDS[name], all_here(work))
         expected, needed = result_of(name, work), max(shutil.disk_usage(work).used - used, 1)
         sizes = [len(content) for path, content in contents(work).items() if path not in here and content]
     for place in range(20 if FULL else 2):
@@ -115,7 +124,7 @@ def test_a_disk_that_is_full_at_a_random_write_costs_no_more_than_the_rest_of_th
                 length, after = resource.RLIM_INFINITY, chance.uniform(0, seconds)
                 said = f"full after {after:.2f} of {seconds:.2f} s"
             process = start(work, COMMANDS[name], environment,
-                            functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (length, length)))
+                            functools.partial(limit_files, length))
             if after is not None:
                 time.sleep(after)
                 mount(work, shutil.disk_usage(work).used, remount=True)
@@ -126,6 +135,7 @@ def test_a_disk_that_is_full_at_a_random_write_costs_no_more_than_the_rest_of_th
                 mount(work, ROOM, remount=True)
                 again = end(start(work, COMMANDS[name] + resuming(name, work), environment))
                 assert again.exit_code == 0, f"{said}\nagain: {again}"
+                # A run that has left a file, and no checkpoint, keeps its number.
                 assert unnumbered(result_of(name, work)) == unnumbered(expected), f"{said}\nagain: {again}"
 
 
@@ -141,14 +151,6 @@ def resuming(name, folder):
     if name == "infer" and (folder / "scored" / "a.jsonl.partial").exists():
         return " --resume"
     return ""
-
-
-def unnumbered(result):
-    """A result without the run's number in the names of its checkpoints: a run that has left a file, and no
-    checkpoint, keeps its number.
-    """
-    return {(re.sub(r"(_rank_0)_\d+-", r"\1-", key[0]), key[1]) if isinstance(key, tuple) else key: value
-            for key, value in result.items()}
 
 
 def examine(name, folder, ended, expected, here, result, said):

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import at_most_a_file
+from helpers import files_of_at_most
 from scipy import special, stats
 
 from mindrlhf.errors import UserError
@@ -164,7 +164,7 @@ def test_lines_that_find_no_room_leave_nothing(tmp_path, before_the_end):
                 raise ValueError("another fault")
             lines.finish()
 
-    with at_most_a_file(9), pytest.raises(OSError, match="File too large") as caught:
+    with files_of_at_most(9), pytest.raises(OSError, match="File too large") as caught:
         write()
     assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == []

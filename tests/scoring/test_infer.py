@@ -40,7 +40,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import EXAMPLE, SAMPLE, TINY_YAML
-from helpers import ENVIRONMENT, at_most_a_file, run_script, started_by_msrun, wait_for
+from helpers import ENVIRONMENT, files_of_at_most, run_script, started_by_msrun, wait_for
 
 from mindrlhf.config.check import load_config
 from mindrlhf.data.template import open_template
@@ -343,7 +343,7 @@ def write_two_rows():
 def test_a_full_disk_names_the_file_and_what_was_scored_goes_on():
     Path("out.jsonl.partial.json").write_text('{"score_key": 1}\n', encoding="utf-8")
     Path("out.jsonl.partial").write_bytes(b"a\n")
-    with at_most_a_file(9), pytest.raises(OSError, match="File too large: 'out.jsonl.partial'"):
+    with files_of_at_most(9), pytest.raises(OSError, match="File too large: 'out.jsonl.partial'"):
         write_two_rows()
     with ScoreFile(Path("out.jsonl"), {"score_key": 1}, True, 1) as file:
         assert file.kept == 2

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import TINY_YAML, write_numbered_pairs
-from helpers import at_most_a_file, column_of, events_of, shown_by_tensorboard
+from helpers import column_of, events_of, files_of_at_most, shown_by_tensorboard
 from mindspore import Parameter, Tensor, dtype, nn
 
 from mindrlhf.checkpoints.find import Place
@@ -202,7 +202,7 @@ def test_a_step_for_which_the_disk_has_no_room_is_not_there_and_later_ones_are(t
     events, folder = EventFile(tmp_path / "events", PLAIN), tmp_path / "events"
     callback = train(events, [1])
     size = next(folder.iterdir()).stat().st_size
-    with at_most_a_file(size + 9):
+    with files_of_at_most(size + 9):
         for step in (2, 3):
             with callback.extra(folder):
                 events.add_step({"step": step, "loss": 1.0, "step_ms": 1}, None, {})

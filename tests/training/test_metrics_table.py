@@ -13,7 +13,7 @@
 """
 
 import pytest
-from helpers import at_most_a_file
+from helpers import files_of_at_most
 
 from mindrlhf.training.metrics_table import TABLE_COLUMNS, EvaluationTable, MetricsTable
 
@@ -152,7 +152,7 @@ def test_a_row_that_does_not_fit_is_not_there_and_later_ones_are(tmp_path):
     table = MetricsTable(tmp_path / "metrics.csv")
     table.begin(0)
     table.add({"step": 1})
-    with at_most_a_file(table.path.stat().st_size + 5):
+    with files_of_at_most(table.path.stat().st_size + 5):
         for step in (2, 3):
             with pytest.raises(OSError, match="No space left on device"):
                 table.add({"step": step})

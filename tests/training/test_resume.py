@@ -9,7 +9,6 @@
 | ..._and_a_full_disk ...                   | one line, exit code 1, the earlier file as it was        |
 """
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import sys
 import pytest
 import yaml
 from conftest import EXAMPLE, ROOT, SAMPLE, TINY_YAML
-from helpers import ENVIRONMENT
+from helpers import ENVIRONMENT, limit_files
 
 from mindrlhf.checkpoints.find import list_checkpoints
 
@@ -83,7 +82,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_full_disk_leaves_it_whole(fo
     before = saved[0].read_bytes()
     limit = len(before) - 1  # bytes of a file; the weights alone are smaller
     run = start(folder, "--load_checkpoint", "output/checkpoint", "--resume", "True",
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+                preexec_fn=lambda: limit_files(limit))
     log, _ = run.communicate(timeout=600)
     assert run.returncode == 1, log[-3000:]
     assert "Traceback" not in log
